@@ -75,8 +75,8 @@ def mlp(shape: Sequence[int], latent: int, width: int) -> tuple[nn.Module, nn.Mo
         nn.Linear(width, width),
         nn.ReLU(),
         nn.Linear(width, pixels),
-        nn.Tanh(),
         nn.Unflatten(1, tuple(shape)),
+        nn.Tanh(),  # last, so that what crosses is no view, which detach_ would refuse
     )
     discriminator = nn.Sequential(
         nn.Flatten(),
@@ -123,7 +123,7 @@ class DiracGenerator(nn.Module):
         self.theta = nn.Parameter(torch.ones(1))
 
     def forward(self, noise: Tensor) -> Tensor:
-        return self.theta.expand(len(noise), 1)
+        return self.theta + noise.new_zeros(len(noise), 1)
 
 
 def dirac(shape: Sequence[int], latent: int, width: int) -> tuple[nn.Module, nn.Module]:
