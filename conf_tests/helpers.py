@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
-import subprocess
+import runpy
 import sys
+import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +25,38 @@ from recipes.run.names import register
 ROOT = CONFIGS.parent
 
 
-def train(*overrides: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """``python train.py overrides...`` in the folder ``cwd``, with the checkout's cache."""
-    command = [sys.executable, str(ROOT / "train.py"), *overrides]
-    if not any(o.startswith("-") and o != "-m" for o in overrides):
-        command.append(f"cache={ROOT / '.cache'}")
-    return subprocess.run(
-        command, cwd=cwd, env=os.environ | {"OMP_NUM_THREADS": "1"} | env, capture_output=True, text=True, timeout=300
-    )
+PROCESSES = multiprocessing.get_context("forkserver")  # what takes seconds to import is imported once
+PROCESSES.set_forkserver_preload(["lightning.pytorch", "torchmetrics.image.fid", "sklearn.datasets", "torch.utils.tensorboard"])
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended and what it printed."""
+
+    returncode: int | None
+    stdout: str
+    stderr: str
+
+
+def train(*overrides: str, cwd: Path, **env: str) -> Ran:
+    """``python train.py overrides...`` in a process of its own, in the folder ``cwd``, with the checkout's cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        arguments = [*overrides, f"cache={ROOT / '.cache'}"]
+        process = PROCESSES.Process(target=_train, args=(arguments, cwd, env, out, err))
+        process.start()
+        process.join(300)
+        process.kill()
+        return Ran(process.exitcode, out.read_text(), err.read_text())
+
+
+def _train(arguments: list[str], cwd: Path, env: Mapping[str, str], out: Path, err: Path) -> None:
+    os.environ.update(env)
+    os.chdir(cwd)
+    for file, number in ((out, 1), (err, 2)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    sys.argv = [str(ROOT / "train.py"), *arguments]
+    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def result(folder: Path) -> dict[str, Any]:

@@ -283,7 +283,7 @@ class GAN(L.LightningModule):
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(data, Images):
             classifier = cached_classifier(data.images, data.labels, data.cache)
-            reals = torch.cat([data.images, data.held_out_images])
+            reals = torch.cat([data.images, data.held_out_images])[:2000]
             self.frechet = FrechetDistance(classifier, reals)
             self.yardsticks["frechet_floor"] = FrechetDistance(classifier, reals[::2])(reals[1::2])
             if stage == "fit":  # the weights are still the first ones, also when a checkpoint is about to be loaded
