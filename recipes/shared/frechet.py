@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.image.fid import FrechetInceptionDistance
+
+from recipes.shared.images import Images
 
 SPECIFICATION = "conv32-conv64/2-linear64-linear; adam, one cycle to 2e-3; batch 64; 30 epochs, 10 from 2,000 images on"
 NUM_FEATURES = 64
@@ -100,10 +102,38 @@ class FrechetDistance:
         classifier.features.num_features = NUM_FEATURES  # pyright: ignore[reportArgumentType] # asked by torchmetrics
         self.metric = FrechetInceptionDistance(classifier.features, reset_real_features=False)
         self.metric.update(reals, real=True)
-        self.num_reals = len(reals)
 
     def __call__(self, images: Tensor) -> float:
         """The distance of ``images`` (M, C, H, W) to the real ones; 0 where the features' first two moments agree."""
         self.metric.reset()
         self.metric.update(images.cpu(), real=False)
         return self.metric.compute().item()
+
+
+class SampleQuality:
+    """The Frechet distance of samples, beside the two figures it is to be read against.
+
+    Calling it with images (M, C, H, W) gives ``frechet``, and ``frechet_floor`` and ``frechet_start`` where known: one
+    half of the real images against the other, and the samples of the untrained recipe.
+
+    Args:
+        data: whose first 2,000 images (of all, held-out ones too) are the real ones.
+        sample: from a number to as many samples, before training; None where that is past.
+    """
+
+    def __init__(self, data: Images, sample: Callable[[int], Tensor] | None) -> None:
+        classifier = cached_classifier(data.images, data.labels, data.cache)
+        reals = torch.cat([data.images, data.held_out_images])[:2000]
+        self.num_reals = len(reals)
+        self.distance = FrechetDistance(classifier, reals)
+        self.yardsticks = {"frechet_floor": FrechetDistance(classifier, reals[::2])(reals[1::2])}
+        if sample is not None:
+            self.yardsticks["frechet_start"] = self.distance(sample(len(reals)))
+
+    def __call__(self, images: Tensor) -> dict[str, float]:
+        return {"frechet": self.distance(images)} | self.yardsticks
+
+
+def sample_quality(data: object, sample: Callable[[int], Tensor] | None) -> SampleQuality | None:
+    """:class:`SampleQuality` where the data are images, else None."""
+    return SampleQuality(data, sample) if isinstance(data, Images) else None
