@@ -182,6 +182,14 @@ def test_each_loss_draws_its_own_fakes_and_sampling_draws_none():
     assert not torch.equal(after_d, torch.get_rng_state())
 
 
+@NETWORKS
+def test_average_follows_every_step_of_the_generator(network):
+    weights = weights_after(3, *network, "recipe.ema_decay=0")
+    averaged = {name.removeprefix("average."): w for name, w in weights.items() if name.startswith("average.")}
+    assert averaged
+    assert all(torch.equal(w, weights[f"generator.{name}"]) for name, w in averaged.items())
+
+
 def test_average_is_the_exponential_one():
     recipe = build_recipe("recipe=dirac_gan", "recipe.ema_decay=0.9")
     torch.nn.init.constant_(recipe.generator.theta, 2.0)
