@@ -6,7 +6,6 @@ import importlib.util
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,6 @@ from stopgrad import museum
 from stopgrad.__main__ import main
 
 ALL = museum.exhibits()
-RECIPES = Path(__file__).parents[1] / "docs" / "recipes"
 
 
 def test_there_are_enough():
@@ -61,7 +59,9 @@ def test_a_wrong_promise_is_noticed():
 def test_a_page_without_a_heading_is_refused(tmp_path):
     page = tmp_path / "half.md"
     page.write_text("# Half\n\nA page.\n\n## Script\n\n```diff\n  x\n```\n")
-    with pytest.raises(ValueError, match=r"half.md: unknown headings \[\], missing headings \['Fix', 'Message', 'Why'\]"):
+    with pytest.raises(
+        ValueError, match=r"half.md: unknown headings \[\], missing headings \['Fix', 'Message', 'Why'\]"
+    ):
         museum.read(page)
 
 

@@ -17,7 +17,9 @@ def explain(args: argparse.Namespace) -> int:
     found = answer(tee(sys.stdin) if piped else " ".join(args.message))
     if piped:
         print("\n--- stopgrad explain ---")
-    print(found or "not known: no message in it is about stopped gradients. python -m stopgrad museum lists what is known")
+    print(
+        found or "not known: no message in it is about stopped gradients. python -m stopgrad museum lists what is known"
+    )
     return 0 if found else 1
 
 
@@ -37,7 +39,9 @@ def museum(args: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    root = argparse.ArgumentParser(prog="python -m stopgrad", description="Which loss reaches what, and what stopped it.")
+    root = argparse.ArgumentParser(
+        prog="python -m stopgrad", description="Which loss reaches what, and what stopped it."
+    )
     commands = root.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("explain", help="cause and fix of an error message")

@@ -10,6 +10,7 @@ from stopgrad.museum import Exhibit, exhibits, plain
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _BOX = re.compile(r"^\s*[│┃|]\s?|\s*[│┃|]\s*$", re.M)  # the frames that rich draws around a traceback
+_ONE_MESSAGE = 200  # characters: matches that end this close together are parts of one message
 
 FIND = """\
 Find the line
@@ -26,20 +27,24 @@ def find(text: str) -> list[Exhibit]:
     """The exhibits whose message occurs in ``text``, the likeliest first; an empty list when none does.
 
     ``text`` may be a message, a traceback or a whole log: line breaks, colours and frames are looked through. The last
-    message in the text is the likeliest (it is what stopped the program), and among patterns that match it there, the one that
-    matches most of it.
+    message in the text is the likeliest, since it is what stopped the program; of several patterns that match it, the
+    one that matches most of it.
     """
     flat = " ".join(_BOX.sub("", _ESCAPES.sub("", text)).split())
-    hits = []
+    hits: list[tuple[int, int, Exhibit]] = []
     for exhibit in exhibits().values():
-        spans = [m.span() for pattern in exhibit.patterns for m in re.finditer(pattern, flat)]
+        spans = [match.span() for pattern in exhibit.patterns for match in re.finditer(pattern, flat)]
         if spans:
-            start, end = max(spans, key=lambda span: (span[0], span[1]))
-            hits.append(((end, end - start), exhibit))
-    last = max((end for (end, _), _ in hits), default=0)
-    # patterns that end within one message of each other speak of the same message: the longer match is the closer one
-    hits.sort(key=lambda hit: (last - hit[0][0] > 200, -hit[0][1] if last - hit[0][0] <= 200 else -hit[0][0]))
-    return [exhibit for _, exhibit in hits]
+            start, end = max(spans)
+            hits.append((end, end - start, exhibit))
+    last = max((end for end, _, _ in hits), default=0)
+
+    def rank(hit: tuple[int, int, Exhibit]) -> tuple[bool, int]:
+        end, length, _ = hit
+        same_message = last - end <= _ONE_MESSAGE
+        return not same_message, -length if same_message else -end
+
+    return [exhibit for _, _, exhibit in sorted(hits, key=rank)]
 
 
 def answer(text: str) -> str | None:

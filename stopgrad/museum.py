@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import re
 import sys
+import textwrap
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,8 +141,6 @@ def exhibits() -> dict[str, Exhibit]:
 
 def plain(markdown: str, width: int = 100) -> str:
     """A section as terminal text: paragraphs filled to ``width`` columns, lists and code left as they are."""
-    import textwrap
-
     blocks = markdown.split("\n\n")
     return "\n\n".join(b if b.startswith(("-", "```", "    ")) else textwrap.fill(b, width) for b in blocks)
 
@@ -164,7 +163,9 @@ def show(name: str) -> int:
     if name not in exhibits():
         from stopgrad.strategy import nearest
 
-        raise ValueError(f"no exhibit is named {name!r}{nearest(name, exhibits())}; python -m stopgrad museum lists them")
+        raise ValueError(
+            f"no exhibit is named {name!r}{nearest(name, exhibits())}; python -m stopgrad museum lists them"
+        )
     exhibit = exhibits()[name]
     print(f"{exhibit.title}\n\n{plain(exhibit.summary)}\n\n{_coloured(_fenced(exhibit.sections['Script']))}\n")
     if exhibit.needs and importlib.util.find_spec(exhibit.needs) is None:
