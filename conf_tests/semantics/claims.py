@@ -195,7 +195,7 @@ True
     ),
     Claim(
         9,
-        ("Calling `x.detach()` cuts `x` off.", "调用 `x.detach()` 就把 `x` 从图中分离了。"),
+        ("Calling `y.detach()` cuts `y` off.", "调用 `y.detach()` 就把 `y` 从图中分离了。"),
         """
 >>> x = torch.ones(2, requires_grad=True)
 >>> y = x * 2
@@ -438,7 +438,10 @@ True
             "Under `no_grad` the graph is never built; `detach` cuts one that was built and paid for. What is made inside with `requires_grad=True` (parameters of a new module) keeps the flag.",
             "在 `no_grad` 下计算图根本不会建立；`detach` 是切断一张已经建立、已经付出代价的图。块内用 `requires_grad=True` 创建的张量（新模块的参数）保留该标志。",
         ),
-        ("Both end in a tensor without graph, which is all that an example shows.", "两者的结果都是没有图的张量，示例也只展示到这里。"),
+        (
+            "Both end in a tensor without graph, which is all that an example shows.",
+            "两者的结果都是没有图的张量，示例也只展示到这里。",
+        ),
     ),
     Claim(
         20,
@@ -480,7 +483,7 @@ tensor([2., 2.])
             "What was recorded before still flows: the consumer holds the node, not the tensor.",
             "之前记录的路径仍然有梯度：下游持有的是节点，而不是张量。",
         ),
-        ("Read into the words \"in place\".", "由“原地”二字想当然。"),
+        ('Read into the words "in place".', "由“原地”二字想当然。"),
     ),
     Claim(
         22,
@@ -601,7 +604,7 @@ tensor(10.)
             "The storage is shared: `A` changes, and with it every later gradient. Where the old value was saved, backward raises (row 12). For a copy: `A.detach().clone()`.",
             "内存是共享的：`A` 会变，之后的所有梯度也随之改变。若旧值已被保存，反向传播会报错（第 12 条）。需要副本时用 `A.detach().clone()`。",
         ),
-        ("\"Detached\" read as \"copied\".", "把“分离”理解成了“复制”。"),
+        ('"Detached" read as "copied".', "把“分离”理解成了“复制”。"),
     ),
     Claim(
         27,
@@ -616,7 +619,10 @@ tensor([1.], grad_fn=<MulBackward0>)
 (tensor([2.]),)
 """,
         ("y.item() == 2",),
-        ("1 times 1 is 1. The 2 is the gradient of `y ** 2` at `y = 1`.", "1 乘 1 等于 1。2 是 `y ** 2` 在 `y = 1` 处的梯度。"),
+        (
+            "1 times 1 is 1. The 2 is the gradient of `y ** 2` at `y = 1`.",
+            "1 乘 1 等于 1。2 是 `y ** 2` 在 `y = 1` 处的梯度。",
+        ),
         ("A value and a gradient confused in an example.", "示例中混淆了值与梯度。"),
     ),
     Claim(
@@ -706,7 +712,10 @@ tensor([[1., 1.]])
             "`eval()` changes what dropout and BatchNorm do. Gradients are stopped by `no_grad`, `detach` or `requires_grad_(False)`.",
             "`eval()` 改变的是 dropout 和 BatchNorm 的行为。停止梯度要用 `no_grad`、`detach` 或 `requires_grad_(False)`。",
         ),
-        ("`model.eval()` and `no_grad()` usually stand in two lines, one above the other.", "`model.eval()` 和 `no_grad()` 通常写在相邻的两行。"),
+        (
+            "`model.eval()` and `no_grad()` usually stand in two lines, one above the other.",
+            "`model.eval()` 和 `no_grad()` 通常写在相邻的两行。",
+        ),
     ),
     Claim(
         32,
@@ -727,7 +736,10 @@ tensor([1.]), tensor([0.1000]))
             "Parameters stand still, buffers do not: BatchNorm's running statistics move with every forward pass in train mode. Call `backbone.eval()` too (museum: `frozen_batchnorm`).",
             "参数不动，缓冲区会动：训练模式下每次前向传播都会更新 BatchNorm 的统计量。还需调用 `backbone.eval()`（展品 `frozen_batchnorm`）。",
         ),
-        ("\"Frozen\" has no meaning in torch: there are flags, modes and what the optimiser holds.", "torch 中没有“冻结”这个概念，只有标志、模式和优化器持有的参数。"),
+        (
+            '"Frozen" has no meaning in torch: there are flags, modes and what the optimiser holds.',
+            "torch 中没有“冻结”这个概念，只有标志、模式和优化器持有的参数。",
+        ),
     ),
     Claim(
         33,
@@ -743,13 +755,16 @@ Traceback (most recent call last):
 RuntimeError: you can only change requires_grad flags of leaf variables. ...
 """,
         ("not features.requires_grad",),
-        ("It raises: the flag belongs to leaves. Use `features = features.detach()`.", "会报错：该标志只属于叶子张量。请用 `features = features.detach()`。"),
+        (
+            "It raises: the flag belongs to leaves. Use `features = features.detach()`.",
+            "会报错：该标志只属于叶子张量。请用 `features = features.detach()`。",
+        ),
         ("What works for parameters, tried on activations.", "把对参数有效的做法用在了激活值上。"),
     ),
     Claim(
         34,
         (
-            "`loss.requires_grad = True` repairs \"element 0 of tensors does not require grad\".",
+            '`loss.requires_grad = True` repairs "element 0 of tensors does not require grad".',
             "`loss.requires_grad = True` 可以修复 “element 0 of tensors does not require grad”。",
         ),
         """
@@ -770,7 +785,7 @@ RuntimeError: you can only change requires_grad flags of leaf variables. ...
     Claim(
         35,
         (
-            "`retain_graph=True` is the fix for \"Trying to backward through the graph a second time\".",
+            '`retain_graph=True` is the fix for "Trying to backward through the graph a second time".',
             "`retain_graph=True` 是解决 “Trying to backward through the graph a second time” 的办法。",
         ),
         """
@@ -811,7 +826,7 @@ False
 
 @dataclass(frozen=True)
 class Difference:
-    """Behaviour that differs between supported versions of torch: what ``code`` raises or warns, by version."""
+    """Behaviour that differs between supported versions of torch: the part of its error that tells, by version."""
 
     what: tuple[str, str]
     code: str
@@ -843,5 +858,20 @@ DIFFERENCES = [
         ("an inference tensor saved for backward", "推理张量被保存用于反向传播"),
         "torch.ones(2, requires_grad=True) * torch.inference_mode()(lambda: torch.ones(2) * 1)()",
         {"2.8": "To work around you can make a clone", "2.13": "or use `torch.no_grad()` instead"},
+    ),
+    Difference(
+        (
+            "a layer called under `autocast`, first in a `no_grad` block and then outside it: backward",
+            "在 `autocast` 中先于 `no_grad` 块内、再于块外调用同一层：反向传播",
+        ),
+        """
+with torch.autocast("cpu", dtype=torch.bfloat16):
+    layer = torch.nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        layer(torch.ones(1, 2))  # caches the cast weight, without a graph
+    out = layer(torch.ones(1, 2))
+out.sum().backward()
+""",
+        {"2.8": "element 0 of tensors does not require grad", "2.13": "no error"},
     ),
 ]

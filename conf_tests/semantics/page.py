@@ -1,20 +1,20 @@
-"""Judge the claims and make the pages from them: ``python conf_tests/semantics/page.py`` writes both languages.
+"""Judge the claims and make the pages from them: ``python -m conf_tests.semantics.page`` writes both languages.
 
 A row whose code does not print what the table says cannot be judged, so it never reaches a page.
 """
 
+# ruff: noqa: E501  (a sentence is a line)
+
 from __future__ import annotations
 
 import doctest
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-from claims import CLAIMS, DIFFERENCES, Claim
+from .claims import CLAIMS, DIFFERENCES, Claim
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {0: DOCS / "semantics.md", 1: DOCS / "zh" / "semantics.md"}

@@ -7,8 +7,9 @@ import re
 
 import pytest
 import torch
-from claims import CLAIMS, DIFFERENCES
-from page import PAGES, examples, judge, render, run
+
+from .claims import CLAIMS, DIFFERENCES
+from .page import PAGES, examples, judge, render, run
 
 # The verdicts as they were first measured, by hand; `judge` must come to the same from the code.
 MEASURED = {
@@ -55,17 +56,13 @@ def test_flipped_value_fails(claim, index):
 def flipped(want: str) -> str:
     """Another value of the same form: a digit changed, a truth value negated, None made a zero, a word negated."""
     swaps = {"True": "False", "False": "True", "None": "0"}
-    other = re.sub(
-        r"True|False|None|\d(?=\D*$)", lambda m: swaps.get(m[0]) or str((int(m[0]) + 1) % 10), want, count=1
-    )
+    other = re.sub(r"True|False|None|\d(?=\D*$)", lambda m: swaps.get(m[0]) or str((int(m[0]) + 1) % 10), want, count=1)
     return other if other != want else "not " + want
 
 
 @pytest.mark.parametrize("lang", PAGES, ids=["en", "zh"])
 def test_page_on_disk_is_the_one_that_the_code_makes(lang, verdicts):
-    assert PAGES[lang].read_text(encoding="utf-8") == render(lang, verdicts), (
-        "run: python conf_tests/semantics/page.py"
-    )
+    assert PAGES[lang].read_text(encoding="utf-8") == render(lang, verdicts), "run: python -m conf_tests.semantics.page"
 
 
 @pytest.mark.parametrize("lang", PAGES, ids=["en", "zh"])
@@ -88,13 +85,14 @@ def test_numbers_are_one_to_n():
 
 @pytest.mark.parametrize("difference", DIFFERENCES, ids=lambda d: d.what[0])
 def test_versions_differ_as_written(difference):
-    with pytest.raises(RuntimeError) as error:
+    said = "no error"
+    try:
         exec(difference.code, {"torch": torch})
+    except RuntimeError as error:
+        said = str(error)
     version = ".".join(torch.__version__.split(".")[:2])
-    expected = [difference.says[version]] if version in difference.says else list(difference.says.values())
-    assert any(part in str(error.value) for part in expected)
-    unexpected = [part for v, part in difference.says.items() if version in difference.says and v != version]
-    assert not any(part in str(error.value) for part in unexpected)
+    met = [v for v, part in difference.says.items() if part in said]
+    assert met == [version] if version in difference.says else len(met) == 1
 
 
 def test_doctest_is_strict_about_the_error_type():
