@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import random
 import re
 import statistics
 import time
@@ -145,7 +146,7 @@ def cost(model: nn.Module, head: nn.Module, cross: Cross, x: Tensor) -> dict[str
 
 
 def measure(repeats: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Costs of every way on every model; times are medians of interleaved repeats, as ratios to ``no_grad``."""
+    """Costs of every way on every model; times are medians of repeats in shuffled order, as ratios to ``no_grad``."""
     results: dict[str, dict[str, dict[str, float]]] = {}
     for name, make in MODELS.items():
         torch.manual_seed(0)
@@ -153,10 +154,11 @@ def measure(repeats: int) -> dict[str, dict[str, dict[str, float]]]:
         head = nn.Linear(64, 10)
         rows = {way: cost(model, head, cross, x) for way, cross in WAYS.items()}
         times: dict[str, list[float]] = {way: [] for way in WAYS}
+        order = random.Random(0)
         for _ in range(repeats):
-            for way, cross in WAYS.items():
+            for way in order.sample(list(WAYS), len(WAYS)):  # each way follows each other: the allocator remembers
                 start = time.perf_counter()
-                step(model, head, cross, x)
+                step(model, head, WAYS[way], x)
                 times[way].append(time.perf_counter() - start)
         medians = {way: statistics.median(t) for way, t in times.items()} if repeats else {}
         for way, median in medians.items():
@@ -174,7 +176,7 @@ def table(results: dict[str, dict[str, dict[str, float]]], repeats: int) -> str:
         ]
         lines.append(f"| {way} | " + " | ".join(cells) + " |")
     base = ", ".join(f"{m} {results[m]['`no_grad`']['median_ms']:.1f} ms" for m in results)
-    lines += ["", f"`no_grad` is 1.00: {base}. Medians of {repeats} interleaved steps; torch {torch.__version__},"]
+    lines += ["", f"`no_grad` is 1.00: {base}. Medians of {repeats} steps in shuffled order; torch {torch.__version__},"]
     lines += [f"{platform.machine()} CPU, 1 thread. Made by `python benchmarks/cuts.py --write docs/which.md`."]
     return "\n".join(lines)
 
