@@ -1,0 +1,177 @@
+"""From a config to the objects of a run: data, recipe, trainer."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import pickle
+import re
+import typing
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ProgressBar
+from omegaconf import DictConfig, OmegaConf
+from pydantic import ConfigDict, NonNegativeInt, PositiveInt, PydanticUserError, TypeAdapter, ValidationError
+
+from recipes.run.errors import WANTS_TRACEBACK, InputError, choose
+
+NOISE = (
+    ".*does not have many workers",
+    ".*Using ModelCheckpoint with manual optimization",  # the state after the step is the one to resume from
+    r".*isinstance\(treespec, LeafSpec\)",  # Lightning's own use of torch
+)
+ROOT = {"seed": NonNegativeInt, "trainer.max_steps": PositiveInt, "trainer.val_check_interval": PositiveInt}
+KEY_FIRST = re.compile(r"[a-z_.]+=")  # a message that names its key already
+ARBITRARY = ConfigDict(arbitrary_types_allowed=True)
+
+
+class Run(NamedTuple):
+    data: L.LightningDataModule
+    recipe: L.LightningModule
+    trainer: L.Trainer
+
+
+def quiet() -> None:
+    """No tips and no notes about the hardware; warnings about what our loaders do on purpose are dropped."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def build_recipe(config: DictConfig) -> L.LightningModule:
+    return instantiate(config.recipe, stop=config.stop, _convert_="all")
+
+
+def build(config: DictConfig) -> Run:
+    """Instantiate what the config describes; seed the random streams first."""
+    quiet()
+    made = [instantiate(each, _convert_="all") for each in config.callbacks.values() if each is not None]
+    callbacks = [callback for callback in made if callback is not None]
+    watched = any(isinstance(callback, ProgressBar) for callback in callbacks)
+    extras = {"logger": instantiate(config.logger) if config.logger else False, "callbacks": callbacks, "enable_progress_bar": watched}
+    data = instantiate(config.data, _convert_="all")
+    return Run(data, build_recipe(config), instantiate(config.trainer, **extras, _convert_="all"))
+
+
+def check_build(config: DictConfig) -> None:
+    """Build once for the sake of the errors, read the data, and look into the checkpoint; nothing is written.
+
+    Raises:
+        InputError: one line with the key.
+    """
+    quiet()
+    for key, hint in ROOT.items():
+        check_type(key, OmegaConf.select(config, key), hint)
+    for key in ("recipe", "data", "trainer"):
+        check_arguments(key, config[key])
+    choices = config.hydra.runtime.choices
+    with torch.random.fork_rng(devices=[]):
+        data = attempt(f"data={choices.data}", lambda: instantiate(config.data, _convert_="all"))
+        attempt(f"data={choices.data}", lambda: (data.prepare_data(), data.setup("fit"), data.train_dataloader()))
+        recipe = attempt(f"recipe={choices.recipe}", lambda: build_recipe(config))
+        attempt(f"recipe={choices.recipe}", recipe.configure_optimizers)
+        attempt(f"trainer={choices.trainer}", lambda: instantiate(config.trainer, logger=False))
+    if config.ckpt_path is not None:
+        check_checkpoint(config.ckpt_path, recipe)
+
+
+def attempt(section: str, make: Callable[[], Any]) -> Any:
+    """``make()``; what it refuses becomes one line that begins with the section of the config."""
+    try:
+        return make()
+    except (ValueError, ImportError, MisconfigurationException, InstantiationException) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        refused = isinstance(cause, (ValueError, ImportError, MisconfigurationException))
+        if WANTS_TRACEBACK or not refused:
+            raise
+        message = " ".join(str(cause).split())
+        raise InputError(message if KEY_FIRST.match(message) else f"{section}: {message}") from error
+
+
+def check_type(key: str, value: Any, hint: Any) -> None:
+    """Refuse a value that its annotation does not allow."""
+    try:
+        TypeAdapter(hint, config=ARBITRARY).validate_python(value)
+    except PydanticUserError:  # a type with a configuration of its own
+        return
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise InputError(f"{key}={value}: {reason[0].lower()}{reason[1:]}") from None
+
+
+def target_class(key: str, path: str) -> type:
+    """The class of a ``_target_``."""
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"{key}._target_={path}: {error}") from None
+    if not isinstance(found, type):
+        raise InputError(f"{key}._target_={path}: is no class")
+    return found
+
+
+def check_arguments(key: str, config: DictConfig) -> None:
+    """Check a section of the config against the signature of its ``_target_``.
+
+    Raises:
+        InputError: no such class, no such argument, or a value that its annotation does not allow.
+    """
+    target = target_class(key, config._target_)
+    parameters = inspect.signature(target).parameters
+    try:
+        hints = typing.get_type_hints(target.__init__, include_extras=True)
+    except NameError:  # annotations of a third party that only a type checker can read
+        hints = {}
+    for name, value in OmegaConf.to_container(config, resolve=True).items():  # pyright: ignore
+        if name.startswith("_"):
+            continue
+        if name not in parameters:
+            raise InputError(choose(f"{key}.{name}", value, [p for p in parameters if p != "stop"]))
+        if isinstance(value, dict) and "_target_" in value:
+            check_arguments(f"{key}.{name}", OmegaConf.create(value))
+        elif name in hints:
+            check_type(f"{key}.{name}", value, hints[name])
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """A checkpoint's content; its tensors stay on disk until they are used.
+
+    Raises:
+        InputError: the file is truncated, is no checkpoint of ours, or would run code when loaded.
+    """
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    except pickle.UnpicklingError:
+        raise InputError(f"ckpt_path={path}: refused, it holds more than tensors and plain values") from None
+    except Exception:
+        raise InputError(f"ckpt_path={path}: cannot be read; it is truncated, or no checkpoint") from None
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "loops" not in checkpoint:
+        raise InputError(f"ckpt_path={path}: no checkpoint of a run; choose one of its checkpoints/*.ckpt")
+    return checkpoint
+
+
+def check_checkpoint(path: str, recipe: L.LightningModule) -> None:
+    """Refuse a checkpoint whose weights do not fit the recipe.
+
+    Raises:
+        InputError: it cannot be read, or names or shapes of its weights differ.
+    """
+    found = {name: tuple(t.shape) for name, t in read_checkpoint(path)["state_dict"].items()}
+    wanted = {name: tuple(t.shape) for name, t in recipe.state_dict().items()}
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            here, there = (list(side[name]) if name in side else "absent" for side in (wanted, found))
+            raise InputError(
+                f"ckpt_path={path}: written by another recipe or size: {name} is {there} there and {here} here; "
+                "give the overrides it was trained with"
+            )
