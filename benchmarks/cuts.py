@@ -1,7 +1,7 @@
 """What each way to stop a gradient costs: nodes built, bytes saved for backward, time. Ratios in one run.
 
-A model (the producer) makes features, a linear head (the consumer) trains on them; one step is the forward of both and the
-head's backward. The ways differ only in how the features cross.
+A model (the producer) makes features, a linear head (the consumer) trains on them; one step is the forward of both and
+the head's backward. The ways differ only in how the features cross.
 
     python benchmarks/cuts.py                     a table
     python benchmarks/cuts.py --json              one object
@@ -85,7 +85,7 @@ WAYS: dict[str, Cross] = {
 
 
 class Saved:
-    """Bytes of activations that autograd holds, distinct storages, now and at the peak; and the nodes that hold them."""
+    """Bytes of activations that autograd holds: distinct storages, parameters left out, now and at the peak."""
 
     def __init__(self, parameters: set[int]) -> None:
         self.parameters, self.count, self.now, self.peak = parameters, {}, 0, 0
@@ -170,15 +170,33 @@ def measure(repeats: int) -> dict[str, dict[str, dict[str, float]]]:
 def table(results: dict[str, dict[str, dict[str, float]]], repeats: int) -> str:
     lines = ["| | " + " | ".join(f"{m}: nodes | saved, MB | time" for m in results) + " |", "| --- " * 10 + "|"]
     for way in WAYS:
-        cells = [
-            f"{results[m][way]['nodes']:.0f} | {results[m][way]['saved_bytes'] / 1e6:.2f} | {results[m][way]['ratio']:.2f}"
-            for m in results
-        ]
+        rows = [results[model][way] for model in results]
+        cells = [f"{row['nodes']:.0f} | {row['saved_bytes'] / 1e6:.2f} | {row['ratio']:.2f}" for row in rows]
         lines.append(f"| {way} | " + " | ".join(cells) + " |")
     base = ", ".join(f"{m} {results[m]['`no_grad`']['median_ms']:.1f} ms" for m in results)
-    lines += ["", f"`no_grad` is 1.00: {base}. Medians of {repeats} steps in shuffled order; torch {torch.__version__},"]
+    lines += [
+        "",
+        f"`no_grad` is 1.00: {base}. Medians of {repeats} steps in shuffled order; torch {torch.__version__},",
+    ]
     lines += [f"{platform.machine()} CPU, 1 thread. Made by `python benchmarks/cuts.py --write docs/which.md`."]
     return "\n".join(lines)
+
+
+def write(page: Path, made: str) -> None:
+    """Replace what stands between the page's two marks.
+
+    Raises:
+        SystemExit: the page has no such marks.
+    """
+    text, found = re.subn(
+        r"(<!-- cuts -->\n).*?(<!-- /cuts -->)",
+        lambda mark: f"{mark[1]}{made}\n{mark[2]}",
+        page.read_text(encoding="utf-8"),
+        flags=re.S,
+    )
+    if not found:
+        raise SystemExit(f"{page}: no line <!-- cuts --> with a line <!-- /cuts --> after it")
+    page.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
@@ -197,9 +215,7 @@ def main() -> None:
     made = table(results, args.repeats)
     print(made)
     if args.write:
-        page = args.write.read_text(encoding="utf-8")
-        marked = re.compile(r"(<!-- cuts -->\n).*?(\n<!-- /cuts -->)", re.S)
-        args.write.write_text(marked.sub(lambda m: m[1] + made + m[2], page), encoding="utf-8")
+        write(args.write, made)
 
 
 if __name__ == "__main__":

@@ -40,20 +40,22 @@ def index() -> str:
     lines = [
         "# The museum of failures",
         "",
-        f"{len(exhibits())} things that go wrong around a stopped gradient. Each has a script that shows it and the lines that mend it; both",
-        "are run by the tests. `python -m stopgrad museum NAME` runs one, and `python -m stopgrad explain \"MESSAGE\"` finds the one",
-        "that a message belongs to (`python my.py 2>&1 | python -m stopgrad explain` reads it from a program).",
+        f"{len(exhibits())} things that go wrong around a stopped gradient. Each has a script that shows it and the",
+        "lines that mend it; both are run by the tests. `python -m stopgrad museum NAME` runs one, and",
+        '`python -m stopgrad explain "MESSAGE"` finds the one that a message belongs to',
+        "(`python my.py 2>&1 | python -m stopgrad explain` reads it from a program).",
     ]
     for silent, heading in rooms.items():
-        lines += ["", f"## {heading}", "", "| | |", "| --- | --- |"]
-        lines += [f"| [{e.title}]({e.name}.md) | {e.summary} |" for e in exhibits().values() if e.silent is silent]
+        lines += ["", f"## {heading}", "", "| Failure | What happens |", "| --- | --- |"]
+        shown = [e for e in exhibits().values() if e.silent is silent]
+        lines += [f"| [{e.title}]({e.name}.md) | {' '.join(e.summary.split())} |" for e in shown]
     return "\n".join(lines) + "\n"
 
 
 def page(exhibit: Exhibit) -> str:
     """One exhibit: what is seen, the diff and both scripts, why, the fix, the line, and where people met it."""
     parts = [f"# {exhibit.title}", exhibit.summary, f"    python -m stopgrad museum {exhibit.name}"]
-    parts += ["=== \"What to change\"", indented(exhibit.sections["Script"])]
+    parts += ['=== "What to change"', indented(exhibit.sections["Script"])]
     for title, fixed in (("Broken", False), ("Fixed", True)):
         parts += [f'=== "{title}"', indented(f"```python\n{exhibit.script(fixed=fixed).rstrip()}\n```")]
     said = "Torch says nothing; the script's check does:" if exhibit.silent else "It ends with"
@@ -63,7 +65,10 @@ def page(exhibit: Exhibit) -> str:
     parts += ["## Find the line", f"```python\n{code}\n```"]
     recipe = DOCS / "recipes" / f"{exhibit.recipe}.md"
     if exhibit.recipe and recipe.exists():
-        parts += ["## In a recipe", f"[{exhibit.recipe}](../recipes/{exhibit.recipe}.md) shows the pattern, with the cut as a switch."]
+        parts += [
+            "## In a recipe",
+            f"[{exhibit.recipe}](../recipes/{exhibit.recipe}.md) shows the pattern, with the cut as a switch.",
+        ]
     if exhibit.threads:
         links = [thread.partition(" ") for thread in exhibit.threads]
         parts += ["## Seen in", "\n".join(f"- [{short(url)}]({url}) {remark}".rstrip() for url, _, remark in links)]

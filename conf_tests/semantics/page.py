@@ -61,7 +61,7 @@ TEXT = {
     "wrong": ("## The sentences that are wrong", "## 错误的说法"),
     "right": ("## The sentences that are right", "## 正确的说法"),
     "rows": ("## Every row, with its code", "## 逐条代码"),
-    "head": ("| # | It is said | Verdict | What is so |", "| # | 常见说法 | 结论 | 实际情况 |"),
+    "head": ("| It is said | Verdict | What is so |", "| 常见说法 | 结论 | 实际情况 |"),
     "so": ("What is so: ", "实际情况："),
     "also": ("Also: ", "补充："),
     "origin": ("Where it comes from: ", "来源："),
@@ -79,9 +79,13 @@ TEXT = {
 
 
 def table(rows: Iterable[tuple[Claim, str]], lang: int) -> list[str]:
-    lines = [TEXT["head"][lang], "| --- | --- | --- | --- |"]
+    lines = [TEXT["head"][lang], "| --- | --- | --- |"]
     for claim, verdict in rows:
-        cells = (f"[{claim.number}](#row-{claim.number})", claim.says[lang], VERDICTS[verdict][lang], claim.truth[lang])
+        cells = (
+            f"[{claim.number}.](#row-{claim.number}) {claim.says[lang]}",
+            VERDICTS[verdict][lang],
+            claim.truth[lang],
+        )
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return lines
 

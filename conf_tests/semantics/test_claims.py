@@ -75,7 +75,7 @@ def test_code_on_the_page_runs(lang):
 def test_wrong_sentences_stand_first():
     page = PAGES[0].read_text(encoding="utf-8")
     first = page[page.index("## The sentences that are wrong") : page.index("## The sentences that are right")]
-    rows = {int(n) for n in re.findall(r"^\| \[(\d+)\]", first, re.M)}
+    rows = {int(n) for n in re.findall(r"^\| \[(\d+)\.\]", first, re.M)}
     assert rows == MEASURED["false"] | MEASURED["half true"]
 
 
