@@ -103,5 +103,5 @@ def test_command_prints_a_script(capsys):
 def test_command_knows_no_such_exhibit(capsys, more):
     assert main(["museum", "dead_crtic", *more]) == 2
     assert capsys.readouterr().err == (
-        "no exhibit is named 'dead_crtic'; did you mean dead_critic?; python -m stopgrad museum lists them\n"
+        "error: no exhibit is named 'dead_crtic'; did you mean dead_critic?; python -m stopgrad museum lists them\n"
     )

@@ -61,8 +61,12 @@ def page(exhibit: Exhibit) -> str:
     said = "Torch says nothing; the script's check does:" if exhibit.silent else "It ends with"
     parts += ["## Message", said, exhibit.sections["Message"]]
     parts += ["## Why", exhibit.sections["Why"], "## Fix", exhibit.sections["Fix"]]
-    code = "\n".join(line.removeprefix("  ") for line in FIND.splitlines()[2:])
-    parts += ["## Find the line", f"```python\n{code}\n```"]
+    code = "\n".join(line.removeprefix("  ") for line in FIND.splitlines())
+    parts += [
+        "## Find the line",
+        *([exhibit.sections["Find"]] if "Find" in exhibit.sections else []),
+        f"```python\n{code}\n```",
+    ]
     recipe = DOCS / "recipes" / f"{exhibit.recipe}.md"
     if exhibit.recipe and recipe.exists():
         parts += [

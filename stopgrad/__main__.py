@@ -1,66 +1,63 @@
-"""The commands: ``python -m stopgrad COMMAND``. Each imports what it needs when it runs."""
+"""``python -m stopgrad COMMAND``: the instrument from a shell. Each command imports what it needs when it runs."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 
-def explain(args: argparse.Namespace) -> int:
+def explain_command(options: argparse.Namespace) -> int:
     """Print cause and fix of an error message; 1 when it is not known."""
     from stopgrad.explain import answer, tee
 
-    piped = not args.message
+    piped = not options.message
     if piped and sys.stdin.isatty():
-        print('give a message: python -m stopgrad explain "MESSAGE", or pipe a program\'s output in', file=sys.stderr)
-        return 2
-    found = answer(tee(sys.stdin) if piped else " ".join(args.message))
+        raise ValueError('give a message: explain "MESSAGE"; or pipe: python my.py 2>&1 | python -m stopgrad explain')
+    found = answer(tee(sys.stdin) if piped else " ".join(options.message))
     if piped:
         print("\n--- stopgrad explain ---")
-    print(
-        found or "not known: no message in it is about stopped gradients. python -m stopgrad museum lists what is known"
-    )
+    print(found or "not known: no message in it is about stopped gradients. `museum` lists what is known")
     return 0 if found else 1
 
 
-def museum(args: argparse.Namespace) -> int:
-    """List the exhibits, or run one."""
-    from stopgrad.museum import exhibits, listing, show
+def museum_command(options: argparse.Namespace) -> int:
+    """List the exhibits, print a script, or run one; 1 when it did not do what its page says."""
+    from stopgrad.museum import exhibit, listing, show
 
-    if args.script:
-        if args.name not in exhibits():
-            show(args.name)
-        print(exhibits()[args.name].script(fixed=args.script == "fixed"), end="")
+    if options.script:
+        print(exhibit(options.name).script(fixed=options.script == "fixed"), end="")
         return 0
-    if args.name:
-        return show(args.name)
+    if options.name:
+        return show(exhibit(options.name))
     print(listing())
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    root = argparse.ArgumentParser(
-        prog="python -m stopgrad", description="Which loss reaches what, and what stopped it."
-    )
-    commands = root.add_subparsers(required=True, metavar="COMMAND")
-
-    command = commands.add_parser("explain", help="cause and fix of an error message")
-    command.add_argument("message", nargs="*", help="the message, or nothing to read a program's output from a pipe")
-    command.set_defaults(run=explain)
-
-    command = commands.add_parser("museum", help="failures to run, with and without their fix")
-    command.add_argument("name", nargs="?", help="an exhibit; nothing lists them all")
-    command.add_argument("--script", choices=("broken", "fixed"), help="print that script instead of running it")
-    command.set_defaults(run=museum)
-    return root
+def _add_explain(commands: Any) -> None:
+    parser = commands.add_parser("explain", help="cause and fix of an error message")
+    parser.add_argument("message", nargs="*", help="the message, or nothing to read a program's output from a pipe")
+    parser.set_defaults(run=explain_command)
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+def _add_museum(commands: Any) -> None:
+    parser = commands.add_parser("museum", help="failures to run, with and without their fix")
+    parser.add_argument("name", nargs="?", help="an exhibit; nothing lists them all")
+    parser.add_argument("--script", choices=("broken", "fixed"), help="print that script instead of running it")
+    parser.set_defaults(run=museum_command)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command. Exit status: 0 fine, 1 the answer is no, 2 the question was wrong."""
+    parser = argparse.ArgumentParser(prog="python -m stopgrad", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_explain, _add_museum):
+        add(commands)
+    options = parser.parse_args(arguments)
     try:
-        return args.run(args)
-    except ValueError as error:
-        print(error, file=sys.stderr)
+        return options.run(options)
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
 
 

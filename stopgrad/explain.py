@@ -13,8 +13,6 @@ _BOX = re.compile(r"^\s*[│┃|]\s?|\s*[│┃|]\s*$", re.M)  # the frames that
 _ONE_MESSAGE = 200  # characters: matches that end this close together are parts of one message
 
 FIND = """\
-Find the line
-
   from stopgrad import audit
 
   with audit(model) as a:          # a module, or {"name": module}
@@ -58,7 +56,7 @@ def answer(text: str) -> str | None:
         plain(first.summary),
         f"Why\n{plain(first.sections['Why'])}",
         f"Fix\n{plain(first.sections['Fix'])}",
-        FIND,
+        "\n\n".join(["Find the line", *([plain(first.sections["Find"])] if "Find" in first.sections else []), FIND]),
         f"See it happen: python -m stopgrad museum {first.name}",
     ]
     if others:

@@ -15,8 +15,10 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+from stopgrad.strategy import nearest
+
 FOLDER = Path(__file__).parent / "exhibits"
-SECTIONS = ("Script", "Message", "Why", "Fix", "Threads", "Matches")
+SECTIONS = ("Script", "Message", "Why", "Fix", "Find", "Threads", "Matches")
 
 
 @dataclass(frozen=True)
@@ -154,19 +156,20 @@ def listing() -> str:
     return "\n".join([*lines, "python -m stopgrad museum NAME runs one, broken and fixed."])
 
 
-def show(name: str) -> int:
-    """Print an exhibit, run its script without and with the fix; 0 when both did what the page says.
+def exhibit(name: str | None) -> Exhibit:
+    """The exhibit of that name.
 
     Raises:
-        ValueError: no exhibit has that name.
+        ValueError: there is none.
     """
-    if name not in exhibits():
-        from stopgrad.strategy import nearest
+    if name in exhibits():
+        return exhibits()[name]
+    hint = nearest(name, exhibits())
+    raise ValueError(f"no exhibit is named {name!r}{hint}; python -m stopgrad museum lists them")
 
-        raise ValueError(
-            f"no exhibit is named {name!r}{nearest(name, exhibits())}; python -m stopgrad museum lists them"
-        )
-    exhibit = exhibits()[name]
+
+def show(exhibit: Exhibit) -> int:
+    """Print an exhibit, run its script without and with the fix; 0 when both did what the page says."""
     print(f"{exhibit.title}\n\n{plain(exhibit.summary)}\n\n{_coloured(_fenced(exhibit.sections['Script']))}\n")
     if exhibit.needs and importlib.util.find_spec(exhibit.needs) is None:
         print(f"not run: it needs {exhibit.needs} (pip install 'stopgrad[{exhibit.needs}]')")
@@ -174,6 +177,8 @@ def show(name: str) -> int:
     broken, fixed = exhibit.run(fixed=False), exhibit.run(fixed=True)
     print(f"without the fix  {_said(broken)}\nwith the fix     {_said(fixed)}\n")
     print(f"Why\n{plain(exhibit.sections['Why'])}\n\nFix\n{plain(exhibit.sections['Fix'])}")
+    if "Find" in exhibit.sections:
+        print(f"\nFind the line\n{plain(exhibit.sections['Find'])}")
     if exhibit.threads:
         print("\nSeen in\n" + "\n".join(f"  {thread}" for thread in exhibit.threads))
     return 0 if exhibit.met_by(broken) and fixed is None else 1
