@@ -105,3 +105,30 @@ def test_command_knows_no_such_exhibit(capsys, more):
     assert capsys.readouterr().err == (
         "error: no exhibit is named 'dead_crtic'; did you mean dead_critic?; python -m stopgrad museum lists them\n"
     )
+
+
+def test_reader_that_leaves_early():
+    """`museum | head -1` is no error."""
+    command = [sys.executable, "-u", "-m", "stopgrad", "museum"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+        assert program.stdout
+        assert program.stderr
+        program.stdout.close()
+        assert program.stderr.read() == ""
+    assert program.returncode == 0
+
+
+def test_what_an_exhibit_needs_is_said(capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["museum", "numpy_grad"]) == 1
+    assert capsys.readouterr().out.endswith("not run: it needs numpy (pip install numpy)\n")
+
+
+def test_scripts_import_what_they_name():
+    """Every import is torch, the standard library, or what the page says it needs."""
+    for exhibit in ALL.values():
+        for fixed in (False, True):
+            script = exhibit.script(fixed=fixed)
+            imported = set(re.findall(r"^(?:import|from) (\w+)", script, re.M))
+            assert imported <= {"torch", exhibit.needs} | sys.stdlib_module_names, exhibit.name
+            assert exhibit.needs == "numpy" or ".numpy()" not in script, exhibit.name

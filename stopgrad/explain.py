@@ -56,7 +56,7 @@ def answer(text: str) -> str | None:
         plain(first.summary),
         f"Why\n{plain(first.sections['Why'])}",
         f"Fix\n{plain(first.sections['Fix'])}",
-        "\n\n".join(["Find the line", *([plain(first.sections["Find"])] if "Find" in first.sections else []), FIND]),
+        "Find the line\n" + "\n\n".join([plain(first.sections[k]) for k in ("Find",) if k in first.sections] + [FIND]),
         f"See it happen: python -m stopgrad museum {first.name}",
     ]
     if others:

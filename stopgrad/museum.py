@@ -172,7 +172,7 @@ def show(exhibit: Exhibit) -> int:
     """Print an exhibit, run its script without and with the fix; 0 when both did what the page says."""
     print(f"{exhibit.title}\n\n{plain(exhibit.summary)}\n\n{_coloured(_fenced(exhibit.sections['Script']))}\n")
     if exhibit.needs and importlib.util.find_spec(exhibit.needs) is None:
-        print(f"not run: it needs {exhibit.needs} (pip install 'stopgrad[{exhibit.needs}]')")
+        print(f"not run: it needs {exhibit.needs} (pip install {exhibit.needs})")
         return 1
     broken, fixed = exhibit.run(fixed=False), exhibit.run(fixed=True)
     print(f"without the fix  {_said(broken)}\nwith the fix     {_said(fixed)}\n")
