@@ -37,6 +37,7 @@ def test_page_is_whole(name):
     assert exhibit.summary
     assert exhibit.script(fixed=False) != exhibit.script(fixed=True)
     assert len(exhibit.script(fixed=True).splitlines()) <= 40
+    assert exhibit.threads, "people met it somewhere"
     assert all(re.match(r"https://\S+( .+)?$", thread) for thread in exhibit.threads)
     assert bool(exhibit.patterns) != exhibit.silent, "a message is matched; silence has none"
 

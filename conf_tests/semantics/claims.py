@@ -821,6 +821,34 @@ False
         ("Leaves only, and what `retain_grad()` was called on.", "只有叶子张量，以及调用过 `retain_grad()` 的张量。"),
         ("Examples look at `x`, which is a leaf.", "示例看的都是叶子 `x`。"),
     ),
+    Claim(
+        37,
+        (
+            "Changing a NumPy array leaves the tensor that was made of it with `from_numpy` alone.",
+            "修改 NumPy 数组不会影响用 `from_numpy` 由它创建的张量。",
+        ),
+        """
+>>> array = torch.ones(2).numpy().copy()
+>>> t = torch.from_numpy(array)
+>>> other = array + 1  # a new array
+>>> t
+tensor([1., 1.])
+>>> array += 1  # the same array
+>>> t
+tensor([2., 2.])
+>>> t._version
+0
+""",
+        ("t.eq(1).all()",),
+        (
+            "They share memory, both ways, and no version counter tells. `array = array + 1` only gives the name to a new array. For a copy: `torch.tensor(array)`.",
+            "两者双向共享内存，且没有版本计数器能发现。`array = array + 1` 只是让名字指向一个新数组。需要副本时用 `torch.tensor(array)`。",
+        ),
+        (
+            "A course's example rebinds the name instead of changing the array.",
+            "某课程的示例只是重新绑定了名字，而没有修改数组。",
+        ),
+    ),
 ]
 
 
