@@ -146,7 +146,10 @@ def cost(model: nn.Module, head: nn.Module, cross: Cross, x: Tensor) -> dict[str
 
 
 def measure(repeats: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Costs of every way on every model; times are medians of repeats in shuffled order, as ratios to ``no_grad``."""
+    """Costs of every way on every model; times are medians of repeats in shuffled order, as ratios to ``no_grad``.
+
+    CPU time, which on one thread is the step's time and does not count what other programs take.
+    """
     results: dict[str, dict[str, dict[str, float]]] = {}
     for name, make in MODELS.items():
         torch.manual_seed(0)
@@ -157,9 +160,9 @@ def measure(repeats: int) -> dict[str, dict[str, dict[str, float]]]:
         order = random.Random(0)
         for _ in range(repeats):
             for way in order.sample(list(WAYS), len(WAYS)):  # each way follows each other: the allocator remembers
-                start = time.perf_counter()
+                start = time.process_time()
                 step(model, head, WAYS[way], x)
-                times[way].append(time.perf_counter() - start)
+                times[way].append(time.process_time() - start)
         medians = {way: statistics.median(t) for way, t in times.items()} if repeats else {}
         for way, median in medians.items():
             rows[way] |= {"median_ms": median * 1e3, "ratio": median / medians["`no_grad`"]}
@@ -168,10 +171,10 @@ def measure(repeats: int) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def table(results: dict[str, dict[str, dict[str, float]]], repeats: int) -> str:
-    lines = ["| | " + " | ".join(f"{m}: nodes | saved, MB | time" for m in results) + " |", "| --- " * 10 + "|"]
+    lines = [f"| nodes / saved MB / time | {' | '.join(results)} |", "| --- " * (1 + len(results)) + "|"]
     for way in WAYS:
         rows = [results[model][way] for model in results]
-        cells = [f"{row['nodes']:.0f} | {row['saved_bytes'] / 1e6:.2f} | {row['ratio']:.2f}" for row in rows]
+        cells = [f"{row['nodes']:.0f} / {row['saved_bytes'] / 1e6:.2f} / {row['ratio']:.2f}" for row in rows]
         lines.append(f"| {way} | " + " | ".join(cells) + " |")
     base = ", ".join(f"{m} {results[m]['`no_grad`']['median_ms']:.1f} ms" for m in results)
     lines += [

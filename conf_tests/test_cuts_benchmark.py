@@ -61,7 +61,7 @@ def test_page_carries_these_counts(counted, cuts):
     assert made_on
     if not torch.__version__.startswith(made_on[1]):
         pytest.skip(f"the page was made on torch {made_on[1]}")
-    rows = re.findall(r"^\| (.*?) \|((?: [\d.]+ \|){9})$", page, re.M)
+    rows = re.findall(r"^\| (.*?) \|((?: \d+ / [\d.]+ / [\d.]+ \|){3})$", page, re.M)
     assert [way for way, _ in rows] == list(cuts.WAYS)
     for way, cells in rows:
         figures = re.findall(r"[\d.]+", cells)

@@ -50,7 +50,7 @@ def judge(claim: Claim) -> str:
 
 
 TEXT = {
-    "title": ("# What stops a gradient, and what does not", "# 什么会停止梯度，什么不会"),
+    "title": ("# What stops a gradient?", "# 什么会停止梯度？"),
     "intro": (
         "Sentences that tutorials say about `detach`, `detach_`, `.data`, `no_grad`, `inference_mode`, `clone`, `.item()` and\n"
         "`.numpy()`, each tried. The verdicts are not opinions: the code under each row is run by the tests, prints what\n"
