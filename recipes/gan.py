@@ -33,8 +33,7 @@ from torch.nn.functional import relu, softplus
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from recipes.shared.frechet import FrechetDistance, cached_classifier
-from recipes.shared.images import Images
+from recipes.shared.frechet import sample_quality
 from recipes.shared.pictures import add_grid
 from stopgrad import FlowContract, Stops
 
@@ -75,8 +74,8 @@ def mlp(shape: Sequence[int], latent: int, width: int) -> tuple[nn.Module, nn.Mo
         nn.Linear(width, width),
         nn.ReLU(),
         nn.Linear(width, pixels),
-        nn.Tanh(),
         nn.Unflatten(1, tuple(shape)),
+        nn.Tanh(),  # last, so that what crosses is no view, which detach_ would refuse
     )
     discriminator = nn.Sequential(
         nn.Flatten(),
@@ -123,7 +122,7 @@ class DiracGenerator(nn.Module):
         self.theta = nn.Parameter(torch.ones(1))
 
     def forward(self, noise: Tensor) -> Tensor:
-        return self.theta.expand(len(noise), 1)
+        return self.theta + noise.new_zeros(len(noise), 1)
 
 
 def dirac(shape: Sequence[int], latent: int, width: int) -> tuple[nn.Module, nn.Module]:
@@ -190,8 +189,7 @@ class GAN(L.LightningModule):
         self.latent, self.loss, self.n_critic, self.updates = latent, loss, n_critic, updates
         self.penalty, self.penalty_weight = penalty, penalty_weight
         self.g_optimizer, self.d_optimizer = g_optimizer, d_optimizer
-        self.yardsticks: dict[str, float] = {}  # the distance at the start, and that of real images to real images
-        self.slope: Tensor | None = None  # mean norm of D's gradient where the penalty looked last
+        self.terms: dict[str, Tensor] = {}  # the last value of each term, detached
 
     def parameter_groups(self) -> dict[str, nn.Module]:
         return {"generator": self.generator, "discriminator": self.discriminator}
@@ -220,7 +218,7 @@ class GAN(L.LightningModule):
         if self.stop.penalty == "detached":
             gradient = gradient.detach()  # never right: the penalty becomes a constant
         norm = gradient.flatten(1).norm(dim=1)
-        self.slope = norm.detach().mean()
+        self.terms["health/slope"] = norm.detach().mean()
         return norm.square().mean() / 2 if self.penalty == "r1" else (norm - 1).square().mean()
 
     def g_loss(self, reals: Tensor) -> Tensor:
@@ -252,17 +250,15 @@ class GAN(L.LightningModule):
             if self.stop.zero_grad == "late":
                 g_optimizer.zero_grad()
             self.average_generator()
-            self.log_step({"loss/g": g_loss})
-        self.log_step({"loss/d": d_loss} | ({} if self.slope is None else {"health/slope": self.slope}))
+            self.terms["loss/g"] = g_loss.detach()
+        self.terms["loss/d"] = d_loss.detach()
+        if self.global_step % self.trainer.log_every_n_steps == 0:
+            self.log_dict(self.terms, prog_bar=True)
 
     def average_generator(self) -> None:
         self.update_average(list(self.average.parameters()), list(self.generator.parameters()), None)  # pyright: ignore
         for averaged, current in zip(self.average.buffers(), self.generator.buffers(), strict=True):
             averaged.copy_(current)
-
-    def log_step(self, values: dict[str, Tensor]) -> None:
-        if self.global_step % self.trainer.log_every_n_steps == 0:
-            self.log_dict({name: value.detach() for name, value in values.items()}, prog_bar=True)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         return [self.g_optimizer(self.generator.parameters()), self.d_optimizer(self.discriminator.parameters())]
@@ -279,24 +275,14 @@ class GAN(L.LightningModule):
         return samples
 
     def setup(self, stage: str) -> None:
-        self.frechet = None
-        data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        if isinstance(data, Images):
-            classifier = cached_classifier(data.images, data.labels, data.cache)
-            reals = torch.cat([data.images, data.held_out_images])
-            self.frechet = FrechetDistance(classifier, reals)
-            self.yardsticks["frechet_floor"] = FrechetDistance(classifier, reals[::2])(reals[1::2])
-            if stage == "fit":  # the weights are still the first ones, also when a checkpoint is about to be loaded
-                self.yardsticks["frechet_start"] = self.frechet(self.sample(len(reals)))
+        self.quality = sample_quality(self.trainer.datamodule, self.sample if stage == "fit" else None)  # pyright: ignore
 
     def validation_step(self, reals: Tensor, batch_idx: int) -> None:
         players = [*self.generator.parameters(), *self.discriminator.parameters()]
         self.log("radius", torch.cat([p.flatten() for p in players]).norm())  # of the Dirac-GAN's orbit
-        if self.frechet:
-            samples = self.sample(self.frechet.num_reals)
-            self.log("frechet", self.frechet(samples), prog_bar=True)
+        if self.quality:
+            samples = self.sample(self.quality.num_reals)
+            self.log_dict(self.quality(samples), prog_bar=True)
             add_grid(self.logger, "samples", samples[:64], self.global_step)
 
-    def test_step(self, reals: Tensor, batch_idx: int) -> None:
-        self.validation_step(reals, batch_idx)
-        self.log_dict(self.yardsticks)
+    test_step = validation_step

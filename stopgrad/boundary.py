@@ -113,7 +113,8 @@ class Boundary:
             case Strategy.DATA:
                 return leaf.data
             case _:
-                return scale_gradient(leaf, self.factor) if leaf.requires_grad else leaf
+                differentiable = leaf.is_floating_point() or leaf.is_complex()
+                return scale_gradient(leaf, self.factor) if differentiable else leaf
 
     def _producers(self, producer: Callable[..., Any]) -> Sequence[nn.Module]:
         owner = getattr(producer, "__self__", producer)  # a bound method: its module

@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, NonNegativeInt, PositiveInt, PydanticUserError, TypeAdapter, ValidationError
 
-from recipes.run.errors import WANTS_TRACEBACK, InputError, choose
+from recipes.run.errors import InputError, choose, wants_traceback
 
 NOISE = (
     ".*does not have many workers",
@@ -91,7 +91,7 @@ def attempt(section: str, make: Callable[[], Any]) -> Any:
     except (ValueError, ImportError, MisconfigurationException, InstantiationException) as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
         refused = isinstance(cause, (ValueError, ImportError, MisconfigurationException))
-        if WANTS_TRACEBACK or not refused:
+        if wants_traceback() or not refused:
             raise
         message = " ".join(str(cause).split())
         raise InputError(message if KEY_FIRST.match(message) else f"{section}: {message}") from error

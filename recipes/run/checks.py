@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from recipes.run.declared import declaration
-from recipes.run.errors import InputError, choose, is_input_error, one_line
+from recipes.run.errors import InputError, choose, is_input_error, one_line, wants_traceback
 from stopgrad.strategy import check_stop
 
 
@@ -101,7 +101,7 @@ class CheckFirst(Callback):
             self._exit(error)
 
     def _exit(self, error: Exception) -> None:
-        if is_input_error(error):
+        if is_input_error(error) and not wants_traceback():
             print(f"error: {one_line(error)}", file=sys.stderr)
             sys.exit(2)
         traceback.print_exception(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
@@ -18,7 +19,10 @@ class InputError(ValueError):
     """What the user asked for cannot be done; the message is one line for them."""
 
 
-WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
+@functools.cache
+def wants_traceback() -> bool:
+    """Whether the user asked for tracebacks; settled at the first call, before we set the variable for Hydra's sake."""
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 def choose(key: str, value: object, choices: Iterable[str]) -> str:
@@ -80,11 +84,12 @@ def one_line_errors(main: Callable[[], None]) -> None:
 
     Other exceptions keep their traceback: they are mistakes in the code, and its author needs it.
     """
+    wants_traceback()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra hand its exceptions on to us
     try:
         main()
     except Exception as error:
-        if WANTS_TRACEBACK or not (is_input_error(error) or isinstance(error, OSError)):
+        if wants_traceback() or not (is_input_error(error) or isinstance(error, OSError)):
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(1)

@@ -23,6 +23,7 @@ from torch import nn
 import stopgrad
 from recipes.run.build import Run
 from recipes.run.callbacks import Meter
+from recipes.shared.pictures import save_grid
 
 
 def weights_sha256(module: nn.Module) -> str:
@@ -101,6 +102,7 @@ def record(config: DictConfig, run: Run) -> Iterator[None]:
         yield
         interrupted = getattr(run.trainer, "interrupted", False)
         result["status"] = "interrupted" if interrupted else "finished"
+        leave_samples(run.recipe, folder / "samples.png")
     except Exception as error:
         failure = error
         result |= {"status": "raised", "error": type(error).__name__, "message": explained(error, stop)}
@@ -127,6 +129,14 @@ def record(config: DictConfig, run: Run) -> Iterator[None]:
     if hydra.mode != RunMode.MULTIRUN:
         print(f"error: {result['message']}", file=sys.stderr)
         raise SystemExit(1)
+
+
+def leave_samples(recipe: Any, file: Path) -> None:
+    """Write a grid of what the recipe samples, where it samples images."""
+    if hasattr(recipe, "sample"):
+        images = recipe.sample(64)
+        if images.ndim == 4:
+            save_grid(file, images)
 
 
 def summary(result: dict[str, Any], folder: Path) -> str:

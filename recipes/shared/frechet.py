@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.image.fid import FrechetInceptionDistance
+
+from recipes.shared.images import Images
 
 SPECIFICATION = "conv32-conv64/2-linear64-linear; adam, one cycle to 2e-3; batch 64; 30 epochs, 10 from 2,000 images on"
 NUM_FEATURES = 64
@@ -51,10 +53,10 @@ def accuracy(classifier: Classifier, images: Tensor, labels: Tensor) -> float:
 
 
 def train_classifier(images: Tensor, labels: Tensor) -> Classifier:
-    """The classifier of this module's specification; leaves the global random state as it found it."""
+    """The classifier of this module's specification."""
     epochs = 30 if len(images) < 2000 else 10
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(0)
+    torch.manual_seed(0)
+    with torch.enable_grad():
         classifier = Classifier(images.shape[1:], int(labels.max()) + 1)
         optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=epochs * math.ceil(len(images) / 64))
@@ -65,24 +67,26 @@ def train_classifier(images: Tensor, labels: Tensor) -> Classifier:
                 F.cross_entropy(classifier(shifted), labels[here]).backward()
                 optimizer.step()
                 schedule.step()
-    return classifier.requires_grad_(False).eval()
+    return classifier
 
 
 def cached_classifier(images: Tensor, labels: Tensor, cache: Path) -> Classifier:
-    """The trained classifier, from the cache where it has been trained before on these very images."""
+    """The trained classifier, from the cache where it has been trained before on these very images.
+
+    Leaves the global random state as it found it, so that a run does not depend on what is in the cache.
+    """
     data = images.numpy().tobytes() + labels.numpy().tobytes()
     key = hashlib.sha256(SPECIFICATION.encode() + data).hexdigest()[:16]
     file = cache / f"frechet-{key}.pt"
-    if file.exists():
-        classifier = Classifier(images.shape[1:], int(labels.max()) + 1).requires_grad_(False).eval()
-        classifier.load_state_dict(torch.load(file, weights_only=True))
-        return classifier
-    classifier = train_classifier(images, labels)
-    cache.mkdir(parents=True, exist_ok=True)
-    half_written = file.with_suffix(".tmp")
-    torch.save(classifier.state_dict(), half_written)
-    half_written.replace(file)
-    return classifier
+    with torch.random.fork_rng(devices=[]):
+        if not file.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            half_written = file.with_suffix(".tmp")
+            torch.save(train_classifier(images, labels).state_dict(), half_written)
+            half_written.replace(file)
+        classifier = Classifier(images.shape[1:], int(labels.max()) + 1)
+    classifier.load_state_dict(torch.load(file, weights_only=True))
+    return classifier.requires_grad_(False).eval()
 
 
 class FrechetDistance:
@@ -98,10 +102,38 @@ class FrechetDistance:
         classifier.features.num_features = NUM_FEATURES  # pyright: ignore[reportArgumentType] # asked by torchmetrics
         self.metric = FrechetInceptionDistance(classifier.features, reset_real_features=False)
         self.metric.update(reals, real=True)
-        self.num_reals = len(reals)
 
     def __call__(self, images: Tensor) -> float:
         """The distance of ``images`` (M, C, H, W) to the real ones; 0 where the features' first two moments agree."""
         self.metric.reset()
         self.metric.update(images.cpu(), real=False)
         return self.metric.compute().item()
+
+
+class SampleQuality:
+    """The Frechet distance of samples, beside the two figures it is to be read against.
+
+    Calling it with images (M, C, H, W) gives ``frechet``, and ``frechet_floor`` and ``frechet_start`` where known: one
+    half of the real images against the other, and the samples of the untrained recipe.
+
+    Args:
+        data: whose first 2,000 images (of all, held-out ones too) are the real ones.
+        sample: from a number to as many samples, before training; None where that is past.
+    """
+
+    def __init__(self, data: Images, sample: Callable[[int], Tensor] | None) -> None:
+        classifier = cached_classifier(data.images, data.labels, data.cache)
+        reals = torch.cat([data.images, data.held_out_images])[:2000]
+        self.num_reals = len(reals)
+        self.distance = FrechetDistance(classifier, reals)
+        self.yardsticks = {"frechet_floor": FrechetDistance(classifier, reals[::2])(reals[1::2])}
+        if sample is not None:
+            self.yardsticks["frechet_start"] = self.distance(sample(len(reals)))
+
+    def __call__(self, images: Tensor) -> dict[str, float]:
+        return {"frechet": self.distance(images)} | self.yardsticks
+
+
+def sample_quality(data: object, sample: Callable[[int], Tensor] | None) -> SampleQuality | None:
+    """:class:`SampleQuality` where the data are images, else None."""
+    return SampleQuality(data, sample) if isinstance(data, Images) else None
