@@ -68,7 +68,7 @@ KNOWN = [
     ("no_graph", RICH),
     (
         "no_graph",
-        "\x1b[31mRuntimeError\x1b[0m: element 0 of tensors does not\n  require grad and does not have a grad_fn",
+        "\x1b[31mRuntimeError\x1b[0m: element 0 of \x1b[1mtensors\x1b[0m does not\n  require grad and does not have a grad_fn",
     ),
     (
         "no_graph",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import re
 import subprocess
@@ -133,3 +134,14 @@ def test_scripts_import_what_they_name():
             imported = set(re.findall(r"^(?:import|from) (\w+)", script, re.M))
             assert imported <= {"torch", exhibit.needs} | sys.stdlib_module_names, exhibit.name
             assert exhibit.needs == "numpy" or ".numpy()" not in script, exhibit.name
+
+
+def test_command_fails_when_the_page_is_wrong(capsys):
+    """A version of torch that says something else is noticed by whoever runs the exhibit."""
+    exhibit = ALL["no_graph"]
+    assert museum.show(exhibit) == 0
+    said_otherwise = dataclasses.replace(exhibit, sections=exhibit.sections | {"Message": "```\nValueError: no\n```"})
+    assert museum.show(said_otherwise) == 1
+    not_mended = exhibit.sections["Script"].replace("\n+ ", "\n- ")
+    assert museum.show(dataclasses.replace(exhibit, sections=exhibit.sections | {"Script": not_mended})) == 1
+    capsys.readouterr()
