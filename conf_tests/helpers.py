@@ -26,7 +26,9 @@ ROOT = CONFIGS.parent
 
 
 PROCESSES = multiprocessing.get_context("forkserver")  # what takes seconds to import is imported once
-PROCESSES.set_forkserver_preload(["lightning.pytorch", "torchmetrics.image.fid", "sklearn.datasets", "torch.utils.tensorboard"])
+PROCESSES.set_forkserver_preload(
+    ["lightning.pytorch", "torchmetrics.image.fid", "sklearn.datasets", "torch.utils.tensorboard"]
+)
 
 
 @dataclass(frozen=True)

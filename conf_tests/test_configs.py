@@ -48,7 +48,7 @@ class TestRecipe:
         target = config(f"recipe={name}").recipe._target_
         module = sys.modules[get_class(target).__module__]
         declared = declaration(target)
-        assert (module.BOUNDARIES, module.SWITCHES) == (declared.boundaries, declared.switches)
+        assert (declared.boundaries, declared.switches) == (module.BOUNDARIES, module.SWITCHES)
 
     def test_header_holds_the_command_that_runs_it(self, name):
         header = (CONFIGS / "recipe" / f"{name}.yaml").read_text().partition("defaults:")[0]

@@ -5,17 +5,18 @@ r"""GAN: the discriminator's loss must not reach the generator, and the generato
     noise ──> generator ──> fakes ─────> discriminator ──> g_loss      ‖ stop.discriminator: G learns, D does not
                                               ‖ (its weights)
 
-Goodfellow et al. 2014, arXiv:1406.2661, algorithm 1: D ascends with G's samples held fixed, then G descends. Hinge loss:
+Goodfellow et al. 2014, arXiv:1406.2661, algorithm 1: D ascends with G's samples held fixed, then G descends. Hinge:
 Miyato et al. 2018, arXiv:1802.05957, eq. 16-17. WGAN-GP: Gulrajani et al. 2017, arXiv:1704.00028, eq. 3. R1: Mescheder
 et al. 2018, arXiv:1801.04406, eq. 9, and its Dirac-GAN, definition 2.1.
 
-Without the cut, D's loss writes gradients into G. If G's gradients are zeroed before G's own backward nothing changes but
-the cost; if not, G is trained to help D:
+Without the cut, D's loss writes gradients into G. If G's gradients are zeroed before G's own backward, nothing changes
+but the cost; if not, G is trained to help D. The opposite mistake is to cut inside a gradient penalty: the penalty is
+then a constant, and D is free to grow.
 
-    python train.py recipe=gan                                           # right
+    python train.py recipe=gan                                           # right: Frechet distance 678 -> 1.5, 30 s
     python train.py recipe=gan stop.fakes=none stop.zero_grad=late       # broken
 
-The opposite mistake is to cut inside a gradient penalty: the penalty is then a constant, and D is free to grow.
+Figures of all arms, three seeds each: docs/recipes/gan.md.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import lightning as L
 import torch
@@ -252,7 +253,7 @@ class GAN(L.LightningModule):
             self.average_generator()
             self.terms["loss/g"] = g_loss.detach()
         self.terms["loss/d"] = d_loss.detach()
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
             self.log_dict(self.terms, prog_bar=True)
 
     def average_generator(self) -> None:

@@ -289,8 +289,15 @@ class TestNames:
             Boundary("v", strategy)
 
     def test_stops_gives_boundaries_and_switches_by_name(self):
-        stop = Stops({"fakes": "scale:0.5"}, {"fakes": ["detach", "scale"], "d": ["freeze"]}, {"zero": ["timely", "late"]})
-        assert (stop.fakes.spelled, stop.fakes.factor, stop.d.spelled, stop.zero) == ("scale:0.5", 0.5, "freeze", "timely")
+        stop = Stops(
+            {"fakes": "scale:0.5"}, {"fakes": ["detach", "scale"], "d": ["freeze"]}, {"zero": ["timely", "late"]}
+        )
+        assert (stop.fakes.spelled, stop.fakes.factor, stop.d.spelled, stop.zero) == (
+            "scale:0.5",
+            0.5,
+            "freeze",
+            "timely",
+        )
         assert repr(stop) == "Stops(fakes=scale:0.5, d=freeze, zero=timely)"
         with pytest.raises(AttributeError, match="no boundary or switch named 'fake'"):
             _ = stop.fake

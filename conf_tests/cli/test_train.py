@@ -115,7 +115,9 @@ def test_evaluate_gives_the_metrics_of_the_checkpoint(tmp_path):
 
 class TestSweep:
     def test_arms_that_cut_are_identical_and_one_that_raises_is_a_result(self, tmp_path):
-        ran = train("-m", "trainer=smoke", "stop.fakes=detach,inference_mode,no_grad", "hydra.sweep.dir=s", cwd=tmp_path)
+        ran = train(
+            "-m", "trainer=smoke", "stop.fakes=detach,inference_mode,no_grad", "hydra.sweep.dir=s", cwd=tmp_path
+        )
         assert ran.returncode == 0, ran.stderr
         detach, inference, no_grad = (
             result(tmp_path / "s" / f"fakes-{name}" / "seed-0") for name in ("detach", "inference_mode", "no_grad")
@@ -126,10 +128,14 @@ class TestSweep:
         assert "Use no_grad" in inference["message"]
 
     def test_named_arms(self, tmp_path):
-        ran = train("-m", "compare=gan", "arm=detach,none-late", "seed=0,1", "trainer=smoke", "hydra.sweep.dir=s", cwd=tmp_path)
+        ran = train(
+            "-m", "compare=gan", "arm=detach,none-late", "seed=0,1", "trainer=smoke", "hydra.sweep.dir=s", cwd=tmp_path
+        )
         assert ran.returncode == 0, ran.stderr
         recorded = {
-            (arm, seed): result(tmp_path / "s" / arm / f"seed-{seed}") for arm in ("detach", "none-late") for seed in (0, 1)
+            (arm, seed): result(tmp_path / "s" / arm / f"seed-{seed}")
+            for arm in ("detach", "none-late")
+            for seed in (0, 1)
         }
         assert recorded["none-late", 1]["stop"]["fakes"] == "none"
         assert recorded["none-late", 1]["stop"]["zero_grad"] == "late"

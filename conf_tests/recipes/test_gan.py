@@ -53,7 +53,9 @@ class TestFlow:
         if strategy == "inference_mode":
             pytest.skip("raises; has a test of its own")
         recipe = build_recipe(*network, f"stop.fakes={strategy}")
-        found = {name: norms(loss, recipe.parameter_groups()) for name, loss in losses(recipe, reals_for(network)).items()}
+        found = {
+            name: norms(loss, recipe.parameter_groups()) for name, loss in losses(recipe, reals_for(network)).items()
+        }
         assert found["d_loss"]["discriminator"] > 0
         assert found["g_loss"]["generator"] > 0
         assert found["g_loss"]["discriminator"] is None
@@ -228,6 +230,14 @@ def test_inference_mode_raises_and_says_what_to_use(tmp_path):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_500_steps_through_train_py(network, seed, tmp_path):
     choices = ",".join(EQUIVALENT)
-    train("-m", *network, f"stop.fakes={choices}", "trainer.max_steps=500", f"seed={seed}", "hydra.sweep.dir=s", cwd=tmp_path)
+    train(
+        "-m",
+        *network,
+        f"stop.fakes={choices}",
+        "trainer.max_steps=500",
+        f"seed={seed}",
+        "hydra.sweep.dir=s",
+        cwd=tmp_path,
+    )
     found = {s: result(tmp_path / "s" / f"fakes-{s}" / f"seed-{seed}")["weights_sha256"] for s in EQUIVALENT}
     assert len(set(found.values())) == 1, found

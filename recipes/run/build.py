@@ -57,7 +57,11 @@ def build(config: DictConfig) -> Run:
     made = [instantiate(each, _convert_="all") for each in config.callbacks.values() if each is not None]
     callbacks = [callback for callback in made if callback is not None]
     watched = any(isinstance(callback, ProgressBar) for callback in callbacks)
-    extras = {"logger": instantiate(config.logger) if config.logger else False, "callbacks": callbacks, "enable_progress_bar": watched}
+    extras = {
+        "logger": instantiate(config.logger) if config.logger else False,
+        "callbacks": callbacks,
+        "enable_progress_bar": watched,
+    }
     data = instantiate(config.data, _convert_="all")
     return Run(data, build_recipe(config), instantiate(config.trainer, **extras, _convert_="all"))
 
@@ -132,7 +136,8 @@ def check_arguments(key: str, config: DictConfig) -> None:
         hints = typing.get_type_hints(target.__init__, include_extras=True)
     except NameError:  # annotations of a third party that only a type checker can read
         hints = {}
-    for name, value in OmegaConf.to_container(config, resolve=True).items():  # pyright: ignore
+    section: Any = OmegaConf.to_container(config, resolve=True)
+    for name, value in section.items():
         if name.startswith("_"):
             continue
         if name not in parameters:

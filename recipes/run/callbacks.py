@@ -24,7 +24,7 @@ def progress_bar() -> Callback | None:
 
 
 class RandomStreams(Callback):
-    """Keeps Python's, NumPy's and torch's random states in the checkpoint, so that a resumed run draws what it would have.
+    """Keeps Python's, NumPy's and torch's random states in the checkpoint: a resumed run draws what it would have.
 
     They are restored at the first batch after the resume, once set-up has drawn what it draws. All states are stored as
     integers and tensors, so that the checkpoint loads with ``weights_only=True``.

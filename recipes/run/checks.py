@@ -1,11 +1,11 @@
-"""Everything that can be refused is refused before a run directory exists, and before the first arm of a sweep starts."""
+"""What can be refused is refused before a run directory exists, and before the first arm of a sweep starts."""
 
 from __future__ import annotations
 
 import os
 import sys
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
@@ -100,7 +100,7 @@ class CheckFirst(Callback):
         except Exception as error:
             self._exit(error)
 
-    def _exit(self, error: Exception) -> None:
+    def _exit(self, error: Exception) -> NoReturn:
         if is_input_error(error) and not wants_traceback():
             print(f"error: {one_line(error)}", file=sys.stderr)
             sys.exit(2)

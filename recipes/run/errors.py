@@ -42,7 +42,9 @@ def is_input_error(error: BaseException) -> bool:
 def one_line(error: BaseException) -> str:
     """The message of ``error`` as one line, with choices where the configs tell them."""
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    if match := re.search(r"Could not find '(\w+)/(\S+)'.*?Available options in '\w+': (.*?)( Config search path|$)", text):
+    if match := re.search(
+        r"Could not find '(\w+)/(\S+)'.*?Available options in '\w+': (.*?)( Config search path|$)", text
+    ):
         group, value, options = match.group(1, 2, 3)
         return choose(group, value, options.split())
     if match := re.search(r"Could not override '([\w.@/-]+)'", text):

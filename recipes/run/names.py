@@ -21,7 +21,7 @@ def recipe_name(*, _root_: DictConfig) -> str:
 
 
 def arm_name(*, _root_: DictConfig) -> str:
-    """The arm's name: as the comparison gives it, else from what was overridden, as in ``fakes-none_zero_grad-late``."""
+    """The comparison's name for the arm, else what was overridden, as in ``fakes-none_zero_grad-late``."""
     if _root_.arm is not None:
         return str(_root_.arm)
     named = []

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def explained(error: BaseException, stop: dict[str, str]) -> str:
         names = [name for name, choice in stop.items() if choice == "inference_mode"]
         return (
             f"stop.{', stop.'.join(names)}=inference_mode: {message.partition('.')[0]}; what crosses is an inference "
-            "tensor, and the consumer must save its input to compute its own gradient. Use no_grad, which costs the same"
+            "tensor, and the consumer must save its input for its own gradient. Use no_grad, which costs the same"
         )
     return message
 
@@ -87,8 +87,8 @@ def record(config: DictConfig, run: Run) -> Iterator[None]:
     folder = Path(hydra.runtime.output_dir)
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     stop: Any = OmegaConf.to_container(config.stop, resolve=True)
-    result = {
-        "recipe": hydra.runtime.choices.recipe,
+    result: dict[str, Any] = {
+        "recipe": hydra.runtime.choices["recipe"],
         "arm": folder.parent.name,
         "stop": stop,
         "seed": config.seed,
@@ -145,10 +145,8 @@ def summary(result: dict[str, Any], folder: Path) -> str:
     numbers = "  ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items())
     cost = f"{result['steps']} steps in {result['seconds']:.1f} s"
     if result.get("step_time"):
-        cost += f", {result['step_time'] * 1e3:.2f} ms a step, {result['saved_bytes'] / 1024:.0f} KiB saved for backward"
-    try:
+        cost += f", {result['step_time'] * 1e3:.2f} ms a step, {result['saved_bytes'] >> 10} KiB saved for backward"
+    with suppress(ValueError):
         folder = folder.relative_to(Path.cwd())
-    except ValueError:
-        pass
     ending = result["status"] + (f": {result['message']}" if "message" in result else "")
     return f"\n{result['recipe']}  {chosen}  seed {result['seed']}: {ending}\n{numbers}\n{cost}\n{folder}"

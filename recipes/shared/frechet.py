@@ -59,7 +59,9 @@ def train_classifier(images: Tensor, labels: Tensor) -> Classifier:
     with torch.enable_grad():
         classifier = Classifier(images.shape[1:], int(labels.max()) + 1)
         optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=epochs * math.ceil(len(images) / 64))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, 2e-3, total_steps=epochs * math.ceil(len(images) / 64)
+        )
         for _ in range(epochs):
             for here in torch.randperm(len(images)).split(64):
                 shifted = images[here].roll(torch.randint(-1, 2, (2,)).tolist(), dims=(2, 3))

@@ -48,7 +48,7 @@ def read_torchvision(name: str, cache: Path) -> tuple[Tensor, Tensor]:
     """MNIST (60,000 images 28x28) or CIFAR-10 (50,000 images 3x32x32), downloaded on first use."""
     if importlib.util.find_spec("torchvision") is None:
         raise ValueError(f"data.name={name}: needs torchvision; pip install 'stopgrad[vision]', or choose digits")
-    from torchvision import datasets
+    from torchvision import datasets  # pyright: ignore[reportMissingImports]
 
     kind = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10}[name]
     try:
@@ -120,12 +120,13 @@ class Batches:
         """Batch ``k`` of the stream: (batch_size, ...) for each tensor."""
         a_pass, here = divmod(k, self.per_pass)
         if self._order[0] != a_pass:
-            generator = torch.Generator().manual_seed(hash((self.seed, a_pass)) % 2**63)
-            order = torch.randperm(len(self.tensors[0]), generator=generator)[self.rank :: self.world_size]
+            order = torch.from_numpy(np.random.default_rng((self.seed, a_pass)).permutation(len(self.tensors[0])))
+            order = order[self.rank :: self.world_size]
             self._order = (a_pass, order.to(self.tensors[0].device))
         indices = self._order[1][here * self.batch_size : (here + 1) * self.batch_size]
-        batch = tuple(tensor[indices] for tensor in self.tensors)
-        return batch if len(batch) > 1 else batch[0]
+        if len(self.tensors) == 1:
+            return self.tensors[0][indices]
+        return tuple(tensor[indices] for tensor in self.tensors)
 
     def state_dict(self) -> dict[str, int]:
         return {"position": self.position}
@@ -157,17 +158,18 @@ class Images(L.LightningDataModule):
         cache: str = ".cache",
     ) -> None:
         super().__init__()
-        self.name, self.shape, self.cache = name, tuple(shape), Path(cache)
+        self.source, self.cache = name, Path(cache)
+        self.shape: tuple[int, ...] = tuple(shape)
         self.batch_size, self.steps, self.seed = batch_size, steps, seed
 
     def prepare_data(self) -> None:
         """Parse or download once, on one process."""
-        read_images(self.name, self.cache)
+        read_images(self.source, self.cache)
 
     def setup(self, stage: str) -> None:
-        images, labels = read_images(self.name, self.cache)
+        images, labels = read_images(self.source, self.cache)
         if images.shape[1:] != self.shape:
-            raise ValueError(f"data.shape={list(self.shape)}: {self.name} has images of {list(images.shape[1:])}")
+            raise ValueError(f"data.shape={list(self.shape)}: {self.source} has images of {list(images.shape[1:])}")
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
         images, labels = images[order], labels[order]
         kept = int(len(images) * (1 - HELD_OUT))

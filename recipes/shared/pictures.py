@@ -21,15 +21,17 @@ def image_grid(images: Tensor) -> Tensor:
     columns = math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
     images = torch.cat([images, images.new_full((rows * columns - n, channels, height, width), 0.5)])
-    return images.reshape(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4).reshape(
-        channels, rows * height, columns * width
+    return (
+        images.reshape(rows, columns, channels, height, width)
+        .permute(2, 0, 3, 1, 4)
+        .reshape(channels, rows * height, columns * width)
     )
 
 
 def add_grid(logger: Any, tag: str, images: Tensor, step: int) -> None:
     """Write a grid of images (N, C, H, W) to TensorBoard, where that is the logger; else do nothing."""
     writer = getattr(logger, "experiment", None)
-    if hasattr(writer, "add_image"):
+    if writer is not None and hasattr(writer, "add_image"):
         writer.add_image(tag, image_grid(images), step)
 
 

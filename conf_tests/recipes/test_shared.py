@@ -1,0 +1,154 @@
+"""What recipes share: batches in memory, the hash of weights, saved bytes, random states, picture grids."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from recipes.run.callbacks import RandomStreams, SavedBytes
+from recipes.run.record import explained, weights_sha256
+from recipes.shared.images import Batches, Images
+from recipes.shared.pictures import image_grid, save_grid
+
+NUMBERS = torch.arange(10)
+
+
+class TestBatches:
+    def test_a_pass_shows_each_sample_once_in_a_fresh_order(self):
+        first, second = (
+            torch.cat([Batches(NUMBERS, batch_size=5).batch(k) for k in range(2 * p, 2 * p + 2)]) for p in (0, 1)
+        )
+        assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(10))
+        assert first.tolist() != second.tolist()
+
+    def test_every_batch_is_whole(self):
+        assert [len(b) for b in Batches(NUMBERS, batch_size=4, length=7)] == [4] * 7
+
+    def test_order_depends_on_the_seed(self):
+        a, b, c = (torch.stack(list(Batches(NUMBERS, batch_size=5, length=6, seed=s))) for s in (1, 1, 2))
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+
+    @pytest.mark.parametrize("at", [0, 1, 2, 5])
+    def test_state_is_the_position(self, at):
+        whole = list(Batches(NUMBERS, batch_size=4, length=7))
+        begun = Batches(NUMBERS, batch_size=4, length=7)
+        for _, _ in zip(range(at), begun, strict=False):
+            pass
+        continued = Batches(NUMBERS, batch_size=4, length=7)
+        continued.load_state_dict({"position": at})
+        for expected, found in zip(whole[at:], continued, strict=False):
+            assert torch.equal(expected, found)
+
+    def test_position_counts_what_was_yielded(self):
+        batches = Batches(NUMBERS, batch_size=2, length=5)
+        iterator = iter(batches)
+        next(iterator), next(iterator)
+        assert batches.state_dict() == {"position": 2}
+
+    def test_ranks_share_each_pass(self):
+        ranks = [Batches(NUMBERS, batch_size=5, rank=r, world_size=2) for r in (0, 1)]
+        assert sorted(torch.cat([rank.batch(0) for rank in ranks]).tolist()) == list(range(10))
+
+    def test_tensors_stay_together(self):
+        for x, y in Batches(NUMBERS, NUMBERS * 10, batch_size=3, length=4):
+            assert torch.equal(x * 10, y)
+
+    def test_draws_nothing_from_the_global_stream(self):
+        before = torch.get_rng_state()
+        list(Batches(NUMBERS, batch_size=5, length=4))
+        assert torch.equal(before, torch.get_rng_state())
+
+    def test_too_few_samples(self):
+        with pytest.raises(ValueError, match="data.batch_size=6: each rank has 5 samples; choose at most 5"):
+            Batches(NUMBERS, batch_size=6, world_size=2)
+
+
+def test_images_are_split_and_scaled(tmp_path):
+    data = Images(name="digits", cache=str(tmp_path))
+    data.setup("fit")
+    assert data.images.shape == (1437, 1, 8, 8)
+    assert data.held_out_images.shape == (360, 1, 8, 8)
+    assert (data.images.min(), data.images.max()) == (-1, 1)
+    assert torch.bincount(data.labels).min() > 100
+
+
+class TestWeightsHash:
+    def test_equal_weights_equal_hash(self):
+        net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+        twin = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+        twin.load_state_dict(net.state_dict())
+        assert weights_sha256(net) == weights_sha256(twin)
+
+    @pytest.mark.parametrize("change", ["one ulp", "buffer", "name", "shape", "dtype"])
+    def test_any_change_shows(self, change):
+        net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+        before = weights_sha256(net)
+        with torch.no_grad():
+            if change == "one ulp":
+                net[0].weight[0, 0] = torch.nextafter(net[0].weight[0, 0], torch.tensor(9.0))
+            elif change == "buffer":
+                net[1].running_mean[0] += 1
+            elif change == "name":
+                net = nn.ModuleDict({"a": net[0], "b": net[1]})
+            elif change == "shape":
+                net[0].weight.data = net[0].weight.data.reshape(1, 4)
+            else:
+                net[0].weight.data = net[0].weight.data.view(torch.int32)
+        assert weights_sha256(net) != before
+
+
+class TestSavedBytes:
+    def test_counts_distinct_storage_beyond_the_weights(self):
+        net = nn.Linear(3, 5)
+        x = torch.randn(7, 3, requires_grad=True)
+        saved = SavedBytes(net)
+        with saved.hooks:
+            y = net(x)  # saves x (and the weight, which does not count)
+            loss = (y * y.view(7, 5)).sum()  # saves y twice: one storage
+        assert saved.total == 4 * (7 * 3 + 7 * 5)
+        loss.backward()
+        assert torch.equal(x.grad, 2 * (y @ net.weight).detach())
+
+    def test_write_in_place_is_still_refused(self):
+        x = torch.ones(3, requires_grad=True)
+        with SavedBytes(nn.Identity()).hooks:
+            y = x * 2
+            loss = (y * y).sum()
+        y.detach().zero_()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+def test_random_states_are_restored_and_plain():
+    def draw():
+        return random.random(), np.random.rand(), np.random.randn(), torch.rand(1).item()
+
+    np.random.randn()  # leaves a cached Gaussian behind
+    streams = RandomStreams()
+    state = streams.state_dict()
+    expected = draw()
+    streams.load_state_dict(state)
+    streams.on_train_batch_start()
+    assert draw() == expected
+    assert draw() != expected
+    streams.on_train_batch_start()  # restored once only
+    assert draw() != expected
+
+
+def test_grid_is_square_and_enlarged(tmp_path):
+    images = torch.linspace(-1, 1, 5).reshape(5, 1, 1, 1).expand(5, 1, 8, 8)
+    grid = image_grid(images)
+    assert grid.shape == (1, 2 * 34, 3 * 34)
+    assert [grid[0, 17, 17].item(), grid[0, 17, 85].item(), grid[0, 51, 51].item()] == [0, 0.5, 1]
+    save_grid(tmp_path / "grid.png", images)
+    assert (tmp_path / "grid.png").stat().st_size > 50
+
+
+def test_only_inference_errors_are_explained():
+    stop = {"fakes": "inference_mode", "d": "freeze"}
+    said = explained(RuntimeError("Inference tensors cannot be saved for backward. To work around ..."), stop)
+    assert said.startswith("stop.fakes=inference_mode: Inference tensors cannot be saved for backward;")
+    assert explained(RuntimeError("shapes differ\nmore"), stop) == "shapes differ"
