@@ -247,5 +247,7 @@ def test_500_steps_through_train_py(network, seed, tmp_path):
         "hydra.sweep.dir=s",
         cwd=tmp_path,
     )
-    found = {s: result(tmp_path / "s" / f"fakes-{s}" / f"seed-{seed}")["weights_sha256"] for s in EQUIVALENT}
+    runs = [result(file.parent) for file in tmp_path.glob("s/*/*/result.json")]
+    found = {run["stop"]["fakes"]: run["weights_sha256"] for run in runs if run["steps"] == 500}
+    assert set(found) == set(EQUIVALENT)
     assert len(set(found.values())) == 1, found
