@@ -187,7 +187,7 @@ class audit:
 
     def _path(self, loss: Tensor, value: Value, part: str) -> tuple[str, ...]:
         steps = live_path(value, self._bit(part))
-        if steps:
+        if steps and not any(v.foreign for v in steps):
             return tuple(f"{v.op} ({place(v.file, v.line)})" if v.file else v.op for v in steps if v.op)
         walk = Walk(loss)
         paths = [[*walk.path(t)[:-1], self.names[id(t)]] for t in self.parts.get(part, ()) if id(t) in walk.leaves]
@@ -241,8 +241,12 @@ def assert_flow(
         with audit(modules) as a, as_found(modules_in(modules), parts_of(modules)):
             a.loss("loss", loss())
         return a.check(contract)
-    if isinstance(loss, Tensor) and not loss.requires_grad:
+    if not loss.requires_grad:
         raise ValueError("loss has no graph: nothing that it uses requires grad; pass a function to learn the line")
+    walk, parts = Walk(loss), parts_of(modules)
+    if not reaches and not walk.opaque and all(part in parts for part in wanted):
+        if not any(id(t) in walk.leaves for part in wanted for t in parts[part]):
+            return None  # absent from the graph: no need to measure
     with audit(modules) as a:
         a.loss("loss", loss)
     contract.check(FlowMatrix(tuple(a.parts), {key: _finished(cell) for key, cell in a.matrix().items()}))

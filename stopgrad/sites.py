@@ -48,6 +48,7 @@ _VALUELESS = {
     _T.grad.__set__,
 }
 _OVERWRITES = {_T.copy_, _T.zero_, _T.fill_, _T.normal_, _T.uniform_, _T.random_, _T.exponential_}  # drop the old value
+_PAIRWISE = {torch.broadcast_tensors, torch.functional.broadcast_tensors, torch.meshgrid, torch.functional.meshgrid}
 _NO_WRITE = {_T.detach_, torch.detach_, _T.data.__set__}
 
 
@@ -156,27 +157,38 @@ class Recorder(TorchFunctionMode):
             elif (targets := _written(func, args, kwargs)) is not None:
                 self._write(func, targets, args, known, numbers)
             else:
-                self._result(func, _leaves(result), known, numbers, live)
+                self._result(func, inputs, _leaves(result), known, numbers, live)
         elif self._writes:
             for tensor in _leaves(result):
                 self._writes.pop(_storage(tensor), None)  # a new tensor in the memory of one that is gone
         return result
 
-    def _result(self, func: Any, outputs: list[Tensor], known: list[_Known], numbers: list[Value], live: bool) -> None:
+    def _result(
+        self,
+        func: Any,
+        inputs: list[Tensor],
+        outputs: list[Tensor],
+        known: list[_Known],
+        numbers: list[Value],
+        live: bool,
+    ) -> None:
         """An operation made new tensors. Outputs that are alike share one value."""
         mode = _graphless()
         site = user_line(function_calls=bool(mode))
-        parents = [value for _, value in known] + numbers
-        made: dict[tuple[bool, str], Value] = {}
-        for out in outputs:
-            if any(out is tensor for tensor, _ in known):
+        if func in _PAIRWISE:  # the i-th output is the i-th input, reshaped
+            pairs = [(out, [v for t, v in known if t is source]) for out, source in zip(outputs, inputs, strict=True)]
+        else:
+            pairs = [(out, [value for _, value in known] + numbers) for out in outputs]
+        made: dict[Any, Value] = {}
+        for out, parents in pairs:
+            if not parents or any(out is tensor for tensor, _ in known):
                 continue  # handed through as it was: contiguous(), to(the same dtype)
             cut = _CUTS.get(func, "")
             if not (cut or mode or out.requires_grad) and (live or _loses_type(out, known)):
                 cut = "no_derivative"
-            key = (out.requires_grad, cut)
+            key = (out.requires_grad, cut, *parents)
             if key not in made:
-                made[key] = self._new(_name(func), parents, cut=cut, mode=mode, live=key[0], site=site)
+                made[key] = self._new(_name(func), parents, cut=cut, mode=mode, live=out.requires_grad, site=site)
             self._attach(out, made[key])
 
     def _write(
