@@ -80,12 +80,14 @@ class audit:
                 bits[tensor] = bits.get(tensor, 0) | self._bit(name)
         return {tensor: (mask, self.names[id(tensor)]) for tensor, mask in bits.items()}
 
-    def _bit(self, name: str) -> int:
-        if name not in self._columns:
-            name = f"stop.{name}"
-            if name not in self._columns:
-                self._columns.append(name)
-        return 1 << self._columns.index(name)
+    def _bit(self, column: str) -> int:
+        if column not in self._columns:  # a boundary that is crossed for the first time
+            self._columns.append(column)
+        return 1 << self._columns.index(column)
+
+    def on_crossing(self, watch: Callable[[str, Tensor], None]) -> None:
+        """Hand every live tensor that crosses a boundary to ``watch(boundary, tensor)`` instead of keeping it."""
+        self._running("").on_probe = watch
 
     def loss(self, name: str, loss: Tensor) -> Tensor:
         """Measure a loss, before its backward, and return it.
@@ -244,9 +246,9 @@ def assert_flow(
     if not loss.requires_grad:
         raise ValueError("loss has no graph: nothing that it uses requires grad; pass a function to learn the line")
     walk, parts = Walk(loss), parts_of(modules)
-    if not reaches and not walk.opaque and all(part in parts for part in wanted):
-        if not any(id(t) in walk.leaves for part in wanted for t in parts[part]):
-            return None  # absent from the graph: no need to measure
+    asked = [id(t) for part in wanted for t in parts.get(part, ())]
+    if not reaches and not walk.opaque and wanted.keys() <= parts.keys() and walk.leaves.keys().isdisjoint(asked):
+        return None  # absent from the graph: no need to measure
     with audit(modules) as a:
         a.loss("loss", loss)
     contract.check(FlowMatrix(tuple(a.parts), {key: _finished(cell) for key, cell in a.matrix().items()}))

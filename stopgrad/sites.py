@@ -79,7 +79,7 @@ class Recorder(TorchFunctionMode):
 
     Args:
         roots: each leaf tensor to follow, with the bits of the parts that it belongs to and its name.
-        bit_of: gives the bit of a boundary, by its name.
+        bit_of: gives the bit of a boundary, by its column ``stop.NAME``.
 
     Attributes:
         escapes: values that left as Python numbers or arrays, in order.
@@ -278,7 +278,7 @@ class Recorder(TorchFunctionMode):
 
     def _crossing(self, name: str, before: Value | None, *, live: bool, line: tuple[str, int]) -> Value:
         parents = (before,) if before else ()
-        return self._new(f"stop.{name}", parents, parts=self._bit_of(name), live=live, site=line)
+        return self._new(f"stop.{name}", parents, parts=self._bit_of(f"stop.{name}"), live=live, site=line)
 
     # ---- values
 
