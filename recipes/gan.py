@@ -1,0 +1,302 @@
+r"""GAN: the discriminator's loss must not reach the generator, and the generator's must pass through the discriminator.
+
+    noise ──> generator ──> fakes ──‖──> discriminator ──> d_loss      ‖ stop.fakes: D learns, G does not
+                                           reals ──┘
+    noise ──> generator ──> fakes ─────> discriminator ──> g_loss      ‖ stop.discriminator: G learns, D does not
+                                              ‖ (its weights)
+
+Goodfellow et al. 2014, arXiv:1406.2661, algorithm 1: D ascends with G's samples held fixed, then G descends. Hinge loss:
+Miyato et al. 2018, arXiv:1802.05957, eq. 16-17. WGAN-GP: Gulrajani et al. 2017, arXiv:1704.00028, eq. 3. R1: Mescheder
+et al. 2018, arXiv:1801.04406, eq. 9, and its Dirac-GAN, definition 2.1.
+
+Without the cut, D's loss writes gradients into G. If G's gradients are zeroed before G's own backward nothing changes but
+the cost; if not, G is trained to help D:
+
+    python train.py recipe=gan                                           # right
+    python train.py recipe=gan stop.fakes=none stop.zero_grad=late       # broken
+
+The opposite mistake is to cut inside a gradient penalty: the penalty is then a constant, and D is free to grow.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from pydantic import NonNegativeFloat, PositiveInt
+from torch import Tensor, nn
+from torch.nn.functional import relu, softplus
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from recipes.shared.frechet import FrechetDistance, cached_classifier
+from recipes.shared.images import Images
+from recipes.shared.pictures import add_grid
+from stopgrad import FlowContract, Stops
+
+# The first choice is the paper's, and the default.
+BOUNDARIES = {
+    "fakes": ["detach", "no_grad", "freeze", "detach_", "data", "inference_mode", "none", "scale", "reverse"],
+    "discriminator": ["freeze", "none"],
+}
+SWITCHES = {
+    "zero_grad": ["timely", "late"],  # late: what D's loss left in G is still there when G steps
+    "penalty": ["kept", "no_create_graph", "detached"],  # the gradient of D inside the penalty
+}
+FLOW = FlowContract(
+    {
+        "d_loss": {"discriminator": "open", "generator": "blocked", "stop.fakes": "blocked"},
+        "g_loss": {"generator": "open", "discriminator": "blocked"},
+    }
+)
+
+D_LOSS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "non_saturating": lambda real, fake: softplus(-real).mean() + softplus(fake).mean(),
+    "hinge": lambda real, fake: relu(1 - real).mean() + relu(1 + fake).mean(),
+    "wasserstein": lambda real, fake: fake.mean() - real.mean(),
+}
+G_LOSS: dict[str, Callable[[Tensor], Tensor]] = {
+    "non_saturating": lambda fake: softplus(-fake).mean(),
+    "hinge": lambda fake: -fake.mean(),
+    "wasserstein": lambda fake: -fake.mean(),
+}
+
+
+def mlp(shape: Sequence[int], latent: int, width: int) -> tuple[nn.Module, nn.Module]:
+    """Generator (B, latent) -> (B, C, H, W) in [-1, 1] and discriminator (B, C, H, W) -> (B, 1), for 8x8 images."""
+    pixels = math.prod(shape)
+    generator = nn.Sequential(
+        nn.Linear(latent, width),
+        nn.ReLU(),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        nn.Linear(width, pixels),
+        nn.Tanh(),
+        nn.Unflatten(1, tuple(shape)),
+    )
+    discriminator = nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(pixels, width),
+        nn.LeakyReLU(0.2),
+        nn.Linear(width, width),
+        nn.LeakyReLU(0.2),
+        nn.Linear(width, 1),
+    )
+    return generator, discriminator
+
+
+def dcgan(shape: Sequence[int], latent: int, width: int) -> tuple[nn.Module, nn.Module]:
+    """The same for 28x28 or 32x32 images: Radford et al. 2016, arXiv:1511.06434, without BatchNorm in D."""
+    channels, height, _ = shape
+    low = height // 4  # 7 or 8
+    generator = nn.Sequential(
+        nn.Linear(latent, 2 * width * low * low),
+        nn.Unflatten(1, (2 * width, low, low)),
+        nn.BatchNorm2d(2 * width),
+        nn.ReLU(),
+        nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1),  # (B, width, 2 low, 2 low)
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.ConvTranspose2d(width, channels, 4, stride=2, padding=1),  # (B, C, 4 low, 4 low)
+        nn.Tanh(),
+    )
+    discriminator = nn.Sequential(
+        nn.Conv2d(channels, width, 4, stride=2, padding=1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
+        nn.LeakyReLU(0.2),
+        nn.Flatten(),
+        nn.Linear(2 * width * low * low, 1),
+    )
+    return generator, discriminator
+
+
+class DiracGenerator(nn.Module):
+    """A point mass at ``theta``, whatever the noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.ones(1))
+
+    def forward(self, noise: Tensor) -> Tensor:
+        return self.theta.expand(len(noise), 1)
+
+
+def dirac(shape: Sequence[int], latent: int, width: int) -> tuple[nn.Module, nn.Module]:
+    """The Dirac-GAN: generator theta, discriminator psi * x, both started at 1; the data is the point 0."""
+    discriminator = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(discriminator.weight)
+    return DiracGenerator(), discriminator
+
+
+class GAN(L.LightningModule):
+    """A generator against a discriminator, in manual optimisation; a step is one batch.
+
+    Args:
+        stop: the chosen strategies and switches.
+        shape: (C, H, W) of an image.
+        network: ``mlp`` for 8x8 images, ``dcgan`` for 28x28 and 32x32, ``dirac`` for the exact test.
+        latent: dimensions of the noise.
+        width: units, or channels, of the hidden layers.
+        use_spectral_norm: on every layer of D (Miyato et al. 2018).
+        loss: of both players.
+        penalty: on D's gradient: ``r1`` at the reals, ``interpolates`` towards norm 1 (WGAN-GP).
+        penalty_weight: gamma of R1, lambda of WGAN-GP.
+        n_critic: D's steps for each step of G; every batch is one step of D.
+        updates: ``simultaneous``: both players step from the same point.
+        ema_decay: of the generator's running average, which is the one that is sampled.
+        g_optimizer, d_optimizer: from parameters to an optimiser.
+    """
+
+    def __init__(
+        self,
+        *,
+        stop: Mapping[str, str],
+        shape: Sequence[PositiveInt],
+        g_optimizer: Callable[..., torch.optim.Optimizer],
+        d_optimizer: Callable[..., torch.optim.Optimizer],
+        network: Literal["mlp", "dcgan", "dirac"] = "mlp",
+        latent: PositiveInt = 64,
+        width: PositiveInt = 256,
+        use_spectral_norm: bool = False,
+        loss: Literal["non_saturating", "hinge", "wasserstein"] = "non_saturating",
+        penalty: Literal["none", "r1", "interpolates"] = "none",
+        penalty_weight: NonNegativeFloat = 0.0,
+        n_critic: PositiveInt = 1,
+        updates: Literal["alternating", "simultaneous"] = "alternating",
+        ema_decay: NonNegativeFloat = 0.999,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.stop = Stops(stop, BOUNDARIES, SWITCHES)
+        if updates == "simultaneous" and self.stop.discriminator.spelled == "none":
+            raise ValueError(
+                "stop.discriminator=none: with recipe.updates=simultaneous D would step on G's loss; "
+                "choose stop.discriminator=freeze or recipe.updates=alternating"
+            )
+        if network == "dcgan" and tuple(shape[1:]) not in ((28, 28), (32, 32)):
+            raise ValueError(f"recipe.network=dcgan: images of {list(shape)}; choose 28x28 or 32x32 images, or mlp")
+        self.generator, self.discriminator = {"mlp": mlp, "dcgan": dcgan, "dirac": dirac}[network](shape, latent, width)
+        if use_spectral_norm:
+            for layer in self.discriminator.modules():
+                if isinstance(layer, (nn.Linear, nn.Conv2d)):
+                    spectral_norm(layer)
+        self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        self.update_average = get_ema_multi_avg_fn(ema_decay)
+        self.latent, self.loss, self.n_critic, self.updates = latent, loss, n_critic, updates
+        self.penalty, self.penalty_weight = penalty, penalty_weight
+        self.g_optimizer, self.d_optimizer = g_optimizer, d_optimizer
+        self.yardsticks: dict[str, float] = {}  # the distance at the start, and that of real images to real images
+        self.slope: Tensor | None = None  # mean norm of D's gradient where the penalty looked last
+
+    def parameter_groups(self) -> dict[str, nn.Module]:
+        return {"generator": self.generator, "discriminator": self.discriminator}
+
+    def noise(self, n: int) -> Tensor:
+        return torch.randn(n, self.latent, device=self.device)
+
+    # ---- the two losses: what this recipe is about
+
+    def d_loss(self, reals: Tensor) -> Tensor:
+        """D tells reals (B, C, H, W) from as many fresh fakes."""
+        fakes = self.stop.fakes(self.generator, self.noise(len(reals)))  # the cut: this loss must not teach G
+        loss = D_LOSS[self.loss](self.discriminator(reals), self.discriminator(fakes))
+        return loss if self.penalty == "none" else loss + self.penalty_weight * self.gradient_penalty(reals, fakes)
+
+    def gradient_penalty(self, reals: Tensor, fakes: Tensor) -> Tensor:
+        """R1: E|grad D|^2 / 2 at the reals; WGAN-GP: E(|grad D| - 1)^2 between reals and fakes."""
+        if self.penalty == "r1":
+            points = reals
+        else:
+            mix = torch.rand(len(reals), *[1] * (reals.ndim - 1), device=self.device)
+            points = mix * reals + (1 - mix) * fakes
+        points = points.detach().requires_grad_()  # a leaf: D's gradient is taken here, nothing flows on to G
+        keep = self.stop.penalty != "no_create_graph"
+        (gradient,) = torch.autograd.grad(self.discriminator(points).sum(), points, create_graph=keep)
+        if self.stop.penalty == "detached":
+            gradient = gradient.detach()  # never right: the penalty becomes a constant
+        norm = gradient.flatten(1).norm(dim=1)
+        self.slope = norm.detach().mean()
+        return norm.square().mean() / 2 if self.penalty == "r1" else (norm - 1).square().mean()
+
+    def g_loss(self, reals: Tensor) -> Tensor:
+        """G makes D take fresh fakes, as many as ``reals``, for real."""
+        fakes = self.generator(self.noise(len(reals)))
+        logits = self.stop.discriminator(self.discriminator, fakes)  # through D to G; D itself must not learn from it
+        return G_LOSS[self.loss](logits)
+
+    # ---- the order of backward, zero_grad and step
+
+    def training_step(self, reals: Tensor, batch_idx: int) -> None:
+        g_wrapped, d_optimizer = self.optimizers()  # pyright: ignore[reportGeneralTypeIssues]
+        g_optimizer = g_wrapped.optimizer  # not counted: Lightning's global_step is D's steps, which are the batches
+
+        d_optimizer.zero_grad()
+        d_loss = self.d_loss(reals)
+        self.manual_backward(d_loss)
+        if self.updates == "alternating":
+            d_optimizer.step()
+
+        if (batch_idx + 1) % self.n_critic == 0:
+            if self.stop.zero_grad == "timely":
+                g_optimizer.zero_grad()
+            g_loss = self.g_loss(reals)
+            self.manual_backward(g_loss)
+            if self.updates == "simultaneous":
+                d_optimizer.step()
+            g_optimizer.step()
+            if self.stop.zero_grad == "late":
+                g_optimizer.zero_grad()
+            self.average_generator()
+            self.log_step({"loss/g": g_loss})
+        self.log_step({"loss/d": d_loss} | ({} if self.slope is None else {"health/slope": self.slope}))
+
+    def average_generator(self) -> None:
+        self.update_average(list(self.average.parameters()), list(self.generator.parameters()), None)  # pyright: ignore
+        for averaged, current in zip(self.average.buffers(), self.generator.buffers(), strict=True):
+            averaged.copy_(current)
+
+    def log_step(self, values: dict[str, Tensor]) -> None:
+        if self.global_step % self.trainer.log_every_n_steps == 0:
+            self.log_dict({name: value.detach() for name, value in values.items()}, prog_bar=True)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [self.g_optimizer(self.generator.parameters()), self.d_optimizer(self.discriminator.parameters())]
+
+    # ---- how good the samples are
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Tensor:
+        """(n, C, H, W) from the averaged generator; the same noise every time, and no draw from the global stream."""
+        noise = torch.randn(n, self.latent, generator=torch.Generator().manual_seed(0)).to(self.device)
+        mode = self.average.training
+        samples = self.average.eval()(noise)
+        self.average.train(mode)
+        return samples
+
+    def setup(self, stage: str) -> None:
+        self.frechet = None
+        data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(data, Images):
+            classifier = cached_classifier(data.images, data.labels, data.cache)
+            reals = torch.cat([data.images, data.held_out_images])
+            self.frechet = FrechetDistance(classifier, reals)
+            self.yardsticks["frechet_floor"] = FrechetDistance(classifier, reals[::2])(reals[1::2])
+            if stage == "fit":  # the weights are still the first ones, also when a checkpoint is about to be loaded
+                self.yardsticks["frechet_start"] = self.frechet(self.sample(len(reals)))
+
+    def validation_step(self, reals: Tensor, batch_idx: int) -> None:
+        players = [*self.generator.parameters(), *self.discriminator.parameters()]
+        self.log("radius", torch.cat([p.flatten() for p in players]).norm())  # of the Dirac-GAN's orbit
+        if self.frechet:
+            samples = self.sample(self.frechet.num_reals)
+            self.log("frechet", self.frechet(samples), prog_bar=True)
+            add_grid(self.logger, "samples", samples[:64], self.global_step)
+
+    def test_step(self, reals: Tensor, batch_idx: int) -> None:
+        self.validation_step(reals, batch_idx)
+        self.log_dict(self.yardsticks)

@@ -1,0 +1,127 @@
+"""What every run carries: exact resume, the costs of a step, the progress bar."""
+
+from __future__ import annotations
+
+import random
+import resource
+import statistics
+import sys
+import time
+from collections import deque
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+
+def progress_bar() -> Callback | None:
+    """Lightning's bar where a person watches, and none where output goes to a file."""
+    return TQDMProgressBar(refresh_rate=20) if sys.stderr.isatty() else None
+
+
+class RandomStreams(Callback):
+    """Keeps Python's, NumPy's and torch's random states in the checkpoint, so that a resumed run draws what it would have.
+
+    They are restored at the first batch after the resume, once set-up has drawn what it draws. All states are stored as
+    integers and tensors, so that the checkpoint loads with ``weights_only=True``.
+    """
+
+    def __init__(self) -> None:
+        self.restored: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        version, internal, gauss = random.getstate()
+        kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+        return {
+            "python": [version, list(internal), gauss],
+            "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.restored = state_dict
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        if self.restored is None:
+            return
+        state, self.restored = self.restored, None
+        version, internal, gauss = state["python"]
+        random.setstate((version, tuple(internal), gauss))
+        kind, keys, position, has_gauss, cached = state["numpy"]
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["cuda"])
+
+
+class SavedBytes:
+    """Counts the bytes of distinct storage that autograd saves for backward, beyond parameters and buffers.
+
+    Saved tensors stay under PyTorch's check for in-place changes, which plain hooks would switch off.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.known = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+        self.storages: dict[int, tuple[Any, int]] = {}  # the storage is held, so that its address is not used again
+        self.hooks = saved_tensors_hooks(self._pack, self._unpack)
+
+    def _pack(self, tensor: Tensor) -> tuple[Tensor, int]:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.known:
+            self.storages[storage.data_ptr()] = (storage, storage.nbytes())
+        return tensor.detach(), tensor._version
+
+    def _unpack(self, packed: tuple[Tensor, int]) -> Tensor:
+        tensor, version = packed
+        if tensor._version != version:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                f"{list(tensor.shape)} is at version {tensor._version}; expected version {version}"
+            )
+        return tensor
+
+    @property
+    def total(self) -> int:
+        return sum(size for _, size in self.storages.values())
+
+
+class Meter(Callback):
+    """Costs: seconds of every batch, bytes saved for backward in the first one, peak memory."""
+
+    def __init__(self) -> None:
+        self.saved_bytes: int | None = None
+        self.times: deque[float] = deque(maxlen=100_000)
+        self._saved: SavedBytes | None = None
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        if self.saved_bytes is None:
+            self._saved = SavedBytes(pl_module)
+            self._saved.hooks.__enter__()
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.times.append(time.perf_counter() - self.started)
+        self._leave()
+
+    def on_exception(self, *args: Any) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._saved is not None:
+            self._saved.hooks.__exit__(None, None, None)
+            self.saved_bytes, self._saved = self._saved.total, None
+
+    def costs(self) -> dict[str, float | int | None]:
+        """Median step time in seconds (without the first, measured, step), saved and peak bytes."""
+        on_gpu = torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return {
+            "step_time": statistics.median(list(self.times)[1:]) if len(self.times) > 1 else None,
+            "saved_bytes": self.saved_bytes,
+            "peak_memory": torch.cuda.max_memory_allocated() if on_gpu else resident,
+        }

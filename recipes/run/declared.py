@@ -1,0 +1,58 @@
+"""What recipes declare, read from their source without running it: no torch, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from recipes.run.errors import InputError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """Of one recipe: its first docstring line, and the legal choices of each boundary and switch, the paper's first."""
+
+    summary: str
+    boundaries: dict[str, list[str]]
+    switches: dict[str, list[str]]
+
+
+def declaration(target: str) -> Declaration:
+    """The declaration in the module of ``target``, such as ``recipes.gan.GAN``.
+
+    Raises:
+        InputError: there is no such module.
+    """
+    module = target.rpartition(".")[0]
+    try:
+        spec = importlib.util.find_spec(module) if module else None
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or spec.origin is None:
+        raise InputError(f"recipe._target_={target}: no module {module!r}; write package.module.Class")
+    tree = ast.parse(Path(spec.origin).read_text())
+    values = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and node.targets[0].id in ("BOUNDARIES", "SWITCHES")
+    }
+    summary = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return Declaration(summary, values.get("BOUNDARIES", {}), values.get("SWITCHES", {}))
+
+
+def recipe_configs() -> dict[str, DictConfig]:
+    """``configs/recipe/*.yaml`` by name."""
+    found = {}
+    for file in sorted((CONFIGS / "recipe").glob("*.yaml")):
+        config = OmegaConf.load(file)
+        assert isinstance(config, DictConfig)
+        found[file.stem] = config
+    return found

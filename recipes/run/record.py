@@ -1,0 +1,139 @@
+"""What a run leaves behind: ``config.yaml``, ``result.json``, and a closing summary for the person who watches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+import stopgrad
+from recipes.run.build import Run
+from recipes.run.callbacks import Meter
+from recipes.run.errors import InputError
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers: equal weights, equal hash."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    found = {"stopgrad": stopgrad.__version__}
+    for name in ("torch", "lightning", "hydra-core", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the code that runs, with ``+`` where the tree differs from it; None outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file so that a reader sees all of it or the one before."""
+    half_written = file.with_name(f".{file.name}.tmp")
+    half_written.write_text(text)
+    half_written.replace(file)
+
+
+def explained(error: BaseException, stop: dict[str, str]) -> str:
+    """The first line of an error; with the reason and the way out where a strategy is what caused it."""
+    message = str(error).partition("\n")[0] or type(error).__name__
+    if "Inference tensors cannot be saved for backward" in message:
+        names = [name for name, choice in stop.items() if choice == "inference_mode"]
+        return (
+            f"stop.{', stop.'.join(names)}=inference_mode: {message.partition('.')[0]}; what crosses is an inference "
+            "tensor, and the consumer must save its input to compute its own gradient. Use no_grad, which costs the same"
+        )
+    return message
+
+
+@contextmanager
+def record(config: DictConfig, run: Run) -> Iterator[None]:
+    """Write ``config.yaml`` at the start and ``result.json`` at the end, however it comes; then print the summary.
+
+    In a sweep an arm that raises is a result: it is recorded and the next arm starts.
+    """
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    write_whole(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    stop: Any = OmegaConf.to_container(config.stop, resolve=True)
+    result = {
+        "recipe": hydra.runtime.choices.recipe,
+        "arm": folder.parent.name,
+        "stop": stop,
+        "seed": config.seed,
+        "mode": config.mode,
+        "versions": versions(),
+        "commit": commit(),
+    }
+    started = time.perf_counter()
+    failure: Exception | None = None
+    try:
+        yield
+        interrupted = getattr(run.trainer, "interrupted", False)
+        result["status"] = "interrupted" if interrupted else "finished"
+    except Exception as error:
+        failure = error
+        result |= {"status": "raised", "error": type(error).__name__, "message": explained(error, stop)}
+    meter = next((c for c in run.trainer.callbacks if isinstance(c, Meter)), None)  # pyright: ignore
+    result |= {
+        "steps": run.trainer.global_step,
+        "metrics": {name: value.item() for name, value in sorted(run.trainer.callback_metrics.items())},
+        "weights_sha256": weights_sha256(run.recipe),
+        "seconds": time.perf_counter() - started,
+        **(meter.costs() if meter else {}),
+        "flow": None,
+    }
+    if run.trainer.is_global_zero:
+        write_whole(folder / "result.json", json.dumps(result, indent=2) + "\n")
+        print(summary(result, folder))
+    if failure is not None and hydra.mode != RunMode.MULTIRUN:
+        if result["message"].startswith("stop."):
+            raise InputError(result["message"]) from failure
+        raise failure
+    if failure is not None and not result["message"].startswith("stop."):
+        traceback.print_exception(failure)  # a mistake in the code more likely than an effect of the cut
+
+
+def summary(result: dict[str, Any], folder: Path) -> str:
+    """The closing lines: what ran, how it ended, what it cost, where it is."""
+    chosen = " ".join(f"{name}={choice}" for name, choice in result["stop"].items())
+    numbers = "  ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items())
+    cost = f"{result['steps']} steps in {result['seconds']:.1f} s"
+    if result.get("step_time"):
+        cost += f", {result['step_time'] * 1e3:.2f} ms a step, {result['saved_bytes'] / 1024:.0f} KiB saved for backward"
+    try:
+        folder = folder.relative_to(Path.cwd())
+    except ValueError:
+        pass
+    ending = result["status"] + (f": {result['message']}" if "message" in result else "")
+    return f"\n{result['recipe']}  {chosen}  seed {result['seed']}: {ending}\n{numbers}\n{cost}\n{folder}"
