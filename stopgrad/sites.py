@@ -263,7 +263,12 @@ class Recorder(TorchFunctionMode):
         """``leaf`` was made under ``freeze``: blocked, unless a parameter that nobody froze made it live."""
         inputs = [t for t in _leaves(args) if t.requires_grad]
         walk = Walk(leaf, stop={t.grad_fn for t in inputs})
-        if walk.leaves.keys() - {id(t) for t in inputs}:
+        reached = walk.leaves.keys() - {id(t) for t in inputs}
+        if leaf.grad_fn is None and leaf._is_view():
+            reached = (
+                set()
+            )  # a view of a parameter: torch says that it requires grad once that is unfrozen; nothing flows
+        if reached:
             return self.gate(name, leaf, lambda crossing: crossing)
         before, line = self.value(leaf), user_line()
         frozen = self._new(

@@ -602,6 +602,12 @@ def boundary_freeze(a, b, x):
     return b(h).square().mean()
 
 
+@case("blocked", "requires_grad")
+def boundary_freeze_of_a_view_of_a_parameter(a, b, x):
+    h = Boundary("h", "freeze").over(a)(lambda: a.weight.expand(2, 4, 4))  # cut
+    return b(h).square().mean() + 0 * b(x).sum()
+
+
 @case("open")
 def boundary_none(a, b, x):
     return b(Boundary("h", "none")(a, x)).square().mean()
