@@ -160,7 +160,7 @@ class audit:
                 state = "zero" if norm <= self._rtol * largest else "open"
                 cell = Cell(state, norm, found.cuts_of(self._bit(part)), self._path(loss, value, part))
             else:
-                note = "" if norms is not None else "its gradients cannot be measured beside hooks that run after them"
+                note = "" if norms is not None else "a probe would disturb DDP or a hook; use FlowAudit"
                 cell = self._unreached(found, self._bit(part), note)
             known = self._cells.get((name, part))
             self._cells[name, part] = known.merge(cell) if known else cell

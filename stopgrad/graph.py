@@ -27,12 +27,15 @@ class Walk:
         opaque: names of the nodes that cannot be seen through: custom Functions, and with them compiled graphs,
             reentrant checkpoints and DDP's sink.
         nodes: how many nodes were visited.
+        static_ddp: the graph belongs to a DistributedDataParallel with ``static_graph=True``, which counts backwards:
+            to measure by ``torch.autograd.grad`` would silently bring its ranks out of step.
     """
 
     def __init__(self, tensor: Tensor, stop: Collection[Any] = ()) -> None:
         self.leaves: dict[int, Tensor] = {}
         self.opaque: list[str] = []
         self.nodes = 0
+        self.static_ddp = False
         self._came: dict[Any, Any] = {}
         self._accumulators: dict[int, Any] = {}
         if tensor.grad_fn is None:
@@ -43,6 +46,8 @@ class Walk:
             self.nodes += 1
             if isinstance(node, BackwardCFunction):
                 self.opaque.append(type(node).__name__)
+                ddp = node.ddp_weakref() if hasattr(node, "ddp_weakref") else None  # pyright: ignore
+                self.static_ddp |= ddp is not None and ddp.static_graph
             elif (variable := getattr(node, "variable", None)) is not None:  # only AccumulateGrad has one
                 self.leaves[id(variable)] = variable
                 self._accumulators[id(variable)] = node

@@ -30,12 +30,15 @@ def gradient_norms(
         others: leaf tensors besides ``tensors`` that a full backward would also reach.
 
     Returns:
-        None if it cannot be measured without a trace: under a reentrant checkpoint where hooks run after accumulation.
+        None if it cannot be measured without a trace: under DDP with ``static_graph``, and under a reentrant checkpoint
+        in DDP or beside hooks that run after accumulation.
 
     Raises:
         RuntimeError: the graph was freed by a backward.
     """
     walk = Walk(loss)
+    if walk.static_ddp:
+        return None
     try:
         if REENTRANT in walk.opaque:  # refuses autograd.grad
             leaves = {**walk.leaves, **others, **{id(t): t for t in tensors if t.is_leaf}}

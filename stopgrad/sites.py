@@ -265,9 +265,7 @@ class Recorder(TorchFunctionMode):
         walk = Walk(leaf, stop={t.grad_fn for t in inputs})
         reached = walk.leaves.keys() - {id(t) for t in inputs}
         if leaf.grad_fn is None and leaf._is_view():
-            reached = (
-                set()
-            )  # a view of a parameter: torch says that it requires grad once that is unfrozen; nothing flows
+            reached = set()  # a view of a parameter: torch calls it live once that is unfrozen, but nothing flows
         if reached:
             return self.gate(name, leaf, lambda crossing: crossing)
         before, line = self.value(leaf), user_line()

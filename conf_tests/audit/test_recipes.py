@@ -78,8 +78,9 @@ def test_the_default_keeps_the_contract(recipe: str) -> None:
 def test_each_mutation_is_caught_and_no_equivalent_is(recipe: str, boundary: str, strategy: str, legal: bool) -> None:
     try:
         contract, matrix = _matrix(recipe, f"stop.{boundary}={strategy}")
-    except RuntimeError as error:  # PyTorch itself refuses this arm: nothing is left to audit
-        assert REFUSED[strategy] in str(error)
-        return
+    except RuntimeError as error:
+        if REFUSED.get(strategy, "?") in str(error):
+            return  # PyTorch itself refuses this arm: nothing is left to audit
+        raise
     kinds = {v.kind for v in contract.violations(matrix)}
     assert (kinds == set()) == legal, matrix.text()
