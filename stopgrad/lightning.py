@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
@@ -20,10 +21,13 @@ from stopgrad import measure
 from stopgrad.boundary import Boundary, Stops
 from stopgrad.contract import FlowContract, Violation, raise_for
 from stopgrad.flow import audit
+from stopgrad.freeze import Drift, FreezeWatch, FrozenDrift, frozen_modules, train_eval_gap
 from stopgrad.matrix import FlowMatrix
 from stopgrad.parts import Modules
 from stopgrad.pictures import matrix_figure
+from stopgrad.strategy import nearest
 
+_V = TypeVar("_V")
 _name: ContextVar[str | None] = ContextVar("stopgrad_loss_name", default=None)
 
 
@@ -55,17 +59,13 @@ def boundaries_of(module: LightningModule) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _report(found: Sequence[Violation], on_violation: str, strict: bool = False) -> None:
-    """Gather violations over ranks, so that all raise or none does; then raise, or warn."""
-    found = list(found)
+def _over_ranks(found: Sequence[_V]) -> list[_V]:
+    """The findings of all ranks, each once: all ranks must raise, or none."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         gathered: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(gathered, found)
-        found = list(dict.fromkeys(v for rank in gathered for v in rank))
-    if on_violation == "raise":
-        raise_for(found, strict=strict)
-    elif found:
-        warnings.warn("\n".join(v.text for v in found), stacklevel=2)
+        torch.distributed.all_gather_object(gathered, list(found))
+        return list(dict.fromkeys(v for rank in gathered for v in rank))
+    return list(found)
 
 
 class _Audit(Callback):
@@ -151,7 +151,11 @@ class FlowAudit(_Audit):
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 _log(logger, self.matrix, self.violations, self.batches - 1)
-        _report(self.violations, self.on_violation, contract.strict)
+        found = _over_ranks(self.violations)
+        if self.on_violation == "raise":
+            raise_for(found, strict=contract.strict)
+        elif found:
+            warnings.warn("\n".join(v.text for v in found), stacklevel=2)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._close()
@@ -262,3 +266,92 @@ def _log(logger: Any, matrix: FlowMatrix, violations: Sequence[Violation], step:
         writer.add_text("flow/matrix", f"```\n{matrix}\n```", step)
     if hasattr(writer, "add_figure") and find_spec("matplotlib") is not None:
         writer.add_figure("flow/matrix", matrix_figure(matrix), step)
+
+
+class FreezeAudit(_Audit):
+    """Tell whether anything that is declared frozen moved: parameters, buffers, optimiser state.
+
+    The first batch also shows whether the frozen modules' features are the same in train mode and in eval mode.
+
+    Args:
+        parts: groups, or dotted names of submodules; by default the contract's ``frozen`` parts, and without any the
+            outermost modules of which no parameter requires grad.
+        every_n_steps: check after every n-th batch; None for the end of each epoch alone.
+        on_violation: ``raise`` :class:`FrozenDrift`, on all ranks, or ``warn``.
+
+    Attributes:
+        drifts: what has moved by the last check.
+        gaps: by part, the largest difference between features in train mode and in eval mode at the first batch.
+    """
+
+    def __init__(
+        self, parts: Sequence[str] | None = None, every_n_steps: int | None = None, on_violation: str = "raise"
+    ) -> None:
+        super().__init__(every_n_steps, on_violation)
+        self.parts = parts
+        self.drifts: list[Drift] = []
+        self.gaps: dict[str, float] = {}
+        self._watch: FreezeWatch | None = None
+        self._handles: list[RemovableHandle] = []
+        self._inputs: dict[str, tuple[nn.Module, Any, Any]] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        frozen = self._frozen(pl_module)
+        if not frozen:
+            raise ValueError("FreezeAudit: nothing is frozen; name the parts, FreezeAudit(parts=[...])")
+        self._watch = FreezeWatch(frozen, [getattr(o, "optimizer", o) for o in trainer.optimizers])
+        for name, part in frozen.items():
+            if isinstance(part, nn.Module):
+                keep = partial(self._keep_inputs, name)
+                self._handles.append(part.register_forward_pre_hook(keep, with_kwargs=True))
+
+    def _frozen(self, module: LightningModule) -> dict[str, Any]:
+        contract = getattr(module, "FLOW", None)
+        names = self.parts if self.parts is not None else getattr(contract, "frozen", ())
+        if not names:
+            return dict(frozen_modules(module))
+        groups = groups_of(module)
+        named = dict(module.named_modules()) | (dict(groups) if isinstance(groups, Mapping) else {})
+        for name in names:
+            if name not in named:
+                raise ValueError(f"FreezeAudit: no part {name!r}{nearest(name, named)}")
+        return {name: named[name] for name in names}
+
+    def _keep_inputs(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._inputs.setdefault(name, (module, args, kwargs))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.batches += 1
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for name, (module, args, kwargs) in self._inputs.items():
+            self.gaps[name] = train_eval_gap(module, *args, **kwargs)
+        self._inputs.clear()
+        if self.every_n_steps and self.batches % self.every_n_steps == 0:
+            self._check()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check()
+
+    def _check(self) -> None:
+        if self._watch is None:
+            return
+        self.drifts = self._watch.drifts()
+        found = _over_ranks(self.drifts)
+        if found and self.on_violation == "raise":
+            raise FrozenDrift(found)
+        if found:
+            warnings.warn("\n".join(map(str, found)), stacklevel=2)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.on_exception(trainer, pl_module, KeyboardInterrupt())
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        for handle in self._handles:
+            handle.remove()
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None

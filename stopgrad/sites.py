@@ -264,9 +264,8 @@ class Recorder(TorchFunctionMode):
         inputs = [t for t in _leaves(args) if t.requires_grad]
         walk = Walk(leaf, stop={t.grad_fn for t in inputs})
         reached = walk.leaves.keys() - {id(t) for t in inputs}
-        if leaf.grad_fn is None and leaf._is_view():
-            reached = set()  # a view of a parameter: torch calls it live once that is unfrozen, but nothing flows
-        if reached:
+        # A view of a parameter is called live once that is unfrozen again, but nothing flows from it.
+        if reached and not (leaf.grad_fn is None and leaf._is_view()):
             return self.gate(name, leaf, lambda crossing: crossing)
         before, line = self.value(leaf), user_line()
         frozen = self._new(

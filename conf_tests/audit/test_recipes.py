@@ -1,4 +1,4 @@
-"""Every recipe keeps its contract, and every boundary that is switched the wrong way breaks it: 100%, no false alarms."""
+"""Every recipe keeps its contract, and every boundary that is switched the wrong way breaks it."""
 
 from __future__ import annotations
 
