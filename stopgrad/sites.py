@@ -154,13 +154,13 @@ class Recorder(TorchFunctionMode):
         if known or numbers:
             if func in _ESCAPES:
                 self._escape(_ESCAPES[func], [v for _, v in known], result)
-            elif (targets := _written(func, args, kwargs)) is not None:
+            elif (targets := written_by(func, args, kwargs)) is not None:
                 self._write(func, targets, args, known, numbers)
             else:
                 self._result(func, inputs, _leaves(result), known, numbers, live)
         elif self._writes:
             for tensor in _leaves(result):
-                self._writes.pop(_storage(tensor), None)  # a new tensor in the memory of one that is gone
+                self._writes.pop(storage_of(tensor), None)  # a new tensor in the memory of one that is gone
         return result
 
     def _result(
@@ -212,7 +212,7 @@ class Recorder(TorchFunctionMode):
             value = self._new(_name(func), parents, cut=cut, mode=mode, live=live, site=site)
             self._attach(target, value)
             if func not in _NO_WRITE:
-                self._writes[_storage(target)] = value
+                self._writes[storage_of(target)] = value
 
     def _escape(self, kind: str, parents: list[Value], result: Any) -> None:
         value = self._new(kind, parents, cut=kind)
@@ -299,7 +299,7 @@ class Recorder(TorchFunctionMode):
             value = entry[1]
             if value.mode and not value.live and tensor.grad_fn is not None:
                 value = self._from_function(tensor, value)
-        write = self._writes.get(_storage(tensor)) if self._writes else None
+        write = self._writes.get(storage_of(tensor)) if self._writes else None
         if write is not None and (value is None or write.seq > value.seq):
             value = self._new("view", [v for v in (value, write) if v], live=tensor.requires_grad)
         return value
@@ -425,14 +425,15 @@ def _differentiable(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _storage(tensor: Tensor) -> int:
+def storage_of(tensor: Tensor) -> int:
+    """An id of the memory that a tensor shares with its aliases."""
     try:
         return tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):  # sparse and wrapped tensors have none
         return -id(tensor)
 
 
-def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor] | None:
+def written_by(func: Any, args: Any, kwargs: Any) -> list[Tensor] | None:
     """The tensors that an operation writes into, or None."""
     if "out" in kwargs:
         return _leaves([kwargs["out"]])
