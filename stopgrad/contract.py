@@ -165,6 +165,7 @@ class FlowContract(Mapping[str, Mapping[str, str]]):
 
         The error names every violation; a leak goes before a starved part. ``opaque`` cells warn, unless strict.
         """
+        __tracebackhide__ = True  # pytest shows the caller's line
         raise_for(self.violations(matrix, partial=partial), strict=self.strict)
 
     def _unexpected_cuts(self, matrix: FlowMatrix) -> list[Violation]:
@@ -184,6 +185,7 @@ class FlowContract(Mapping[str, Mapping[str, str]]):
 
 def raise_for(violations: Sequence[Violation], *, strict: bool = False) -> None:
     """Raise the error that fits the violations, if any counts; warn of what could not be told."""
+    __tracebackhide__ = True
     if not strict:
         for violation in violations:
             if violation.kind == "opaque":

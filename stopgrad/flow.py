@@ -16,7 +16,7 @@ from stopgrad.contract import FlowContract
 from stopgrad.graph import Walk
 from stopgrad.matrix import Cell, FlowMatrix
 from stopgrad.measure import as_found, gradient_norms
-from stopgrad.parts import Modules, modules_in, names_of, parts_of
+from stopgrad.parts import Modules, module_names, modules_in, names_of, parts_of
 from stopgrad.sites import Recorder
 from stopgrad.values import CutSite, Trace, Value, live_path, place, trace
 
@@ -40,6 +40,8 @@ class audit:
         modules: a module (its parts are its named children, and parameters of its own by their names), or
             ``{name: module, parameter, or nested lists and dicts of parameters}``. A parameter may be in several parts.
         boundaries: names of boundaries that are columns even if nothing crosses them.
+        draw: also note in which module each operation runs, for :func:`stopgrad.drawing.flow_svg`; it installs hooks
+            for all modules while the audit is on.
         rtol: a gradient at or below ``rtol`` times the largest of the same loss is ``zero``.
 
     Raises:
@@ -47,13 +49,17 @@ class audit:
         RuntimeError: on entering: gradients are disabled, or another audit is on.
     """
 
-    def __init__(self, modules: Modules, *, boundaries: Sequence[str] = (), rtol: float = RTOL) -> None:
+    def __init__(
+        self, modules: Modules, *, boundaries: Sequence[str] = (), rtol: float = RTOL, draw: bool = False
+    ) -> None:
         self.parts = parts_of(modules)
         self._modules = modules_in(modules)
+        self._module_names = module_names(modules)
         self._columns = [*self.parts, *(f"stop.{name}" for name in boundaries)]
         self._rtol = rtol
         self._cells: dict[tuple[str, str], Cell] = {}
-        self._reported: set[Value] = set()
+        self.draw = draw
+        self.loss_values: dict[Value, str] = {}
         self._recorder: Recorder | None = None
         self._stack = ExitStack()
         self.names = names_of(modules, self.parts)
@@ -64,6 +70,8 @@ class audit:
         self._recorder = Recorder(self._roots(), self._bit)
         with ExitStack() as stack:
             stack.enter_context(self._recorder)
+            if self.draw:
+                stack.enter_context(self._recorder.follow_modules(self._module_names))
             if "torch._dynamo" in sys.modules:  # a compiled graph hides its values and links every parameter
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             self._stack = stack.pop_all()
@@ -149,7 +157,7 @@ class audit:
         value = recorder.value(loss)
         if value is None:
             raise ValueError(f"loss {name!r} depends on nothing that requires grad")
-        self._reported.add(value)
+        self.loss_values[value] = name
         found = trace(value)
         largest = max([0.0, *(norms or {}).values(), *(n for ns in crossings.values() for n in ns)])
         for part in self._columns:
@@ -182,7 +190,7 @@ class audit:
         sites = [
             found
             for escape in escapes
-            if not self._reported.intersection(escape.parents)  # a loss that is logged
+            if self.loss_values.keys().isdisjoint(escape.parents)  # a loss that is logged
             for found in trace(escape).escapes_of(bit)
         ]
         return tuple(dict.fromkeys(sites))
@@ -201,6 +209,7 @@ class audit:
 
     def check(self, contract: FlowContract | Mapping[str, Mapping[str, str]]) -> None:
         """Raise :class:`~stopgrad.GradientLeak` or :class:`~stopgrad.GradientStarved` if the contract is broken."""
+        __tracebackhide__ = True
         (contract if isinstance(contract, FlowContract) else FlowContract(contract)).check(self.matrix())
 
     def _running(self, name: str) -> Recorder:
@@ -231,6 +240,7 @@ def assert_flow(
         GradientLeak, GradientStarved: the assertion does not hold.
         ValueError: an unknown part, or a loss that is no scalar or has no graph.
     """
+    __tracebackhide__ = True  # pytest shows the caller's line
     wanted = dict.fromkeys(_listed(reaches), "open")
     for part in _listed(not_reaches):
         if part in wanted:

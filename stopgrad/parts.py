@@ -73,3 +73,14 @@ def names_of(modules: Modules, parts: Mapping[str, list[Tensor]]) -> dict[int, s
         for full, parameter in named:
             names.setdefault(id(parameter), []).append(full)
     return {key: " = ".join(dict.fromkeys(found)) for key, found in names.items()}
+
+
+def module_names(modules: Modules) -> dict[nn.Module, str]:
+    """The dotted name of each module that has parameters, the first where it has several."""
+    roots = dict(modules.named_children()) if isinstance(modules, nn.Module) else modules
+    names: dict[nn.Module, str] = {}
+    for name, root in roots.items():
+        for path, module in root.named_modules() if isinstance(root, nn.Module) else ():
+            if next(module.parameters(), None) is not None:
+                names.setdefault(module, f"{name}.{path}" if path else name)
+    return names

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from stopgrad.frames import user_line
-from stopgrad.sites import storage_of, written_by
+from stopgrad.ops import storage_of, written_by
 from stopgrad.values import place
 
 

@@ -9,47 +9,32 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from stopgrad.frames import in_optimizer, user_line
 from stopgrad.graph import Walk
+from stopgrad.ops import (
+    CUTS,
+    ESCAPES,
+    NO_WRITE,
+    OVERWRITES,
+    PAIRWISE,
+    VALUELESS,
+    graphless_mode,
+    leaves_of,
+    loses_type,
+    name_of,
+    next_sequence_number,
+    node_name,
+    storage_of,
+    written_by,
+)
 from stopgrad.values import Value, place
 
-_T: Any = torch.Tensor
 _functorch_stack = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
-_CUTS: dict[Any, str] = {
-    _T.detach: "detach",
-    torch.detach: "detach",
-    _T.detach_: "detach_",
-    torch.detach_: "detach_",
-    _T.data.__get__: "data",
-    _T.data.__set__: "data",  # pyright: ignore[reportAttributeAccessIssue]
-    torch.tensor: "torch.tensor",
-    _T.new_tensor: "torch.tensor",
-}
-_ESCAPES: dict[Any, str] = {
-    _T.item: "item",
-    _T.__float__: "item",
-    _T.__int__: "item",
-    _T.__index__: "item",
-    _T.__complex__: "item",
-    _T.tolist: "tolist",
-    _T.numpy: "numpy",
-    _T.__array__: "numpy",
-}
-# Operations whose result has the shape of a tensor but not its value, and those that change no value.
-_VALUELESS = {
-    *(torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like),
-    *(torch.rand_like, torch.randn_like, torch.randint_like),
-    *(_T.new_zeros, _T.new_ones, _T.new_empty, _T.new_full, _T.new_empty_strided),
-    *(_T.requires_grad_, _T.retain_grad, _T.share_memory_, _T.backward),
-    _T.grad.__get__,
-    _T.grad.__set__,
-}
-_OVERWRITES = {_T.copy_, _T.zero_, _T.fill_, _T.normal_, _T.uniform_, _T.random_, _T.exponential_}  # drop the old value
-_PAIRWISE = {torch.broadcast_tensors, torch.functional.broadcast_tensors, torch.meshgrid, torch.functional.meshgrid}
-_NO_WRITE = {_T.detach_, torch.detach_, _T.data.__set__}
+_Known = tuple[Tensor, Value]
 
 
 class _Ref(weakref.ref):
@@ -87,6 +72,7 @@ class Recorder(TorchFunctionMode):
         probes: the live tensors that crossed a boundary, by its name; kept only while ``on_probe`` is None.
         leaves: leaf tensors that were used, require grad and are no part of the model.
         on_probe: called with the name of the boundary and the live tensor that crosses it.
+        on_backward: called with a tensor before its ``backward()``.
         modules: the stack of names of the modules that run now.
     """
 
@@ -98,6 +84,7 @@ class Recorder(TorchFunctionMode):
         self.probes: dict[str, list[Tensor]] = {}
         self.leaves: dict[int, Tensor] = {}
         self.on_probe: Callable[[str, Tensor], None] | None = None
+        self.on_backward: Callable[[Tensor], None] | None = None
         self.modules: list[str] = []
         self._paused = False
         self._bit_of = bit_of
@@ -116,7 +103,7 @@ class Recorder(TorchFunctionMode):
         if _active is not None:
             where = "in another thread" if _active.thread != threading.get_ident() else "already, around this one"
             raise RuntimeError(f"an audit is on {where}; one at a time: leave it first")
-        self._began = _next_sequence_number()
+        self._began = next_sequence_number()
         super().__enter__()
         _active = self
         return self
@@ -137,29 +124,51 @@ class Recorder(TorchFunctionMode):
         finally:
             self._paused = before
 
+    @contextmanager
+    def follow_modules(self, names: Mapping[nn.Module, str]) -> Iterator[None]:
+        """Note in which of these modules each operation runs."""
+
+        def enter(module: nn.Module, args: Any) -> None:
+            if module in names:
+                self.modules.append(names[module])
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            if module in names and self.modules:
+                self.modules.pop()
+
+        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.modules.clear()
+
     # ---- operations
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self._paused or func in _VALUELESS:
+        if func is Tensor.backward and self.on_backward is not None and not self._paused:
+            self.on_backward(args[0])
+        if self._paused or func in VALUELESS:
             return func(*args, **kwargs)
-        inputs = [*_leaves(args), *_leaves(kwargs)] if kwargs else _leaves(args)
+        inputs = [*leaves_of(args), *leaves_of(kwargs)] if kwargs else leaves_of(args)
         known = [(t, v) for t in inputs if (v := self.value(t)) is not None]
-        numbers = _leaves((args, kwargs), float) if self._numbers else []
+        numbers = leaves_of((args, kwargs), float) if self._numbers else []
         numbers = [self._numbers[n] for n in numbers if n in self._numbers]
         live = any(t.requires_grad for t, _ in known)
         result = func(*args, **kwargs)
         if not self.unseen and _functorch_stack() is not None:
             self.unseen = "functorch at " + place(*user_line())
         if known or numbers:
-            if func in _ESCAPES:
-                self._escape(_ESCAPES[func], [v for _, v in known], result)
+            if func in ESCAPES:
+                self._escape(ESCAPES[func], [v for _, v in known], result)
             elif (targets := written_by(func, args, kwargs)) is not None:
                 self._write(func, targets, args, known, numbers)
             else:
-                self._result(func, inputs, _leaves(result), known, numbers, live)
+                self._result(func, inputs, leaves_of(result), known, numbers, live)
         elif self._writes:
-            for tensor in _leaves(result):
+            for tensor in leaves_of(result):
                 self._writes.pop(storage_of(tensor), None)  # a new tensor in the memory of one that is gone
         return result
 
@@ -173,9 +182,9 @@ class Recorder(TorchFunctionMode):
         live: bool,
     ) -> None:
         """An operation made new tensors. Outputs that are alike share one value."""
-        mode = _graphless()
+        mode = graphless_mode()
         site = user_line(function_calls=bool(mode))
-        if func in _PAIRWISE:  # the i-th output is the i-th input, reshaped
+        if func in PAIRWISE:  # the i-th output is the i-th input, reshaped
             pairs = [(out, [v for t, v in known if t is source]) for out, source in zip(outputs, inputs, strict=True)]
         else:
             pairs = [(out, [value for _, value in known] + numbers) for out in outputs]
@@ -183,12 +192,12 @@ class Recorder(TorchFunctionMode):
         for out, parents in pairs:
             if not parents or any(out is tensor for tensor, _ in known):
                 continue  # handed through as it was: contiguous(), to(the same dtype)
-            cut = _CUTS.get(func, "")
-            if not (cut or mode or out.requires_grad) and (live or _loses_type(out, known)):
+            cut = CUTS.get(func, "")
+            if not (cut or mode or out.requires_grad) and (live or loses_type(out, [t for t, _ in known])):
                 cut = "no_derivative"
             key = (out.requires_grad, cut, *parents)
             if key not in made:
-                made[key] = self._new(_name(func), parents, cut=cut, mode=mode, live=out.requires_grad, site=site)
+                made[key] = self._new(name_of(func), parents, cut=cut, mode=mode, live=out.requires_grad, site=site)
             self._attach(out, made[key])
 
     def _write(
@@ -197,28 +206,28 @@ class Recorder(TorchFunctionMode):
         """An operation in place: its targets now depend on its inputs too, and so does every alias of them."""
         if any(id(t) in self._roots for t in targets) and in_optimizer():
             return
-        mode, cut = _graphless(), _CUTS.get(func, "")
+        mode, cut = graphless_mode(), CUTS.get(func, "")
         site = user_line(function_calls=bool(mode))
         lists = [a for a in args if isinstance(a, list | tuple) and len(a) == len(targets)] if len(targets) > 1 else []
         for i, target in enumerate(targets):
             others = {
                 id(a[j]) for a in lists for j in range(len(a)) if j != i
             }  # torch._foreach_*: the i-th of each list
-            overwritten = id(target) if func in _OVERWRITES else None
+            overwritten = id(target) if func in OVERWRITES else None
             parents = numbers + [v for t, v in known if id(t) not in others and id(t) != overwritten]
             if id(target) in self._roots and parents == [self._values[id(target)][1]]:
                 continue  # a parameter changed by itself alone
             live = target.requires_grad
-            value = self._new(_name(func), parents, cut=cut, mode=mode, live=live, site=site)
+            value = self._new(name_of(func), parents, cut=cut, mode=mode, live=live, site=site)
             self._attach(target, value)
-            if func not in _NO_WRITE:
+            if func not in NO_WRITE:
                 self._writes[storage_of(target)] = value
 
     def _escape(self, kind: str, parents: list[Value], result: Any) -> None:
         value = self._new(kind, parents, cut=kind)
         self.escapes.append(value)
         if kind != "numpy":
-            numbers = _leaves([result], float)
+            numbers = leaves_of([result], float)
             self._numbers.update((n, value) for n in numbers if n != n // 1)  # 0.0 and 1.0 prove nothing
 
     # ---- boundaries
@@ -261,7 +270,7 @@ class Recorder(TorchFunctionMode):
 
     def freeze(self, name: str, leaf: Tensor, args: Any) -> Tensor:
         """``leaf`` was made under ``freeze``: blocked, unless a parameter that nobody froze made it live."""
-        inputs = [t for t in _leaves(args) if t.requires_grad]
+        inputs = [t for t in leaves_of(args) if t.requires_grad]
         walk = Walk(leaf, stop={t.grad_fn for t in inputs})
         reached = walk.leaves.keys() - {id(t) for t in inputs}
         # A view of a parameter is called live once that is unfrozen again, but nothing flows from it.
@@ -322,7 +331,7 @@ class Recorder(TorchFunctionMode):
                 seen |= fresh
                 stack += fresh
         foreign = any(node._sequence_nr() < self._began for node in seen)
-        value = self._new(_node_name(tensor), parents, live=True, foreign=foreign)
+        value = self._new(node_name(tensor), parents, live=True, foreign=foreign)
         self._attach(tensor, value)
         return value
 
@@ -334,7 +343,7 @@ class Recorder(TorchFunctionMode):
                 if parent not in seen:
                     seen.add(parent)
                     (stack if parent.mode and not parent.live else parents).append(parent)
-        value = self._new(_node_name(tensor), parents, live=True, site=(value.file, value.line))
+        value = self._new(node_name(tensor), parents, live=True, site=(value.file, value.line))
         self._attach(tensor, value)
         return value
 
@@ -377,68 +386,3 @@ class Recorder(TorchFunctionMode):
         file, line = site or user_line()
         module = self.modules[-1] if self.modules else ""
         return Value(self._seq, op, tuple(parents), file, line, parts, cut, mode, boundary, live, module, foreign)
-
-
-_Known = tuple[Tensor, Value]
-
-
-def _leaves(tree: Any, kind: type = Tensor) -> list[Any]:
-    """All tensors (or numbers) in nested lists, tuples and dicts."""
-    found: list[Any] = []
-    for item in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else (tree,):
-        if isinstance(item, kind):
-            found.append(item)
-        elif isinstance(item, list | tuple | dict):
-            found += _leaves(item, kind)
-    return found
-
-
-def _name(func: Any) -> str:
-    name = getattr(func, "__name__", type(func).__name__)
-    if name in ("__get__", "__set__"):
-        return getattr(func.__self__, "__name__", name)
-    return name.strip("_") if name.startswith("__") else name
-
-
-def _next_sequence_number() -> int:
-    """The number that autograd will give to the next node of this thread."""
-    probe = torch.zeros((), requires_grad=True).view(())
-    return probe.grad_fn._sequence_nr() + 1  # pyright: ignore[reportOptionalMemberAccess]
-
-
-def _node_name(tensor: Tensor) -> str:
-    return tensor.grad_fn.name() if tensor.grad_fn is not None else ""
-
-
-def _graphless() -> str:
-    if torch.is_inference_mode_enabled():
-        return "inference_mode"
-    return "" if torch.is_grad_enabled() else "no_grad"
-
-
-def _loses_type(out: Tensor, known: list[_Known]) -> bool:
-    """The result is of a type that has no gradient, and what it was computed from is not."""
-    return not _differentiable(out) and any(_differentiable(t) for t, _ in known)
-
-
-def _differentiable(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
-def storage_of(tensor: Tensor) -> int:
-    """An id of the memory that a tensor shares with its aliases."""
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # sparse and wrapped tensors have none
-        return -id(tensor)
-
-
-def written_by(func: Any, args: Any, kwargs: Any) -> list[Tensor] | None:
-    """The tensors that an operation writes into, or None."""
-    if "out" in kwargs:
-        return _leaves([kwargs["out"]])
-    name = getattr(func, "__name__", "")
-    in_place = name.endswith("_") and not name.endswith("__")
-    if args and (in_place or name == "__setitem__" or func in _NO_WRITE):
-        return _leaves(args[:1])
-    return None
