@@ -39,6 +39,8 @@ class audit:
     Args:
         modules: a module (its parts are its named children, and parameters of its own by their names), or
             ``{name: module, parameter, or nested lists and dicts of parameters}``. A parameter may be in several parts.
+        backward: report each loss whose ``backward()`` runs inside under this name, unless it was reported: so is a
+            training audited without touching it.
         boundaries: names of boundaries that are columns even if nothing crosses them.
         draw: also note in which module each operation runs, for :func:`stopgrad.drawing.flow_svg`; it installs hooks
             for all modules while the audit is on.
@@ -50,13 +52,20 @@ class audit:
     """
 
     def __init__(
-        self, modules: Modules, *, boundaries: Sequence[str] = (), rtol: float = RTOL, draw: bool = False
+        self,
+        modules: Modules,
+        *,
+        backward: str | None = None,
+        boundaries: Sequence[str] = (),
+        rtol: float = RTOL,
+        draw: bool = False,
     ) -> None:
         self.parts = parts_of(modules)
         self._modules = modules_in(modules)
         self._module_names = module_names(modules)
         self._columns = [*self.parts, *(f"stop.{name}" for name in boundaries)]
         self._rtol = rtol
+        self._backward = backward
         self._cells: dict[tuple[str, str], Cell] = {}
         self.draw = draw
         self.loss_values: dict[Value, str] = {}
@@ -68,6 +77,7 @@ class audit:
         if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
             raise RuntimeError("audit: gradients are disabled here; leave torch.no_grad() or inference_mode() first")
         self._recorder = Recorder(self._roots(), self._bit)
+        self._recorder.on_backward = self._report_backward if self._backward else None
         with ExitStack() as stack:
             stack.enter_context(self._recorder)
             if self.draw:
@@ -124,6 +134,14 @@ class audit:
         self.record(name, loss, by_tensor, by_boundary)
         return loss
 
+    def _report_backward(self, loss: Tensor) -> None:
+        node: Any = loss.grad_fn
+        if self._backward and node is not None and loss.numel() == 1 and not self._was_reported(node):
+            self.loss(self._backward, loss)
+
+    def _was_reported(self, node: Any) -> bool:
+        return node.metadata.get("stopgrad.reported") is self
+
     def admit(self, name: str, loss: Tensor) -> None:
         """Refuse what is no loss, and a graph that was reported before."""
         recorder = self._running(name)
@@ -135,10 +153,10 @@ class audit:
             cuts = [str(site) for _, site in trace(value).cuts] if value else []
             raise ValueError(f"loss {name!r} has no graph: {'; '.join(cuts) or 'nothing that it uses requires grad'}")
         node: Any = loss.grad_fn
-        marks = node.metadata if node is not None else {}
-        if marks.get("stopgrad.reported") is self:
-            raise ValueError(f"loss {name!r}: this graph was reported already; report each graph once")
-        marks["stopgrad.reported"] = self
+        if node is not None:
+            if self._was_reported(node):
+                raise ValueError(f"loss {name!r}: this graph was reported already; report each graph once")
+            node.metadata["stopgrad.reported"] = self
 
     def record(
         self,

@@ -240,6 +240,65 @@ def test_a_loss_computed_before_the_audit_is_opaque_where_it_is_not_reached(net:
         a.check(FlowContract({"loss": {"probe": "blocked"}}, strict=True))
 
 
+# ---- a training in the style of public code, audited without touching it
+
+
+class LanguageModel(nn.Module):
+    def __init__(self, vocabulary: int = 20, width: int = 16) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, width)
+        self.transformer = nn.Transformer(width, 2, 1, 1, 32, dropout=0.1, batch_first=True)
+        self.generator = nn.Linear(width, vocabulary)
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1])
+        hidden = self.transformer(self.embed(source), self.embed(target), tgt_mask=mask)
+        return self.generator(hidden)
+
+
+def _train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[tuple[Tensor, Tensor]]) -> float:
+    model.train()
+    total = 0.0
+    for source, target in batches:
+        logits = model(source, target[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1), target[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        total += loss.item()
+    return total / len(batches)
+
+
+def test_a_transformer_in_a_plain_loop_is_audited_without_touching_it() -> None:
+    results = []
+    for audited in (False, True):
+        torch.manual_seed(0)
+        model = LanguageModel()
+        optimizer = torch.optim.AdamW(model.parameters())
+        batches = [(torch.randint(20, (4, 6)), torch.randint(20, (4, 7))) for _ in range(3)]
+        if audited:
+            with audit(model, backward="loss") as a:
+                loss = _train_epoch(model, optimizer, batches)
+            assert {key: cell.state for key, cell in a.matrix().items()} == {
+                ("loss", "embed"): "open",
+                ("loss", "transformer"): "open",
+                ("loss", "generator"): "open",
+            }
+        else:
+            loss = _train_epoch(model, optimizer, batches)
+        results.append((loss, [p.clone() for p in model.parameters()]))
+    assert results[0][0] == results[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
+
+
+def test_a_reported_loss_is_not_reported_again_by_its_backward(net: Net, x: Tensor) -> None:
+    with audit(net, backward="backward") as a:
+        a.loss("loss", net(x)[0].mean()).backward()
+        net(x)[1].mean().backward()
+    assert a.matrix().losses == ("loss", "backward")
+
+
 # ---- compiled modules
 
 
