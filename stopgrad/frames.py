@@ -16,15 +16,13 @@ _KNOWN_FILES: dict[str, bool] = {}
 
 def _is_library(file: str) -> bool:
     """True for frames that are nobody's model: torch, stopgrad, Lightning's trainer, the standard library."""
-    known = _KNOWN_FILES.get(file)
-    if known is None:
-        path = os.path.abspath(file)
-        parts = path.split(os.sep)
-        installed = "site-packages" in parts or "dist-packages" in parts
-        known = path.startswith(_LIBRARIES) or file.startswith("<frozen")
-        known |= path.startswith(_STDLIB) and not installed
-        known |= installed and bool({"lightning", "pytorch_lightning", "lightning_fabric"} & set(parts))
-        _KNOWN_FILES[file] = known
+    path = os.path.abspath(file)
+    parts = path.split(os.sep)
+    installed = "site-packages" in parts or "dist-packages" in parts
+    known = path.startswith(_LIBRARIES) or file.startswith("<frozen")
+    known |= path.startswith(_STDLIB) and not installed
+    known |= installed and bool({"lightning", "pytorch_lightning", "lightning_fabric"} & set(parts))
+    _KNOWN_FILES[file] = known
     return known
 
 
@@ -37,7 +35,8 @@ def user_line(function_calls: bool = False) -> tuple[str, int]:
     frame, found = sys._getframe(1), None
     while frame is not None:
         file = frame.f_code.co_filename
-        if found is None and not _is_library(file):
+        known = _KNOWN_FILES.get(file)  # this loop runs for every operation
+        if found is None and not (_is_library(file) if known is None else known):
             found = file, frame.f_lineno
             if not function_calls:
                 return found
@@ -48,8 +47,6 @@ def user_line(function_calls: bool = False) -> tuple[str, int]:
 
 
 def in_optimizer() -> bool:
-    """True if one of torch's optimisers makes the call: its writes carry no value from one part to another."""
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_LIBRARIES[1]):
-        frame = frame.f_back
-    return frame is not None and frame.f_code.co_filename.startswith(_OPTIMIZERS)
+    """True if one of torch's optimisers calls the caller: its writes carry no value from one part to another."""
+    file = sys._getframe(2).f_code.co_filename
+    return file.startswith(_OPTIMIZERS) and not file.endswith("swa_utils.py")  # an average does carry values

@@ -150,7 +150,7 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is Tensor.backward and self.on_backward is not None and not self._paused:
             self.on_backward(args[0])
-        if self._paused or func in VALUELESS:
+        if self._paused or func in VALUELESS or in_optimizer():
             return func(*args, **kwargs)
         inputs = [*leaves_of(args), *leaves_of(kwargs)] if kwargs else leaves_of(args)
         known = [(t, v) for t in inputs if (v := self.value(t)) is not None]
@@ -204,8 +204,6 @@ class Recorder(TorchFunctionMode):
         self, func: Any, targets: Sequence[Tensor], args: Any, known: list[_Known], numbers: list[Value]
     ) -> None:
         """An operation in place: its targets now depend on its inputs too, and so does every alias of them."""
-        if any(id(t) in self._roots for t in targets) and in_optimizer():
-            return
         mode, cut = graphless_mode(), CUTS.get(func, "")
         site = user_line(function_calls=bool(mode))
         lists = [a for a in args if isinstance(a, list | tuple) and len(a) == len(targets)] if len(targets) > 1 else []

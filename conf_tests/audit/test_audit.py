@@ -448,3 +448,23 @@ def test_assert_flow_refuses_contradictions_and_unknown_parts(net: Net, x: Tenso
         assert_flow(loss, net, reaches=["haed"])
     with pytest.raises(ValueError, match="no graph"):
         assert_flow(loss.detach(), net, reaches=["head"])
+
+
+# ---- optimisers and averages inside an audit
+
+
+def test_an_optimizer_step_connects_nothing_and_an_average_does(x: Tensor) -> None:
+    a, b = nn.Linear(4, 4), nn.Linear(4, 4)
+    optimizer = torch.optim.AdamW([*a.parameters(), *b.parameters()], weight_decay=0.1)
+    target = torch.optim.swa_utils.AveragedModel(a, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
+    target.update_parameters(a)  # the first is a copy
+    with audit({"a": a, "b": b}) as flow:
+        b(a(x)).square().mean().backward()
+        optimizer.step()
+        flow.loss("alone", a(x).square().mean())
+        target.update_parameters(a)
+        flow.loss("against the average", (b(x) - target(x).detach()).square().mean())
+    assert flow.matrix()["alone", "b"].state == "independent"
+    cell = flow.matrix()["against the average", "a"]
+    assert cell.state == "blocked"
+    assert "no_grad" in [cut.kind for cut in cell.cuts]
