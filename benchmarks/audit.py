@@ -6,7 +6,8 @@
 Rows: the graph walk alone (the cheap layer), a standalone audited step (forward, the probe that measures the gradient,
 and the step's own backward), the same with module names for a drawing, and a step under ``FlowAudit``'s way of
 measuring, by hooks in the step's own backward. TorchLens captures a forward pass with its default options; what it adds
-is taken against a forward, what the audit adds against a whole step. Each repeat times all rows once, in turn; medians are reported.
+is taken against a forward, what the audit adds against a whole step. Each repeat times all rows once, in turn; a
+figure is the median over the repeats of the ratio within one repeat.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -100,7 +103,7 @@ class Bench:
         norms: dict[int, Tensor] = {}
         with audit(self.model) as a:
             handles = [
-                p.register_hook(lambda grad, key=id(p): norms.__setitem__(key, measure.norm(grad)))
+                p.register_hook(partial(lambda key, grad: norms.__setitem__(key, measure.norm(grad)), id(p)))
                 for p in self.model.parameters()
             ]
             loss = self.loss()
@@ -129,28 +132,52 @@ def seconds(step: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def run(bench: Bench, repeats: int) -> dict[str, float]:
-    """Median seconds of each way."""
-    ways: dict[str, Callable[[], float]] = {
-        "forward": lambda: seconds(bench.loss),
-        "plain": lambda: seconds(bench.plain),
-        "walk": bench.walk,
-        "audited": lambda: seconds(bench.audited),
-        "audited_draw": lambda: seconds(lambda: bench.audited(draw=True)),
-        "hooked": lambda: seconds(bench.hooked),
-    }
-    try:
-        bench.torchlens()
-        ways["torchlens"] = lambda: seconds(bench.torchlens)
-    except ImportError:
-        pass
+def run(ways: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each way, one for each repeat; every repeat times all ways in turn."""
     for way in ways.values():
         way()
     times = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
             times[name].append(way())
-    return {name: statistics.median(found) for name, found in times.items()}
+    return times
+
+
+def ratios_of(times: dict[str, list[float]]) -> dict[str, float]:
+    """Medians over the repeats of the ratio to the plain step of the same repeat: a busy machine slows both sides."""
+    plain = times["plain"]
+    return {
+        way: statistics.median(t / p for t, p in zip(found, plain, strict=True))
+        for way, found in times.items()
+        if way != "plain"
+    }
+
+
+def compare(bench: Bench, repeats: int) -> dict[str, Any]:
+    """Every way of the audit against a plain step."""
+    times = run(
+        {
+            "plain": lambda: seconds(bench.plain),
+            "forward": lambda: seconds(bench.loss),
+            "walk": bench.walk,
+            "audited": lambda: seconds(bench.audited),
+            "audited_draw": lambda: seconds(lambda: bench.audited(draw=True)),
+            "hooked": lambda: seconds(bench.hooked),
+        },
+        repeats,
+    )
+    return {
+        "median_s": {way: statistics.median(found) for way, found in times.items()},
+        "ratios": ratios_of(times),
+    }
+
+
+def compare_with_torchlens(bench: Bench, repeats: int, ratios: dict[str, float]) -> None:
+    """Add what TorchLens' capture costs. It runs after all else: nothing that it installs is timed with the audit."""
+    both = {"plain": lambda: seconds(bench.plain), "torchlens": lambda: seconds(bench.torchlens)}
+    ratios |= ratios_of(run(both, repeats))
+    for way in ("audited", "hooked"):
+        ratios[f"torchlens adds / {way} adds"] = (ratios["torchlens"] - ratios["forward"]) / (ratios[way] - 1)
 
 
 def main() -> None:
@@ -168,14 +195,9 @@ def main() -> None:
     }
     result: dict[str, Any] = {"repeats": options.repeats, "threads": options.threads, "torch": torch.__version__}
     for name, bench in benches.items():
-        medians = run(bench, options.repeats)
-        ratios = {way: t / medians["plain"] for way, t in medians.items() if way != "plain"}
-        if "torchlens" in medians:
-            added = {way: medians[way] - medians["plain"] for way in ("audited", "hooked")}
-            added["torchlens"] = medians["torchlens"] - medians["forward"]
-            for way in ("audited", "hooked"):
-                ratios[f"torchlens adds / {way} adds"] = added["torchlens"] / added[way]
-        result[name] = {"median_s": medians, "ratios": ratios}
+        result[name] = compare(bench, options.repeats)
+    for name, bench in benches.items() if find_spec("torchlens") is not None else ():
+        compare_with_torchlens(bench, options.repeats, result[name]["ratios"])
     if options.json:
         print(json.dumps(result, indent=2))
         return
