@@ -75,8 +75,8 @@ def mlp(shape: Sequence[int], latent: int, width: int) -> tuple[nn.Module, nn.Mo
         nn.Linear(width, width),
         nn.ReLU(),
         nn.Linear(width, pixels),
-        nn.Tanh(),
         nn.Unflatten(1, tuple(shape)),
+        nn.Tanh(),  # last, so that what crosses is no view, which detach_ would refuse
     )
     discriminator = nn.Sequential(
         nn.Flatten(),
@@ -123,7 +123,7 @@ class DiracGenerator(nn.Module):
         self.theta = nn.Parameter(torch.ones(1))
 
     def forward(self, noise: Tensor) -> Tensor:
-        return self.theta.expand(len(noise), 1)
+        return self.theta + noise.new_zeros(len(noise), 1)
 
 
 def dirac(shape: Sequence[int], latent: int, width: int) -> tuple[nn.Module, nn.Module]:
@@ -283,7 +283,7 @@ class GAN(L.LightningModule):
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(data, Images):
             classifier = cached_classifier(data.images, data.labels, data.cache)
-            reals = torch.cat([data.images, data.held_out_images])
+            reals = torch.cat([data.images, data.held_out_images])[:2000]
             self.frechet = FrechetDistance(classifier, reals)
             self.yardsticks["frechet_floor"] = FrechetDistance(classifier, reals[::2])(reals[1::2])
             if stage == "fit":  # the weights are still the first ones, also when a checkpoint is about to be loaded

@@ -129,7 +129,8 @@ class Boundary:
             case Strategy.DATA:
                 return leaf.data
             case _:
-                return scale_gradient(leaf, self.factor) if leaf.requires_grad else leaf
+                differentiable = leaf.is_floating_point() or leaf.is_complex()
+                return scale_gradient(leaf, self.factor) if differentiable else leaf
 
     def _pass(self, watch: Recorder, leaf: Any) -> Any:
         return watch.gate(self.name, leaf, lambda crossing: crossing) if isinstance(leaf, Tensor) else leaf

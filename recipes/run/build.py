@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
 import pickle
+import re
 import typing
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from hydra.utils import get_class, instantiate
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig, OmegaConf
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, NonNegativeInt, PositiveInt, PydanticUserError, TypeAdapter, ValidationError
 
-from recipes.run.errors import InputError, choose, full_error
+from recipes.run.errors import InputError, choose, wants_traceback
 
 NOISE = (
     ".*does not have many workers",
     ".*Using ModelCheckpoint with manual optimization",  # the state after the step is the one to resume from
     r".*isinstance\(treespec, LeafSpec\)",  # Lightning's own use of torch
 )
+ROOT = {"seed": NonNegativeInt, "trainer.max_steps": PositiveInt, "trainer.val_check_interval": PositiveInt}
+KEY_FIRST = re.compile(r"[a-z_.]+=")  # a message that names its key already
 ARBITRARY = ConfigDict(arbitrary_types_allowed=True)
 
 
@@ -40,18 +47,19 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def build(config: DictConfig, *, with_callbacks: bool = True) -> Run:
+def build_recipe(config: DictConfig) -> L.LightningModule:
+    return instantiate(config.recipe, stop=config.stop, _convert_="all")
+
+
+def build(config: DictConfig) -> Run:
     """Instantiate what the config describes; seed the random streams first."""
     quiet()
+    made = [instantiate(each, _convert_="all") for each in config.callbacks.values() if each is not None]
+    callbacks = [callback for callback in made if callback is not None]
+    watched = any(isinstance(callback, ProgressBar) for callback in callbacks)
+    extras = {"logger": instantiate(config.logger) if config.logger else False, "callbacks": callbacks, "enable_progress_bar": watched}
     data = instantiate(config.data, _convert_="all")
-    recipe = instantiate(config.recipe, stop=config.stop, _convert_="all")
-    extras: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    if with_callbacks:
-        made = [instantiate(each, _convert_="all") for each in config.callbacks.values() if each is not None]
-        callbacks = [callback for callback in made if callback is not None]
-        watched = any(isinstance(callback, ProgressBar) for callback in callbacks)
-        extras = {"logger": instantiate(config.logger), "callbacks": callbacks, "enable_progress_bar": watched}
-    return Run(data, recipe, instantiate(config.trainer, **extras, _convert_="all"))
+    return Run(data, build_recipe(config), instantiate(config.trainer, **extras, _convert_="all"))
 
 
 def check_build(config: DictConfig) -> None:
@@ -60,28 +68,41 @@ def check_build(config: DictConfig) -> None:
     Raises:
         InputError: one line with the key.
     """
+    quiet()
+    for key, hint in ROOT.items():
+        check_type(key, OmegaConf.select(config, key), hint)
     for key in ("recipe", "data", "trainer"):
         check_arguments(key, config[key])
-    check_type("seed", config.seed, typing.Annotated[int, "seed"])
-    try:
-        with torch.random.fork_rng(devices=[]):
-            run = build(config, with_callbacks=False)
-        run.data.prepare_data()
-        run.data.setup("fit")
-        run.data.train_dataloader()
-    except (ValueError, TypeError) as error:
-        if full_error():
-            raise
-        raise InputError(str(error.__cause__ or error)) from error
+    choices = config.hydra.runtime.choices
+    with torch.random.fork_rng(devices=[]):
+        data = attempt(f"data={choices.data}", lambda: instantiate(config.data, _convert_="all"))
+        attempt(f"data={choices.data}", lambda: (data.prepare_data(), data.setup("fit"), data.train_dataloader()))
+        recipe = attempt(f"recipe={choices.recipe}", lambda: build_recipe(config))
+        attempt(f"recipe={choices.recipe}", recipe.configure_optimizers)
+        attempt(f"trainer={choices.trainer}", lambda: instantiate(config.trainer, logger=False))
     if config.ckpt_path is not None:
-        check_checkpoint(config.ckpt_path, run.recipe)
+        check_checkpoint(config.ckpt_path, recipe)
+
+
+def attempt(section: str, make: Callable[[], Any]) -> Any:
+    """``make()``; what it refuses becomes one line that begins with the section of the config."""
+    try:
+        return make()
+    except (ValueError, ImportError, MisconfigurationException, InstantiationException) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        refused = isinstance(cause, (ValueError, ImportError, MisconfigurationException))
+        if wants_traceback() or not refused:
+            raise
+        message = " ".join(str(cause).split())
+        raise InputError(message if KEY_FIRST.match(message) else f"{section}: {message}") from error
 
 
 def check_type(key: str, value: Any, hint: Any) -> None:
     """Refuse a value that its annotation does not allow."""
     try:
-        adapter = TypeAdapter(hint, config=ARBITRARY) if not isinstance(hint, type) else TypeAdapter(hint)
-        adapter.validate_python(value)
+        TypeAdapter(hint, config=ARBITRARY).validate_python(value)
+    except PydanticUserError:  # a type with a configuration of its own
+        return
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise InputError(f"{key}={value}: {reason[0].lower()}{reason[1:]}") from None
@@ -89,10 +110,14 @@ def check_type(key: str, value: Any, hint: Any) -> None:
 
 def target_class(key: str, path: str) -> type:
     """The class of a ``_target_``."""
+    module, _, name = path.rpartition(".")
     try:
-        return get_class(path)
-    except Exception as error:
-        raise InputError(f"{key}._target_={path}: {error}".partition("\n")[0]) from None
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"{key}._target_={path}: {error}") from None
+    if not isinstance(found, type):
+        raise InputError(f"{key}._target_={path}: is no class")
+    return found
 
 
 def check_arguments(key: str, config: DictConfig) -> None:
@@ -103,15 +128,17 @@ def check_arguments(key: str, config: DictConfig) -> None:
     """
     target = target_class(key, config._target_)
     parameters = inspect.signature(target).parameters
-    hints = typing.get_type_hints(target.__init__, include_extras=True)
+    try:
+        hints = typing.get_type_hints(target.__init__, include_extras=True)
+    except NameError:  # annotations of a third party that only a type checker can read
+        hints = {}
     for name, value in OmegaConf.to_container(config, resolve=True).items():  # pyright: ignore
         if name.startswith("_"):
             continue
         if name not in parameters:
             raise InputError(choose(f"{key}.{name}", value, [p for p in parameters if p != "stop"]))
-        nested = isinstance(value, dict) and "_target_" in value
-        if nested:
-            target_class(f"{key}.{name}", value["_target_"])
+        if isinstance(value, dict) and "_target_" in value:
+            check_arguments(f"{key}.{name}", OmegaConf.create(value))
         elif name in hints:
             check_type(f"{key}.{name}", value, hints[name])
 

@@ -91,10 +91,11 @@ class SavedBytes:
 
 
 class Meter(Callback):
-    """Costs: seconds of every batch, bytes saved for backward in the first one, peak memory."""
+    """Costs: seconds of every batch, bytes saved for backward in the first one, peak memory; and the last losses."""
 
     def __init__(self) -> None:
         self.saved_bytes: int | None = None
+        self.metrics: dict[str, float] = {}
         self.times: deque[float] = deque(maxlen=100_000)
         self._saved: SavedBytes | None = None
 
@@ -107,6 +108,9 @@ class Meter(Callback):
     def on_train_batch_end(self, *args: Any) -> None:
         self.times.append(time.perf_counter() - self.started)
         self._leave()
+
+    def on_train_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self.metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
 
     def on_exception(self, *args: Any) -> None:
         self._leave()

@@ -10,10 +10,10 @@ from typing import Any
 from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from recipes.run.declared import declaration
-from recipes.run.errors import InputError, choose, is_input_error, one_line
+from recipes.run.errors import InputError, choose, is_input_error, one_line, wants_traceback
 from stopgrad.strategy import check_stop
 
 
@@ -80,24 +80,28 @@ class CheckFirst(Callback):
     """Hydra's hook before anything is written. Hydra turns a callback's exception into a warning, so this one exits."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self._check([config])
+        self._check([config], config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             configs = sweep_configs(config)
         except Exception as error:
             self._exit(error)
-        self._check(configs)
+        self._check(configs, config.hydra.sweep.dir)
 
-    def _check(self, configs: list[DictConfig]) -> None:
+    def _check(self, configs: list[DictConfig], folder: str) -> None:
         try:
             for config in configs:
                 check(config)
+            try:
+                os.makedirs(folder, exist_ok=True)  # Hydra would do it next, but with a traceback where it cannot
+            except OSError as error:
+                raise InputError(f"hydra.run.dir={folder}: cannot be written: {error.strerror}") from None
         except Exception as error:
             self._exit(error)
 
     def _exit(self, error: Exception) -> None:
-        if is_input_error(error):
+        if is_input_error(error) and not wants_traceback():
             print(f"error: {one_line(error)}", file=sys.stderr)
             sys.exit(2)
         traceback.print_exception(error)

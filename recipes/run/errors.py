@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable
 
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from stopgrad.strategy import nearest
@@ -17,8 +19,9 @@ class InputError(ValueError):
     """What the user asked for cannot be done; the message is one line for them."""
 
 
-def full_error() -> bool:
-    """Whether the user asked for tracebacks."""
+@functools.cache
+def wants_traceback() -> bool:
+    """Whether the user asked for tracebacks; settled at the first call, before we set the variable for Hydra's sake."""
     return os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
@@ -39,8 +42,8 @@ def is_input_error(error: BaseException) -> bool:
 def one_line(error: BaseException) -> str:
     """The message of ``error`` as one line, with choices where the configs tell them."""
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    if match := re.search(r"Could not find '(\w+)/(\S+)' .*?Available options in '\w+': (.*)", text):
-        group, value, options = match.groups()
+    if match := re.search(r"Could not find '(\w+)/(\S+)'.*?Available options in '\w+': (.*?)( Config search path|$)", text):
+        group, value, options = match.group(1, 2, 3)
         return choose(group, value, options.split())
     if match := re.search(r"Could not override '([\w.@/-]+)'", text):
         return f"{given(match[1])}: {unknown_key(match[1])}"
@@ -56,21 +59,19 @@ def given(key: str) -> str:
 
 def unknown_key(key: str) -> str:
     """Which keys stand beside the unknown ``key``, found by composing the config without it."""
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.types import RunMode
-    from omegaconf import DictConfig
+    from hydra import compose, initialize_config_dir
+
+    from recipes.run.declared import CONFIGS
 
     known = [a for a in sys.argv[1:] if "=" in a and not a.startswith(("-", "hydra")) and a != given(key)]
-    hydra = GlobalHydra.instance().hydra
     try:
-        assert hydra is not None
-        node = hydra.config_loader.load_configuration("train", known, RunMode.MULTIRUN)
-    except (HydraException, OmegaConfBaseException, AssertionError):
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            node = compose("train", known)
+    except (HydraException, OmegaConfBaseException):
         return "no such key"
-    node.pop("hydra", None)
     path = key.split(".")
     for name in path[:-1]:
-        child = node.get(name) if isinstance(node, DictConfig) and name in node else None
+        child = node.get(name) if name in node else None
         if not isinstance(child, DictConfig):
             break
         node = child
@@ -83,12 +84,12 @@ def one_line_errors(main: Callable[[], None]) -> None:
 
     Other exceptions keep their traceback: they are mistakes in the code, and its author needs it.
     """
-    wanted = full_error()
+    wants_traceback()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra hand its exceptions on to us
     try:
         main()
     except Exception as error:
-        if wanted or not (is_input_error(error) or isinstance(error, OSError)):
+        if wants_traceback() or not (is_input_error(error) or isinstance(error, OSError)):
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(1)

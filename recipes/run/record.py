@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from torch import nn
 import stopgrad
 from recipes.run.build import Run
 from recipes.run.callbacks import Meter
-from recipes.run.errors import InputError
+from recipes.shared.pictures import save_grid
 
 
 def weights_sha256(module: nn.Module) -> str:
@@ -101,13 +102,15 @@ def record(config: DictConfig, run: Run) -> Iterator[None]:
         yield
         interrupted = getattr(run.trainer, "interrupted", False)
         result["status"] = "interrupted" if interrupted else "finished"
+        leave_samples(run.recipe, folder / "samples.png")
     except Exception as error:
         failure = error
         result |= {"status": "raised", "error": type(error).__name__, "message": explained(error, stop)}
     meter = next((c for c in run.trainer.callbacks if isinstance(c, Meter)), None)  # pyright: ignore
+    tested = {name: value.item() for name, value in run.trainer.callback_metrics.items()}
     result |= {
         "steps": run.trainer.global_step,
-        "metrics": {name: value.item() for name, value in sorted(run.trainer.callback_metrics.items())},
+        "metrics": dict(sorted(((meter.metrics if meter else {}) | tested).items())),
         "weights_sha256": weights_sha256(run.recipe),
         "seconds": time.perf_counter() - started,
         **(meter.costs() if meter else {}),
@@ -116,12 +119,24 @@ def record(config: DictConfig, run: Run) -> Iterator[None]:
     if run.trainer.is_global_zero:
         write_whole(folder / "result.json", json.dumps(result, indent=2) + "\n")
         print(summary(result, folder))
-    if failure is not None and hydra.mode != RunMode.MULTIRUN:
-        if result["message"].startswith("stop."):
-            raise InputError(result["message"]) from failure
+    if failure is None:
+        return
+    effect_of_cut = result["message"].startswith("stop.")
+    if not effect_of_cut and hydra.mode != RunMode.MULTIRUN:
         raise failure
-    if failure is not None and not result["message"].startswith("stop."):
-        traceback.print_exception(failure)  # a mistake in the code more likely than an effect of the cut
+    if not effect_of_cut:
+        traceback.print_exception(failure)  # a mistake in the code more likely than a result
+    if hydra.mode != RunMode.MULTIRUN:
+        print(f"error: {result['message']}", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def leave_samples(recipe: Any, file: Path) -> None:
+    """Write a grid of what the recipe samples, where it samples images."""
+    if hasattr(recipe, "sample"):
+        images = recipe.sample(64)
+        if images.ndim == 4:
+            save_grid(file, images)
 
 
 def summary(result: dict[str, Any], folder: Path) -> str:

@@ -51,10 +51,10 @@ def accuracy(classifier: Classifier, images: Tensor, labels: Tensor) -> float:
 
 
 def train_classifier(images: Tensor, labels: Tensor) -> Classifier:
-    """The classifier of this module's specification; leaves the global random state as it found it."""
+    """The classifier of this module's specification."""
     epochs = 30 if len(images) < 2000 else 10
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(0)
+    torch.manual_seed(0)
+    with torch.enable_grad():
         classifier = Classifier(images.shape[1:], int(labels.max()) + 1)
         optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=epochs * math.ceil(len(images) / 64))
@@ -65,24 +65,26 @@ def train_classifier(images: Tensor, labels: Tensor) -> Classifier:
                 F.cross_entropy(classifier(shifted), labels[here]).backward()
                 optimizer.step()
                 schedule.step()
-    return classifier.requires_grad_(False).eval()
+    return classifier
 
 
 def cached_classifier(images: Tensor, labels: Tensor, cache: Path) -> Classifier:
-    """The trained classifier, from the cache where it has been trained before on these very images."""
+    """The trained classifier, from the cache where it has been trained before on these very images.
+
+    Leaves the global random state as it found it, so that a run does not depend on what is in the cache.
+    """
     data = images.numpy().tobytes() + labels.numpy().tobytes()
     key = hashlib.sha256(SPECIFICATION.encode() + data).hexdigest()[:16]
     file = cache / f"frechet-{key}.pt"
-    if file.exists():
-        classifier = Classifier(images.shape[1:], int(labels.max()) + 1).requires_grad_(False).eval()
-        classifier.load_state_dict(torch.load(file, weights_only=True))
-        return classifier
-    classifier = train_classifier(images, labels)
-    cache.mkdir(parents=True, exist_ok=True)
-    half_written = file.with_suffix(".tmp")
-    torch.save(classifier.state_dict(), half_written)
-    half_written.replace(file)
-    return classifier
+    with torch.random.fork_rng(devices=[]):
+        if not file.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            half_written = file.with_suffix(".tmp")
+            torch.save(train_classifier(images, labels).state_dict(), half_written)
+            half_written.replace(file)
+        classifier = Classifier(images.shape[1:], int(labels.max()) + 1)
+    classifier.load_state_dict(torch.load(file, weights_only=True))
+    return classifier.requires_grad_(False).eval()
 
 
 class FrechetDistance:

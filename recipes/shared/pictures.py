@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
@@ -29,3 +31,8 @@ def add_grid(logger: Any, tag: str, images: Tensor, step: int) -> None:
     writer = getattr(logger, "experiment", None)
     if hasattr(writer, "add_image"):
         writer.add_image(tag, image_grid(images), step)
+
+
+def save_grid(file: Path, images: Tensor) -> None:
+    """Write a grid of images (N, C, H, W) as a PNG."""
+    Image.fromarray((image_grid(images) * 255).byte().permute(1, 2, 0).squeeze(-1).numpy()).save(file)

@@ -1,0 +1,148 @@
+"""train.py as a user runs it: what a run leaves, exact resume, evaluation, sweeps."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from conf_tests.helpers import ROOT, result, train
+from recipes.run.declared import recipe_configs
+
+SHORT = ["trainer.max_steps=120", "trainer.val_check_interval=50", "trainer.log_every_n_steps=10"]
+
+
+@pytest.mark.parametrize("recipe", list(recipe_configs()))
+def test_smoke_run_leaves_everything(recipe, tmp_path):
+    ran = train(f"recipe={recipe}", "trainer=smoke", "seed=3", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr == ""  # no tips, no warnings
+    folder = tmp_path / "runs" / recipe / "default" / "seed-3"
+    recorded = result(folder)
+    assert (recorded["recipe"], recorded["seed"], recorded["status"], recorded["steps"]) == (recipe, 3, "finished", 8)
+    assert len(recorded["weights_sha256"]) == 64
+    assert recorded["saved_bytes"] > 0
+    assert recorded["step_time"] > 0
+    assert recorded["metrics"]
+    assert recorded["versions"]["torch"] == torch.__version__
+    assert OmegaConf.load(folder / "config.yaml").seed == 3
+    assert {file.name for file in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    for checkpoint in (folder / "checkpoints").iterdir():
+        torch.load(checkpoint, weights_only=True)
+    assert list(folder.glob("events.out.tfevents.*"))
+    summary = ran.stdout.splitlines()
+    assert summary[-1] == f"runs/{recipe}/default/seed-3"
+    assert "finished" in ran.stdout
+
+
+def test_every_axis_counts_batches_and_samples_are_drawn(tmp_path):
+    train("recipe=gan", *SHORT, "recipe.n_critic=3", "hydra.run.dir=run", cwd=tmp_path)
+    steps = defaultdict(list)
+    for file in sorted((tmp_path / "run").glob("events.out.tfevents.*")):
+        events = EventAccumulator(str(file)).Reload()
+        for tag in events.Tags()["scalars"]:
+            steps[tag] += [event.step for event in events.Scalars(tag)]
+        for tag in events.Tags()["images"]:
+            steps[tag] += [event.step for event in events.Images(tag)]
+    assert steps["loss/d"] == [9 + 10 * k for k in range(12)]  # Lightning's axis begins at 0
+    assert steps["loss/g"] == [29 + 30 * k for k in range(4)]  # where a step of G and of the log coincide
+    assert steps["frechet"] == [49, 99, 120]  # two validations and the test
+    assert steps["samples"] == [50, 100, 120]
+    assert result(tmp_path / "run")["steps"] == 120
+
+
+def test_same_seed_same_weights_and_another_seed_others(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train("recipe=gan", "trainer=smoke", f"seed={seed}", f"hydra.run.dir={name}", cwd=tmp_path)
+    a, b, c = (result(tmp_path / name)["weights_sha256"] for name in "abc")
+    assert a == b != c
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data=digits", "recipe.loss=wasserstein", "recipe.penalty=interpolates", "recipe.n_critic=3"],
+        ["data=mnist5k", "recipe.network=dcgan", "recipe.width=4", "recipe.use_spectral_norm=true"],
+    ],
+    ids=["mlp", "dcgan"],
+)
+def test_killed_in_mid_epoch_and_resumed_is_bit_exact(overrides, tmp_path):
+    run = ["recipe=gan", *overrides, "trainer.max_steps=60", "trainer.val_check_interval=25"]
+    run += ["callbacks.last.every_n_train_steps=15"]
+    train(*run, "hydra.run.dir=whole", cwd=tmp_path)
+    command = [sys.executable, str(ROOT / "train.py"), *run, "trainer.max_steps=1000000", "hydra.run.dir=killed"]
+    killed = subprocess.Popen([*command, f"cache={ROOT / '.cache'}", "data.steps=60"], cwd=tmp_path)
+    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    while killed.poll() is None and not last.exists():
+        time.sleep(0.002)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "result.json").exists()
+    assert 0 < torch.load(last, weights_only=True)["global_step"] < 60
+    train(*run, f"ckpt_path={last}", "hydra.run.dir=resumed", cwd=tmp_path)
+    whole, resumed = result(tmp_path / "whole"), result(tmp_path / "resumed")
+    assert resumed["steps"] == whole["steps"] == 60
+    assert resumed["weights_sha256"] == whole["weights_sha256"]
+    assert resumed["metrics"] == whole["metrics"]
+
+
+def test_finished_run_can_be_made_longer_bit_exactly(tmp_path):
+    train("recipe=gan", "trainer.max_steps=40", "trainer.val_check_interval=40", "hydra.run.dir=short", cwd=tmp_path)
+    longer = ["recipe=gan", "trainer.max_steps=60", "trainer.val_check_interval=40"]
+    train(*longer, "hydra.run.dir=whole", cwd=tmp_path)
+    train(*longer, "ckpt_path=short/checkpoints/last.ckpt", "hydra.run.dir=longer", cwd=tmp_path)
+    whole, continued = result(tmp_path / "whole"), result(tmp_path / "longer")
+    assert continued["steps"] == 60
+    assert continued["weights_sha256"] == whole["weights_sha256"]
+
+
+def test_evaluate_gives_the_metrics_of_the_checkpoint(tmp_path):
+    train("recipe=gan", "trainer=smoke", cwd=tmp_path)
+    last = "runs/gan/default/seed-0/checkpoints/last.ckpt"
+    ran = train("recipe=gan", "mode=evaluate", f"ckpt_path={last}", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    trained = result(tmp_path / "runs/gan/default/seed-0")
+    evaluated = result(tmp_path / "runs/gan/mode-evaluate/seed-0")
+    assert evaluated["metrics"]["frechet"] == trained["metrics"]["frechet"]
+    assert evaluated["weights_sha256"] == trained["weights_sha256"]
+    assert (tmp_path / "runs/gan/mode-evaluate/seed-0/samples.png").read_bytes().startswith(b"\x89PNG")
+
+
+class TestSweep:
+    def test_arms_that_cut_are_identical_and_one_that_raises_is_a_result(self, tmp_path):
+        ran = train("-m", "trainer=smoke", "stop.fakes=detach,inference_mode,no_grad", "hydra.sweep.dir=s", cwd=tmp_path)
+        assert ran.returncode == 0, ran.stderr
+        detach, inference, no_grad = (
+            result(tmp_path / "s" / f"fakes-{name}" / "seed-0") for name in ("detach", "inference_mode", "no_grad")
+        )
+        assert detach["weights_sha256"] == no_grad["weights_sha256"]
+        assert no_grad["saved_bytes"] < detach["saved_bytes"]
+        assert (inference["status"], no_grad["status"]) == ("raised", "finished")
+        assert "Use no_grad" in inference["message"]
+
+    def test_named_arms(self, tmp_path):
+        ran = train("-m", "compare=gan", "arm=detach,none-late", "seed=0,1", "trainer=smoke", "hydra.sweep.dir=s", cwd=tmp_path)
+        assert ran.returncode == 0, ran.stderr
+        recorded = {
+            (arm, seed): result(tmp_path / "s" / arm / f"seed-{seed}") for arm in ("detach", "none-late") for seed in (0, 1)
+        }
+        assert recorded["none-late", 1]["stop"]["fakes"] == "none"
+        assert recorded["none-late", 1]["stop"]["zero_grad"] == "late"
+        assert len({r["weights_sha256"] for r in recorded.values()}) == 4
+
+    def test_all_arms_are_checked_before_the_first_starts(self, tmp_path):
+        ran = train("-m", "trainer=smoke", "stop.fakes=detach,detatch", cwd=tmp_path)
+        assert ran.returncode == 2
+        assert ran.stderr.splitlines()[-1].startswith("error: stop.fakes=detatch: choose one of detach")
+        assert not (tmp_path / "runs").exists()
+
+
+def test_second_run_does_not_touch_the_first(tmp_path):
+    for _ in range(2):
+        train("recipe=dirac_gan", "trainer=smoke", cwd=tmp_path)
+    assert {file.name for file in (tmp_path / "runs/dirac_gan/default").iterdir()} == {"seed-0", "seed-0_2"}

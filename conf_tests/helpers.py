@@ -1,0 +1,88 @@
+"""What several tests need: run train.py as a user does, build recipes from their configs, take a loss's gradients."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import runpy
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from recipes.run.declared import CONFIGS
+from recipes.run.names import register
+
+ROOT = CONFIGS.parent
+
+
+PROCESSES = multiprocessing.get_context("forkserver")  # what takes seconds to import is imported once
+PROCESSES.set_forkserver_preload(["lightning.pytorch", "torchmetrics.image.fid", "sklearn.datasets", "torch.utils.tensorboard"])
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended and what it printed."""
+
+    returncode: int | None
+    stdout: str
+    stderr: str
+
+
+def train(*overrides: str, cwd: Path, **env: str) -> Ran:
+    """``python train.py overrides...`` in a process of its own, in the folder ``cwd``, with the checkout's cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        arguments = [*overrides, f"cache={ROOT / '.cache'}"]
+        process = PROCESSES.Process(target=_train, args=(arguments, cwd, env, out, err))
+        process.start()
+        process.join(300)
+        process.kill()
+        return Ran(process.exitcode, out.read_text(), err.read_text())
+
+
+def _train(arguments: list[str], cwd: Path, env: Mapping[str, str], out: Path, err: Path) -> None:
+    os.environ.update(env)
+    os.chdir(cwd)
+    for file, number in ((out, 1), (err, 2)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    sys.argv = [str(ROOT / "train.py"), *arguments]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """The ``result.json`` of the run directory ``folder``."""
+    return json.loads((folder / "result.json").read_text())
+
+
+def config(*overrides: str) -> DictConfig:
+    """The composed config of a run."""
+    register()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+def build_recipe(*overrides: str) -> Any:
+    """A recipe's module as train.py builds it, without a trainer."""
+    composed = config(*overrides)
+    torch.manual_seed(composed.seed)
+    return instantiate(composed.recipe, stop=composed.stop, _convert_="all")
+
+
+def norms(loss: Tensor, groups: Mapping[str, nn.Module]) -> dict[str, float | None]:
+    """Norm of the loss's gradient in each group; None where nothing reaches it."""
+    found: dict[str, float | None] = {}
+    for name, module in groups.items():
+        gradients = torch.autograd.grad(loss, list(module.parameters()), allow_unused=True, retain_graph=True)
+        reached = [g for g in gradients if g is not None]
+        found[name] = float(torch.stack([g.norm() for g in reached]).norm()) if reached else None
+    return found

@@ -1,0 +1,232 @@
+"""The GAN recipe: its contract, its cuts bit for bit, the Dirac-GAN's exact radius, its penalty, its losses."""
+
+import math
+
+import pytest
+import torch
+
+from conf_tests.helpers import build_recipe, config, norms, result, train
+from recipes.gan import BOUNDARIES, FLOW, GAN
+from recipes.shared.frechet import Classifier, FrechetDistance, accuracy, cached_classifier
+from recipes.shared.images import Batches, read_images
+
+EQUIVALENT = ["detach", "no_grad", "freeze", "detach_", "data", "none"]
+MLP = ["recipe=gan", "data=digits"]
+DCGAN = ["recipe=gan", "data=mnist5k", "recipe.network=dcgan", "recipe.width=4", "recipe.use_spectral_norm=true"]
+NETWORKS = pytest.mark.parametrize("network", [MLP, DCGAN], ids=["mlp", "dcgan"])
+
+
+def losses(recipe: GAN, reals: torch.Tensor) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return {name: getattr(recipe, name)(reals) for name in FLOW}
+
+
+def reals_for(network):
+    return torch.rand(8, *config(*network).data.shape) * 2 - 1
+
+
+def weights_after(steps, *overrides, seed=0):
+    """All weights after ``steps`` steps of the very training_step, without Lightning around it."""
+    recipe = build_recipe(*overrides, f"seed={seed}")
+    g_optimizer, d_optimizer = recipe.configure_optimizers()
+    g_optimizer.optimizer = g_optimizer  # as Lightning's wrapper holds it
+    recipe.optimizers = lambda: (g_optimizer, d_optimizer)
+    recipe.manual_backward = lambda loss: loss.backward()
+    recipe.log_step = lambda values: None
+    images = torch.rand(16, *config(*overrides).data.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    if "recipe=dirac_gan" in overrides:
+        images.zero_()
+    for k, reals in enumerate(Batches(images, batch_size=8, length=steps, seed=seed)):
+        recipe.training_step(reals, k)
+    return recipe.state_dict()
+
+
+def equal(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@NETWORKS
+class TestFlow:
+    @pytest.mark.parametrize("strategy", [s for s in BOUNDARIES["fakes"] if s not in ("scale", "reverse")])
+    def test_contract_by_gradients(self, network, strategy):
+        if strategy == "inference_mode":
+            pytest.skip("raises; has a test of its own")
+        recipe = build_recipe(*network, f"stop.fakes={strategy}")
+        found = {name: norms(loss, recipe.parameter_groups()) for name, loss in losses(recipe, reals_for(network)).items()}
+        assert found["d_loss"]["discriminator"] > 0
+        assert found["g_loss"]["generator"] > 0
+        assert found["g_loss"]["discriminator"] is None
+        assert (found["d_loss"]["generator"] is None) == (strategy != "none")
+
+    def test_discriminator_boundary(self, network):
+        frozen, live = (build_recipe(*network, f"stop.discriminator={s}") for s in ("freeze", "none"))
+        assert norms(losses(frozen, reals_for(network))["g_loss"], frozen.parameter_groups())["discriminator"] is None
+        assert norms(losses(live, reals_for(network))["g_loss"], live.parameter_groups())["discriminator"] > 0
+
+    @pytest.mark.parametrize(("strategy", "factor"), [("scale:0.5", 0.5), ("reverse:2", -2.0), ("scale:0", 0.0)])
+    def test_gate_scales_what_reaches_the_generator(self, network, strategy, factor):
+        gradients = []
+        for choice in ("none", strategy):
+            recipe = build_recipe(*network, f"stop.fakes={choice}", "recipe.penalty=none")
+            torch.manual_seed(1)
+            loss = recipe.d_loss(reals_for(network) * 0)
+            gradients.append(torch.autograd.grad(loss, list(recipe.generator.parameters())))
+        for whole, gated in zip(*gradients, strict=True):
+            torch.testing.assert_close(gated, whole * factor, rtol=1e-5, atol=1e-8)
+
+
+@NETWORKS
+class TestBitIdentity:
+    def test_every_cut_gives_the_same_weights(self, network):
+        steps = 6
+        reference = weights_after(steps, *network)
+        for strategy in EQUIVALENT[1:]:
+            assert equal(reference, weights_after(steps, *network, f"stop.fakes={strategy}")), strategy
+        assert not equal(reference, weights_after(steps, *network, seed=1))
+
+    def test_zeroed_late_is_another_training(self, network):
+        late = ["stop.zero_grad=late"]
+        assert equal(weights_after(4, *network), weights_after(4, *network, *late))  # nothing is left behind
+        assert not equal(weights_after(4, *network), weights_after(4, *network, *late, "stop.fakes=none"))
+
+    def test_discriminator_frozen_or_zeroed_in_time(self, network):
+        assert equal(weights_after(5, *network), weights_after(5, *network, "stop.discriminator=none"))
+
+
+@NETWORKS
+@pytest.mark.parametrize("penalty", ["r1", "interpolates"])
+class TestPenalty:
+    def gradient(self, network, penalty, choice):
+        recipe = build_recipe(*network, f"recipe.penalty={penalty}", f"stop.penalty={choice}")
+        reals = reals_for(network)
+        torch.manual_seed(1)
+        value = recipe.gradient_penalty(reals, torch.zeros_like(reals))
+        return value, recipe
+
+    def test_reaches_the_discriminator_only_when_kept(self, network, penalty):
+        values = {}
+        for choice in ("kept", "no_create_graph", "detached"):
+            value, recipe = self.gradient(network, penalty, choice)
+            values[choice] = value.item()
+            assert value.requires_grad == (choice == "kept")
+        assert values["kept"] == pytest.approx(values["detached"], rel=1e-5)
+        assert values["kept"] == pytest.approx(values["no_create_graph"], rel=1e-5)
+        assert norms(self.gradient(network, penalty, "kept")[0], recipe.parameter_groups() | {})["generator"] is None
+
+    def test_points_are_leaves(self, network, penalty):
+        recipe = build_recipe(*network, f"recipe.penalty={penalty}")
+        reals = reals_for(network)
+        fakes = recipe.generator(recipe.noise(8))
+        found = norms(recipe.gradient_penalty(reals, fakes), recipe.parameter_groups())
+        assert found["generator"] is None
+        assert found["discriminator"] > 0
+
+
+def test_penalty_of_a_linear_discriminator_is_known():
+    recipe = build_recipe("recipe=dirac_gan", "recipe.penalty=r1")
+    torch.nn.init.constant_(recipe.discriminator.weight, 3.0)
+    assert recipe.gradient_penalty(torch.zeros(4, 1), torch.ones(4, 1)).item() == 4.5  # 3^2 / 2
+    recipe.penalty = "interpolates"
+    assert recipe.gradient_penalty(torch.zeros(4, 1), torch.ones(4, 1)).item() == 4.0  # (3 - 1)^2
+    assert recipe.slope.item() == 3.0
+
+
+@pytest.mark.parametrize(
+    ("loss", "d", "g"),
+    [
+        ("non_saturating", math.log(1 + math.exp(-2)) + math.log(1 + math.exp(0.5)), math.log(1 + math.exp(-0.5))),
+        ("hinge", 0 + 1.5, -0.5),
+        ("wasserstein", 0.5 - 2, -0.5),
+    ],
+)
+def test_losses_at_known_scores(loss, d, g):
+    """At D(real) = 2 and D(fake) = 0.5, by the formulas of the papers."""
+    recipe = build_recipe("recipe=dirac_gan", f"recipe.loss={loss}")
+    torch.nn.init.constant_(recipe.discriminator.weight, 2.0)
+    torch.nn.init.constant_(recipe.generator.theta, 0.25)
+    assert recipe.d_loss(torch.ones(3, 1)).item() == pytest.approx(d, abs=1e-6)
+    assert recipe.g_loss(torch.ones(3, 1)).item() == pytest.approx(g, abs=1e-6)
+
+
+def radius(*overrides):
+    """Of the Dirac-GAN after 500 steps."""
+    weights = weights_after(500, "recipe=dirac_gan", *overrides)
+    return math.hypot(weights["generator.theta"].item(), weights["discriminator.weight"].item())
+
+
+class TestDirac:
+    def test_simultaneous_spirals_out(self):
+        assert radius("recipe.updates=simultaneous") == pytest.approx(math.sqrt(2) * 1.01**250, abs=0.01)
+
+    def test_alternating_circles(self):
+        assert 1.3 < radius() < 1.6
+
+    @pytest.mark.parametrize("updates", ["alternating", "simultaneous"])
+    def test_r1_comes_home(self, updates):
+        assert radius("recipe.penalty=r1", "recipe.penalty_weight=1", f"recipe.updates={updates}") < 1e-3
+
+
+def test_each_loss_draws_its_own_fakes_and_sampling_draws_none():
+    recipe = build_recipe(*MLP)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    samples = recipe.sample(4)
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(samples, recipe.sample(4))
+    recipe.d_loss(torch.zeros(2, 1, 8, 8))
+    after_d = torch.get_rng_state()
+    recipe.g_loss(torch.zeros(2, 1, 8, 8))
+    assert not torch.equal(after_d, torch.get_rng_state())
+
+
+def test_average_is_the_exponential_one():
+    recipe = build_recipe("recipe=dirac_gan", "recipe.ema_decay=0.9")
+    torch.nn.init.constant_(recipe.generator.theta, 2.0)
+    recipe.average_generator()
+    assert recipe.average.theta.item() == pytest.approx(0.9 * 1 + 0.1 * 2)
+
+
+class TestFrechet:
+    def test_of_itself_is_zero_and_of_a_shift_is_its_square(self):
+        class Identity(Classifier):
+            def __init__(self):
+                super().__init__((1, 8, 8), 10)
+                self.features = torch.nn.Sequential(torch.nn.Flatten())
+
+        reals = torch.randn(500, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        distance = FrechetDistance(Identity(), reals)
+        assert distance(reals) == pytest.approx(0, abs=1e-3)
+        assert distance(reals + 0.5) == pytest.approx(64 * 0.25, rel=1e-3)
+        assert distance(reals) == pytest.approx(0, abs=1e-3)  # the one before left nothing behind
+
+    def test_classifier_is_good_and_draws_nothing(self, tmp_path):
+        images, labels = read_images("digits", tmp_path)
+        before = torch.get_rng_state()
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        (images, held_out), (labels, answers) = images[order].split([1437, 360]), labels[order].split([1437, 360])
+        trained, loaded = (cached_classifier(images, labels, tmp_path) for _ in range(2))
+        assert torch.equal(before, torch.get_rng_state())
+        assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), loaded.parameters(), strict=True))
+        right = accuracy(trained, held_out, answers)
+        assert right >= 0.97
+
+
+def test_inference_mode_raises_and_says_what_to_use(tmp_path):
+    ran = train("recipe=gan", "trainer=smoke", "stop.fakes=inference_mode", "hydra.run.dir=run", cwd=tmp_path)
+    assert ran.returncode == 1
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("error: stop.fakes=inference_mode: Inference tensors cannot be saved for backward")
+    assert line.endswith("Use no_grad, which costs the same")
+    recorded = result(tmp_path / "run")
+    assert recorded["status"] == "raised"
+    assert recorded["message"] in line
+
+
+@pytest.mark.long
+@NETWORKS
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_500_steps_through_train_py(network, seed, tmp_path):
+    choices = ",".join(EQUIVALENT)
+    train("-m", *network, f"stop.fakes={choices}", "trainer.max_steps=500", f"seed={seed}", "hydra.sweep.dir=s", cwd=tmp_path)
+    found = {s: result(tmp_path / "s" / f"fakes-{s}" / f"seed-{seed}")["weights_sha256"] for s in EQUIVALENT}
+    assert len(set(found.values())) == 1, found
