@@ -12,8 +12,9 @@ import lightning as L
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
 
-from recipes.run.build import Run, build
 from recipes.run.names import register
 from stopgrad import FlowContract, FlowMatrix, audit
 from stopgrad.lightning import boundaries_of, groups_of
@@ -27,17 +28,21 @@ RECIPES = sorted(path.stem for path in (ROOT / "configs" / "recipe").glob("*.yam
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:.*does not have many workers")
 
 
-def _run(recipe: str, *overrides: str) -> Run:
+def _config(recipe: str, *overrides: str) -> DictConfig:
     register()
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        config = compose("train", [f"recipe={recipe}", *overrides])
+        return compose("train", [f"recipe={recipe}", *overrides])
+
+
+def _module(recipe: str, *overrides: str) -> L.LightningModule:
+    config = _config(recipe, *overrides)
     torch.manual_seed(0)
-    return build(config, with_callbacks=False)
+    return instantiate(config.recipe, stop=config.stop, _convert_="all")
 
 
 @cache
 def _batch(recipe: str) -> Any:
-    data = _run(recipe).data
+    data = instantiate(_config(recipe).data, _convert_="all")
     data.prepare_data()
     data.setup("fit")
     return next(iter(data.train_dataloader()))
@@ -49,7 +54,7 @@ def _declared(module: L.LightningModule) -> tuple[FlowContract, dict[str, Sequen
 
 
 def _matrix(recipe: str, *overrides: str) -> tuple[FlowContract, FlowMatrix]:
-    module = _run(recipe, *overrides).recipe
+    module = _module(recipe, *overrides)
     contract, _ = _declared(module)
     with audit(groups_of(module), boundaries=boundaries_of(module)) as a:
         for name in contract:
@@ -61,7 +66,7 @@ def _mutations() -> list[tuple[str, str, str, bool]]:
     """(recipe, boundary, strategy, is it legal in the sense of the default contract?)"""
     found = []
     for recipe in RECIPES:
-        _, boundaries = _declared(_run(recipe).recipe)
+        _, boundaries = _declared(_module(recipe))
         for name, strategies in boundaries.items():
             paper = strategies[0] in CUTS
             found += [(recipe, name, FACTOR.get(s, s), (s in CUTS) == paper) for s in strategies]
