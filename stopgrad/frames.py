@@ -47,6 +47,6 @@ def user_line(function_calls: bool = False) -> tuple[str, int]:
 
 
 def in_optimizer() -> bool:
-    """True if one of torch's optimisers calls the caller: its writes carry no value from one part to another."""
+    """True if one of torch's optimisers calls the caller: to follow its many operations would only cost time."""
     file = sys._getframe(2).f_code.co_filename
     return file.startswith(_OPTIMIZERS) and not file.endswith("swa_utils.py")  # an average does carry values

@@ -455,7 +455,7 @@ def test_assert_flow_refuses_contradictions_and_unknown_parts(net: Net, x: Tenso
 
 def test_an_optimizer_step_connects_nothing_and_an_average_does(x: Tensor) -> None:
     a, b = nn.Linear(4, 4), nn.Linear(4, 4)
-    optimizer = torch.optim.AdamW([*a.parameters(), *b.parameters()], weight_decay=0.1)
+    optimizer = torch.optim.AdamW([*a.parameters(), *b.parameters()], weight_decay=0.1, foreach=True)
     target = torch.optim.swa_utils.AveragedModel(a, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
     target.update_parameters(a)  # the first is a copy
     with audit({"a": a, "b": b}) as flow:
@@ -468,3 +468,12 @@ def test_an_optimizer_step_connects_nothing_and_an_average_does(x: Tensor) -> No
     cell = flow.matrix()["against the average", "a"]
     assert cell.state == "blocked"
     assert "no_grad" in [cut.kind for cut in cell.cuts]
+
+
+def test_cuts_are_listed_from_the_loss_outwards(x: Tensor) -> None:
+    a, b = nn.Linear(4, 4), nn.Linear(4, 1)
+    with audit({"a": a, "b": b}) as flow:
+        far = a(x).detach()
+        near = far.tanh().data
+        flow.loss("loss", b(near).mean())
+    assert [cut.kind for cut in flow.matrix()["loss", "a"].cuts] == ["data", "detach"]
