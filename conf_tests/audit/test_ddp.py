@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,13 @@ def test_both_ranks_tell_the_truth(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_worker, (port, str(tmp_path)), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    workers: Any = mp.spawn(_worker, (port, str(tmp_path)), nprocs=2, join=False)  # pyright: ignore
+    deadline = time.monotonic() + 120
+    while not workers.join(timeout=5):  # False while any rank runs
+        if time.monotonic() > deadline:
+            for process in workers.processes:
+                process.kill()
+            raise TimeoutError("the ranks wait for each other")
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     expected = {"trunk": "open", "head": "open", "target": "blocked"}
     for found in ranks:
