@@ -3,9 +3,61 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import inspect
 import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+
+def audit_command(options: argparse.Namespace) -> int:
+    """Audit the step that a generator function yields; 0, or 1 if the contract is broken."""
+    from stopgrad.contract import FlowContract, FlowViolation
+    from stopgrad.flow import audit
+    from stopgrad.pictures import html_page, matrix_svg
+
+    steps: Any = _function(options.target)()
+    if not inspect.isgenerator(steps):
+        raise ValueError(f"{options.target}: expected a generator: yield the model, then each loss as (name, loss)")
+    modules: Any = next(steps)
+    with audit(modules, draw=options.html is not None) as a:
+        for step in steps:
+            if not (isinstance(step, tuple) and len(step) == 2):
+                raise ValueError(f"{options.target}: yielded a {type(step).__name__}; yield (name, loss)")
+            a.loss(*step)
+    print(a.matrix())
+    if options.html is not None:
+        from stopgrad.drawing import flow_svg
+
+        page = html_page(f"Gradient flow of {options.target}", matrix_svg(a.matrix()), flow_svg(a))
+        Path(options.html).write_text(page, encoding="utf-8")
+    if options.contract is not None:
+        try:
+            FlowContract.from_yaml(Path(options.contract)).check(a.matrix())
+        except FlowViolation as violation:
+            print(f"\n{violation}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def _function(target: str) -> Callable[[], Any]:
+    """The function that ``FILE:FUNCTION`` names."""
+    path, colon, name = target.rpartition(":")
+    if not colon or not Path(path).is_file():
+        raise ValueError(f"{target}: no such file; write FILE:FUNCTION, such as model.py:step")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(Path(path).parent.resolve()))
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"{target}: {path} has no function {name!r}")
+    return function
 
 
 def explain_command(options: argparse.Namespace) -> int:
@@ -35,6 +87,18 @@ def museum_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_audit(commands: Any) -> None:
+    parser = commands.add_parser(
+        "audit",
+        help="which loss of a model reaches which part, and which line stopped it",
+        description="FUNCTION takes no arguments; it yields the model (or {name: part}), then each (name, loss).",
+    )
+    parser.add_argument("target", metavar="FILE:FUNCTION")
+    parser.add_argument("--contract", metavar="YAML", help="exit with 1 if the flow breaks this contract")
+    parser.add_argument("--html", metavar="FILE", help="also write the matrix and the value flow as a page")
+    parser.set_defaults(run=audit_command)
+
+
 def _add_explain(commands: Any) -> None:
     parser = commands.add_parser("explain", help="cause and fix of an error message")
     parser.add_argument("message", nargs="*", help="the message, or nothing to read a program's output from a pipe")
@@ -52,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command. Exit status: 0 fine, 1 the answer is no, 2 the question was wrong."""
     parser = argparse.ArgumentParser(prog="python -m stopgrad", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_explain, _add_museum):
+    for add in (_add_audit, _add_explain, _add_museum):
         add(commands)
     options = parser.parse_args(arguments)
     try:

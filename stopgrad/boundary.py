@@ -12,11 +12,18 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from stopgrad.gate import scale_gradient
-from stopgrad.strategy import CALLS_ONLY, Strategy, check_stop, parse_strategy, spelling
+from stopgrad.sites import Recorder, recorder
+from stopgrad.strategy import CALLS_ONLY, TAKES_FACTOR, Strategy, check_stop, parse_strategy, spelling
 
 T = TypeVar("T")
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.device, torch.Size)
+# The cut that a call makes inside its producer.
+_MAKES = {
+    Strategy.NO_GRAD: "no_grad",
+    Strategy.INFERENCE_MODE: "inference_mode",
+    Strategy.FREEZE: "requires_grad",
+}
 
 
 @contextlib.contextmanager
@@ -71,16 +78,17 @@ class Boundary:
         producer out of it: gradient still passes through to ``args``, so it stops the flow only where no argument
         carries gradient. Every other strategy builds the graph and cuts, or gates, what comes out.
         """
-        if self.strategy is Strategy.NO_GRAD:
-            with torch.no_grad():
-                return producer(*args, **kwargs)
-        if self.strategy is Strategy.INFERENCE_MODE:
-            with torch.inference_mode():
-                return producer(*args, **kwargs)
-        if self.strategy is Strategy.FREEZE:
-            with frozen(*self._producers(producer)):
-                return producer(*args, **kwargs)
-        return self.cross(producer(*args, **kwargs))
+        if self.strategy not in CALLS_ONLY:
+            return self.cross(producer(*args, **kwargs))
+        watch = recorder()
+        with (
+            self._mode(producer),
+            watch.inside(self.name, _MAKES[self.strategy]) if watch else contextlib.nullcontext(),
+        ):
+            value = producer(*args, **kwargs)
+        if watch is None:
+            return value
+        return tree_map(lambda leaf: self._mark(watch, leaf, (args, kwargs)), value)
 
     def cross(self, value: T) -> T:
         """Cut, or gate, a value that exists already: a tensor, or a pytree of them (dicts, lists, named tuples).
@@ -90,21 +98,29 @@ class Boundary:
             TypeError: the value holds an object whose tensors cannot be seen, so that a cut would miss them.
             RuntimeError: ``detach_`` on a view (torch refuses it).
         """
+        watch = recorder()
         if self.strategy is Strategy.NONE:
-            return value
+            return value if watch is None else tree_map(lambda leaf: self._pass(watch, leaf), value)
         if self.strategy in CALLS_ONLY:
             legal = ", ".join(spelling(s.value) for s in Strategy if s not in CALLS_ONLY)
             raise ValueError(
                 f"stop.{self.name}={self.spelled}: {self.spelled} works on a call, and this value exists already; "
                 f"choose one of {legal}, or call the producer through the boundary"
             )
-        return tree_map(self._cut, value)
+        return tree_map(lambda leaf: self._stop(watch, leaf), value)
 
-    def _cut(self, leaf: Any) -> Any:
+    def _stop(self, watch: Recorder | None, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             if isinstance(leaf, _PLAIN):
                 return leaf
             raise TypeError(f"stop.{self.name}={self.spelled}: cannot cut a {type(leaf).__name__}; pass its tensors")
+        if watch is None:
+            return self._cut(leaf)
+        if self.strategy in TAKES_FACTOR:
+            return watch.gate(self.name, leaf, self._cut)
+        return watch.cut(self.name, self.strategy.value, leaf, self._cut)
+
+    def _cut(self, leaf: Tensor) -> Tensor:
         match self.strategy:
             case Strategy.DETACH:
                 return leaf.detach()
@@ -115,6 +131,26 @@ class Boundary:
             case _:
                 differentiable = leaf.is_floating_point() or leaf.is_complex()
                 return scale_gradient(leaf, self.factor) if differentiable else leaf
+
+    def _pass(self, watch: Recorder, leaf: Any) -> Any:
+        return watch.gate(self.name, leaf, lambda crossing: crossing) if isinstance(leaf, Tensor) else leaf
+
+    def _mark(self, watch: Recorder, leaf: Any, args: Any) -> Any:
+        """What crossed a call, seen by an audit."""
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if self.strategy is Strategy.FREEZE:
+            return watch.freeze(self.name, leaf, args)
+        return watch.cut(self.name, self.strategy.value, leaf, lambda made: made)
+
+    def _mode(self, producer: Callable[..., Any]) -> contextlib.AbstractContextManager[Any]:
+        match self.strategy:
+            case Strategy.NO_GRAD:
+                return torch.no_grad()
+            case Strategy.INFERENCE_MODE:
+                return torch.inference_mode()
+            case _:
+                return frozen(*self._producers(producer))
 
     def _producers(self, producer: Callable[..., Any]) -> Sequence[nn.Module]:
         owner = getattr(producer, "__self__", producer)  # a bound method: its module

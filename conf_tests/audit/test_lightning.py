@@ -1,0 +1,225 @@
+"""The flow audit inside Lightning's loop: manual and automatic optimisation, names, reports, and what stays behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils.data import DataLoader, TensorDataset
+
+from stopgrad import FlowContract, GradientLeak, Stops
+from stopgrad.lightning import FlowAudit, loss_name
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:.*does not have many workers")
+
+
+class Gan(L.LightningModule):
+    FLOW = FlowContract(
+        {
+            "d_loss": {"discriminator": "open", "generator": "blocked", "stop.fakes": "blocked"},
+            "g_loss": {"generator": "open", "discriminator": "blocked", "stop.discriminator": "blocked"},
+        }
+    )
+
+    def __init__(self, fakes: str = "detach", discriminator: str = "freeze", named: bool = True) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        torch.manual_seed(0)
+        self.generator = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 4))
+        self.discriminator = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+        self.stop = Stops(
+            {"fakes": fakes, "discriminator": discriminator},
+            {"fakes": ["detach", "no_grad", "none"], "discriminator": ["freeze", "none"]},
+        )
+        self.named = named
+
+    def d_loss(self, reals: Tensor) -> Tensor:
+        fakes = self.stop.fakes(self.generator, reals[:, :2])
+        return F.softplus(self.discriminator(fakes)).mean() + F.softplus(-self.discriminator(reals)).mean()
+
+    def g_loss(self, reals: Tensor) -> Tensor:
+        fakes = self.generator(reals[:, :2])
+        return F.softplus(-self.stop.discriminator(self.discriminator, fakes)).mean()
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        for name, optimizer in zip(("d_loss", "g_loss"), self.optimizers(use_pl_optimizer=False), strict=True):
+            loss = getattr(self, name)(batch[0])
+            optimizer.zero_grad()
+            if self.named:
+                with loss_name(name):
+                    self.manual_backward(loss)
+            else:
+                self.manual_backward(loss)
+            optimizer.step()
+            self.log(f"loss/{name}", loss.detach())
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [torch.optim.Adam(self.discriminator.parameters()), torch.optim.Adam(self.generator.parameters())]
+
+
+class Regression(L.LightningModule):
+    """Automatic optimisation, in the style of public examples: it knows nothing of the audit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU())
+        self.head = nn.Linear(8, 1)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        with torch.no_grad():
+            features = self.backbone(batch[0])
+        loss = F.mse_loss(self.head(features), batch[0].sum(1, keepdim=True))
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def fit(module: L.LightningModule, *callbacks: L.Callback, batches: int = 3, **options: Any) -> L.Trainer:
+    data = torch.randn(batches * 8, 4, generator=torch.Generator().manual_seed(0))
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        callbacks=list(callbacks),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        **{"logger": False, **options},
+    )
+    trainer.fit(module, DataLoader(TensorDataset(data), batch_size=8))
+    return trainer
+
+
+def _states(callback: FlowAudit) -> dict[tuple[str, str], str]:
+    assert callback.matrix is not None
+    return {key: cell.state for key, cell in callback.matrix.items()}
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_gan_with_manual_optimisation(named: bool) -> None:
+    callback = FlowAudit()
+    fit(Gan(named=named), callback)
+    assert _states(callback) == {
+        ("d_loss", "generator"): "blocked",
+        ("d_loss", "discriminator"): "open",
+        ("d_loss", "stop.fakes"): "blocked",
+        ("d_loss", "stop.discriminator"): "independent",
+        ("g_loss", "generator"): "open",
+        ("g_loss", "discriminator"): "blocked",
+        ("g_loss", "stop.fakes"): "independent",
+        ("g_loss", "stop.discriminator"): "blocked",
+    }
+    assert callback.matrix is not None
+    (cut,) = callback.matrix["d_loss", "generator"].cuts
+    assert (cut.kind, cut.boundary) == ("detach", "fakes")
+    assert cut.file.endswith("test_lightning.py")
+    assert cut.line == Gan.d_loss.__code__.co_firstlineno + 1
+
+
+def test_names_without_a_contract_follow_the_optimisers() -> None:
+    callback = FlowAudit(contract=FlowContract({}, frozen=[]))
+    module = Gan(named=False)
+    fit(module, callback)
+    assert callback.matrix is not None
+    assert callback.matrix.losses == ("optimizer_0", "optimizer_1")
+
+
+def test_a_leak_raises_or_warns() -> None:
+    with pytest.raises(GradientLeak, match=r"(?s)d_loss reaches generator.*d_loss reaches stop.fakes"):
+        fit(Gan(fakes="none"), FlowAudit())
+    assert _get_current_function_mode_stack() == []
+    callback = FlowAudit(on_violation="warn")
+    with pytest.warns(UserWarning, match="d_loss reaches generator"):
+        fit(Gan(fakes="none"), callback)
+    assert {(v.kind, v.part) for v in callback.violations} == {("leak", "generator"), ("leak", "stop.fakes")}
+
+
+def test_automatic_optimisation_without_touching_the_module() -> None:
+    callback = FlowAudit()
+    fit(Regression(), callback)
+    assert _states(callback) == {("loss", "backbone"): "blocked", ("loss", "head"): "open"}
+    assert callback.matrix is not None
+    assert {cut.kind for cut in callback.matrix["loss", "backbone"].cuts} == {"no_grad"}
+
+
+def test_norms_are_those_of_the_gradient() -> None:
+    module = Gan()
+    data = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    grads = torch.autograd.grad(module.d_loss(data), list(module.discriminator.parameters()))
+    expected = torch.cat([g.flatten() for g in grads]).norm().item()
+    callback = FlowAudit()
+    fit(module, callback, batches=1)
+    assert callback.matrix is not None
+    assert callback.matrix["d_loss", "discriminator"].norm == pytest.approx(expected, rel=1e-5)
+
+
+def test_training_is_the_same_bit_for_bit_and_nothing_stays() -> None:
+    weights = []
+    for callbacks in ([], [FlowAudit(every_n_steps=1)]):
+        module = Gan()
+        fit(module, *callbacks)
+        weights.append(module.state_dict())
+        assert _get_current_function_mode_stack() == []
+        assert not any(p._backward_hooks for p in module.parameters())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_off_nothing_is_installed_between_audits() -> None:
+    seen = []
+
+    class Spy(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+            hooks = sum(len(p._backward_hooks or ()) for p in pl_module.parameters())
+            seen.append((len(_get_current_function_mode_stack()), hooks > 0))
+
+    fit(Gan(), FlowAudit(every_n_steps=2), Spy(), batches=5)
+    assert seen == [(1, True), (0, False)] * 2 + [(1, True)]
+
+
+def test_after_an_exception_the_mode_and_the_hooks_are_off() -> None:
+    class Broken(Gan):
+        def g_loss(self, reals: Tensor) -> Tensor:
+            raise KeyError("broken")
+
+    module = Broken()
+    with pytest.raises(KeyError, match="broken"):
+        fit(module, FlowAudit())
+    assert _get_current_function_mode_stack() == []
+    assert not any(p._backward_hooks for p in module.parameters())
+
+
+def test_tensorboard_gets_norms_the_picture_and_the_cuts(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with pytest.warns(UserWarning, match="d_loss reaches generator"):
+        fit(
+            Gan(fakes="none"),
+            FlowAudit(every_n_steps=2, on_violation="warn"),
+            logger=TensorBoardLogger(tmp_path, name="", version=""),
+        )
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    scalars = events.Tags()["scalars"]
+    assert {"flow/d_loss/generator", "flow/g_loss/generator", "flow/d_loss/generator/leak_share"} <= set(scalars)
+    assert [event.step for event in events.Scalars("flow/d_loss/generator")] == [0, 2]
+    assert 0 < events.Scalars("flow/d_loss/generator/leak_share")[0].value < 1
+    assert "flow/matrix" in events.Tags()["images"]
+    assert "flow/matrix/text_summary" in events.Tags()["tensors"]
+
+
+def test_bad_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match="on_violation=ignore: choose one of raise, warn"):
+        FlowAudit(on_violation="ignore")
+    with pytest.raises(ValueError, match="every_n_steps=0"):
+        FlowAudit(every_n_steps=0)
+    with pytest.raises(ValueError, match="names part 'critic'"):
+        fit(Gan(), FlowAudit(contract=FlowContract({"d_loss": {"critic": "open"}})))

@@ -1,0 +1,250 @@
+"""The pytest plugin, the pictures and the command."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from stopgrad import Boundary, audit
+from stopgrad.__main__ import main
+from stopgrad.drawing import flow_graph, flow_svg
+from stopgrad.pictures import COLOURS, html_page, matrix_svg
+
+pytest_plugins = ["pytester"]
+
+HEAD = """
+import pytest, torch
+from torch import nn
+from stopgrad import assert_flow
+torch.manual_seed(0)
+net = nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.Linear(2, 1)})
+x = torch.ones(3, 2)
+def loss():
+    return net["head"](net["backbone"](x).detach()).mean()
+"""
+
+
+def _run(pytester: pytest.Pytester, body: str) -> pytest.RunResult:
+    pytester.makepyfile(HEAD + body)
+    return pytester.runpytest_inprocess("-p", "no:cacheprovider")
+
+
+def test_assert_flow_failures_show_the_callers_line_and_the_reason(pytester: pytest.Pytester) -> None:
+    result = _run(pytester, "def test_it():\n    assert_flow(loss, net, reaches='backbone')\n")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            ">*assert_flow(loss, net, reaches='backbone')",
+            "E*GradientStarved: loss does not reach backbone, which the contract calls open:*",
+            "E*stopped by detach at test_*.py:8",
+        ]
+    )
+    assert "stopgrad/flow.py" not in result.stdout.str()
+
+
+def test_the_fixture_audits_and_shows_the_matrix_on_failure(pytester: pytest.Pytester) -> None:
+    result = _run(
+        pytester,
+        """
+def test_right(flow_audit):
+    a = flow_audit(net)
+    a.loss("loss", loss())
+    assert a.matrix()["loss", "backbone"].state == "blocked"
+
+def test_wrong(flow_audit):
+    flow_audit(net).loss("loss", loss())
+    assert False
+
+def test_two_in_a_row(flow_audit):
+    flow_audit(net).loss("one", loss())
+    flow_audit(net).loss("two", loss())
+""",
+    )
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(["*flow matrix*", "*loss*blocked*open*"])
+
+
+def test_the_marker_checks_a_contract_over_all_its_losses(pytester: pytest.Pytester) -> None:
+    result = _run(
+        pytester,
+        """
+@pytest.mark.flow_contract({"loss": {"head": "open", "backbone": "blocked"}})
+def test_kept(flow_audit):
+    flow_audit(net).loss("loss", loss())
+
+@pytest.mark.flow_contract({"loss": {"head": "open", "backbone": "open"}})
+def test_broken(flow_audit):
+    flow_audit(net).loss("loss", loss())
+
+@pytest.mark.flow_contract({"loss": {"head": "open"}, "other": {"head": "open"}})
+def test_a_loss_is_missing(flow_audit):
+    flow_audit(net).loss("loss", loss())
+
+@pytest.mark.flow_contract({"loss": {"head": "open"}})
+def test_without_the_fixture():
+    pass
+""",
+    )
+    result.assert_outcomes(passed=1, failed=3)
+    result.stdout.fnmatch_lines(
+        [
+            "*GradientStarved: loss does not reach backbone*",
+            "*contract names loss 'other'; there is loss*",
+            "*needs one contract, and a test that uses flow_audit*",
+        ]
+    )
+
+
+# ---- pictures
+
+
+def _gan() -> audit:
+    torch.manual_seed(0)
+    g = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+    d = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    x = torch.randn(8, 4)
+    with audit({"generator": g, "discriminator": d}, draw=True) as a:
+        fakes = Boundary("fakes", "detach")(g, x)
+        a.loss("d_loss", F.softplus(d(fakes)).mean() + F.softplus(-d(x)).mean())
+        a.loss("g_loss", F.softplus(-d(g(x))).mean())
+    return a
+
+
+def _texts(svg: str) -> list[str]:
+    return [element.text or "" for element in ET.fromstring(svg).iter() if element.tag.endswith("text")]
+
+
+def test_the_matrix_svg_shows_every_cell_in_the_colour_of_its_state() -> None:
+    matrix = _gan().matrix()
+    svg = matrix_svg(matrix)
+    fills = [e.get("fill") for e in ET.fromstring(svg).iter() if e.tag.endswith("rect")][1:]
+    assert fills == [COLOURS[cell.state][0] for cell in matrix.values()]
+    texts = _texts(svg)
+    assert {"d_loss", "g_loss", "generator", "discriminator", "stop.fakes"} <= set(texts)
+    assert any("detach at" in text and "stop.fakes" in text for text in texts)
+    assert "http" not in svg.replace("http://www.w3.org/2000/svg", "")  # nothing to load
+    assert html_page("a < b", svg).count("<svg") == 1
+
+
+def test_the_drawing_folds_operations_to_modules_and_marks_cuts() -> None:
+    a = _gan()
+    nodes, edges = flow_graph(a.loss_values)
+    assert {n for n, node in nodes.items() if node.kind == "module"} == {
+        "generator.0",
+        "generator.2",
+        "discriminator.0",
+        "discriminator.2",
+    }
+    assert edges["generator.2", "stop.fakes"].live
+    cut = edges["stop.fakes", "discriminator.0"]
+    assert not cut.live
+    assert [site.boundary for site in cut.cuts] == ["fakes"]
+    assert edges["generator.2", "discriminator.0"].live  # g_loss
+    assert edges["discriminator.2", "d_loss"].live
+    texts = _texts(flow_svg(a))
+    assert "‖" in texts
+    assert {"d_loss", "g_loss", "stop.fakes"} <= set(texts)
+
+
+def test_the_drawing_of_a_deep_transformer_stays_readable() -> None:
+    net = nn.ModuleDict(
+        {
+            "embed": nn.Embedding(10, 8),
+            "body": nn.Sequential(*(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(12))),
+            "head": nn.Linear(8, 10),
+        }
+    )
+    with audit(net, draw=True) as a:
+        a.loss("loss", net["head"](net["body"](net["embed"](torch.arange(6)[None]))).mean())
+    nodes, edges = flow_graph(a.loss_values)
+    assert list(nodes) == ["embed", *(f"body.{i}" for i in range(12)), "head", "loss"]
+    assert all(edge.live for edge in edges.values())
+    boxes = [e for e in ET.fromstring(flow_svg(a)).iter() if e.tag.endswith("rect")][1:]
+    spans = sorted((float(e.get("x", 0)), float(e.get("x", 0)) + float(e.get("width", 0))) for e in boxes)
+    assert all(right < left for (_, right), (left, _) in pairwise(spans))  # no overlap
+
+
+def test_a_drawing_needs_draw() -> None:
+    with audit(nn.Linear(2, 1)) as a:
+        pass
+    with pytest.raises(ValueError, match="draw=True"):
+        flow_svg(a)
+
+
+# ---- the command
+
+MODEL = """
+import torch
+from torch import nn
+
+def step():
+    torch.manual_seed(0)
+    net = nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.Linear(2, 1)})
+    yield net
+    features = net["backbone"](torch.ones(3, 2)).detach()
+    yield "loss", net["head"](features).mean()
+
+def no_generator():
+    return 3
+
+def strange():
+    yield nn.Linear(1, 1)
+    yield 3
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.py"
+    path.write_text(MODEL)
+    return path
+
+
+def test_the_command_prints_the_matrix(model: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "stopgrad", "audit", "model.py:step"], cwd=model.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    header, row, reason = done.stdout.splitlines()
+    assert header.split() == ["backbone", "head"]
+    assert row.split()[:3] == ["loss", "blocked", "open"]
+    assert reason == "  loss -> backbone: stopped by detach at model.py:9"
+
+
+def test_the_command_writes_a_page_and_checks_a_contract(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page, contract = model.parent / "flow.html", model.parent / "flow.yaml"
+    contract.write_text("loss: {backbone: open}")
+    arguments = ["audit", f"{model}:step", "--html", str(page), "--contract", str(contract)]
+    assert main(arguments) == 1
+    assert "loss does not reach backbone" in capsys.readouterr().err
+    assert page.read_text().count("<svg") == 2
+    contract.write_text("loss: {backbone: blocked}")
+    assert main(arguments) == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("{}:stop", "has no function 'stop'"),
+        ("{}", "write FILE:FUNCTION"),
+        ("absent.py:step", "no such file"),
+        ("{}:no_generator", "expected a generator"),
+        ("{}:strange", r"yielded a int; yield (name, loss)"),
+    ],
+)
+def test_bad_targets_are_one_clear_line(
+    target: str, message: str, model: Path, capsys: pytest.CaptureFixture[str], request: Any
+) -> None:
+    assert main(["audit", target.format(model)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

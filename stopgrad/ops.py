@@ -1,0 +1,105 @@
+"""What PyTorch's operations do to values: which cut, which escape, which write, which only look at a shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_T: Any = torch.Tensor
+CUTS: dict[Any, str] = {
+    _T.detach: "detach",
+    torch.detach: "detach",
+    _T.detach_: "detach_",
+    torch.detach_: "detach_",
+    _T.data.__get__: "data",
+    _T.data.__set__: "data",  # pyright: ignore[reportAttributeAccessIssue]
+    torch.tensor: "torch.tensor",
+    _T.new_tensor: "torch.tensor",
+}
+ESCAPES: dict[Any, str] = {
+    _T.item: "item",
+    _T.__float__: "item",
+    _T.__int__: "item",
+    _T.__index__: "item",
+    _T.__complex__: "item",
+    _T.tolist: "tolist",
+    _T.numpy: "numpy",
+    _T.__array__: "numpy",
+}
+# Operations whose result has the shape of a tensor but not its value, and those that change no value.
+VALUELESS = {
+    *(torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like),
+    *(torch.rand_like, torch.randn_like, torch.randint_like),
+    *(_T.new_zeros, _T.new_ones, _T.new_empty, _T.new_full, _T.new_empty_strided),
+    *(_T.requires_grad_, _T.retain_grad, _T.share_memory_, _T.backward),
+    _T.grad.__get__,
+    _T.grad.__set__,
+}
+OVERWRITES = {_T.copy_, _T.zero_, _T.fill_, _T.normal_, _T.uniform_, _T.random_, _T.exponential_}  # drop the old value
+PAIRWISE = {torch.broadcast_tensors, torch.functional.broadcast_tensors, torch.meshgrid, torch.functional.meshgrid}
+NO_WRITE = {_T.detach_, torch.detach_, _T.data.__set__}
+
+
+def leaves_of(tree: Any, kind: type = Tensor) -> list[Any]:
+    """All tensors (or numbers) in nested lists, tuples and dicts."""
+    found: list[Any] = []
+    for item in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else (tree,):
+        if isinstance(item, kind):
+            found.append(item)
+        elif isinstance(item, list | tuple | dict):
+            found += leaves_of(item, kind)
+    return found
+
+
+def name_of(func: Any) -> str:
+    name = getattr(func, "__name__", type(func).__name__)
+    if name in ("__get__", "__set__"):
+        return getattr(func.__self__, "__name__", name)
+    return name.strip("_") if name.startswith("__") else name
+
+
+def next_sequence_number() -> int:
+    """The number that autograd will give to the next node of this thread."""
+    probe = torch.zeros((), requires_grad=True).view(())
+    return probe.grad_fn._sequence_nr() + 1  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def node_name(tensor: Tensor) -> str:
+    return tensor.grad_fn.name() if tensor.grad_fn is not None else ""
+
+
+def graphless_mode() -> str:
+    if torch.is_inference_mode_enabled():
+        return "inference_mode"
+    return "" if torch.is_grad_enabled() else "no_grad"
+
+
+def loses_type(out: Tensor, inputs: Iterable[Tensor]) -> bool:
+    """The result is of a type that has no gradient, and what it was computed from is not."""
+    return not _differentiable(out) and any(_differentiable(t) for t in inputs)
+
+
+def _differentiable(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def storage_of(tensor: Tensor) -> int:
+    """An id of the memory that a tensor shares with its aliases."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # sparse and wrapped tensors have none
+        return -id(tensor)
+
+
+def written_by(func: Any, args: Any, kwargs: Any) -> list[Tensor] | None:
+    """The tensors that an operation writes into, or None."""
+    if "out" in kwargs:
+        return leaves_of([kwargs["out"]])
+    name = getattr(func, "__name__", "")
+    in_place = name.endswith("_") and not name.endswith("__")
+    if args and (in_place or name == "__setitem__" or func in NO_WRITE):
+        return leaves_of(args[:1])
+    return None

@@ -1,0 +1,70 @@
+"""A pytest plugin: the fixture ``flow_audit``, and a marker that checks a contract over all its losses.
+
+::
+
+    @pytest.mark.flow_contract({"loss": {"head": "open", "backbone": "blocked"}})
+    def test_flow(flow_audit):
+        a = flow_audit(model)
+        a.loss("loss", model(x).mean())
+
+The marked test fails if the contract is broken, or if a loss that it names was not reported. A test that fails shows
+the matrix. ``assert_flow`` needs nothing of this; its failures show the test's own line and the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from stopgrad.flow import audit
+    from stopgrad.parts import Modules
+
+_AUDITS: pytest.StashKey[list[audit]] = pytest.StashKey()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "flow_contract(contract): the audits of `flow_audit` must keep this contract")
+
+
+@pytest.fixture
+def flow_audit(request: pytest.FixtureRequest) -> Iterator[Callable[..., audit]]:
+    """Start an audit that ends with the test: ``a = flow_audit(model)``, with the arguments of ``stopgrad.audit``."""
+    from stopgrad.flow import audit
+
+    audits = request.node.stash.setdefault(_AUDITS, [])
+    with ExitStack() as stack:
+
+        def start(modules: Modules, **options: Any) -> audit:
+            stack.close()  # one audit at a time
+            audits.append(stack.enter_context(audit(modules, **options)))
+            return audits[-1]
+
+        yield start
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """After a marked test has passed: did its audits keep the contract?"""
+    __tracebackhide__ = True
+    result = yield
+    marker = item.get_closest_marker("flow_contract")
+    if marker is not None:
+        audits = item.stash.get(_AUDITS, [])
+        if not audits or len(marker.args) != 1:
+            pytest.fail("flow_contract(contract) needs one contract, and a test that uses flow_audit", pytrace=False)
+        for each in audits:
+            each.check(marker.args[0])
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    report = yield
+    if report.when == "call" and report.failed:
+        for each in item.stash.get(_AUDITS, []):
+            report.sections.append(("flow matrix", str(each.matrix())))
+    return report
