@@ -37,6 +37,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from recipes.shared.frechet import sample_quality
 from recipes.shared.pictures import add_grid
 from stopgrad import FlowContract, Stops
+from stopgrad.lightning import loss_name
 
 # The first choice is the paper's, and the default.
 BOUNDARIES = {
@@ -152,6 +153,8 @@ class GAN(L.LightningModule):
         g_optimizer, d_optimizer: from parameters to an optimiser.
     """
 
+    FLOW = FLOW
+
     def __init__(
         self,
         *,
@@ -236,7 +239,8 @@ class GAN(L.LightningModule):
 
         d_optimizer.zero_grad()
         d_loss = self.d_loss(reals)
-        self.manual_backward(d_loss)
+        with loss_name("d_loss"):
+            self.manual_backward(d_loss)
         if self.updates == "alternating":
             d_optimizer.step()
 
@@ -244,7 +248,8 @@ class GAN(L.LightningModule):
             if self.stop.zero_grad == "timely":
                 g_optimizer.zero_grad()
             g_loss = self.g_loss(reals)
-            self.manual_backward(g_loss)
+            with loss_name("g_loss"):
+                self.manual_backward(g_loss)
             if self.updates == "simultaneous":
                 d_optimizer.step()
             g_optimizer.step()

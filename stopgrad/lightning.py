@@ -28,6 +28,7 @@ from stopgrad.pictures import matrix_figure
 from stopgrad.retention import GraphRetained, Kept, growth, kept_graphs
 from stopgrad.strategy import nearest
 
+OPENING = 20  # batches in which every loss of a contract is awaited
 _V = TypeVar("_V")
 _name: ContextVar[str | None] = ContextVar("stopgrad_loss_name", default=None)
 
@@ -93,13 +94,16 @@ class _Audit(Callback):
 class FlowAudit(_Audit):
     """Audit the gradient flow of a training at its first batch, and then every n batches.
 
+    A loss that the contract names may come later than the first batch, such as a generator's that steps every third
+    time: the first audit goes on until it has seen every one, for 20 batches at most, and judges them together.
+
     The gradient is measured by hooks in the real backward: no extra pass, and what DDP later averages is not in it.
     Losses are named by :func:`loss_name`. An unnamed one takes the name of the optimiser that steps next
     (``optimizer_0``; with none, ``loss_0`` and so on by order; under automatic optimisation ``loss``), and where the
     contract has as many losses as there are such names, the contract's names, in order.
 
     Args:
-        every_n_steps: audit every n-th batch; None for the first batch of each fit alone.
+        every_n_steps: audit every n-th batch; None for the beginning of each fit alone.
         on_violation: ``raise`` an error that names loss, part, path and cut, on all ranks; or ``warn`` with it.
         contract: what to check; by default the module's ``FLOW``, if it has one.
 
@@ -119,15 +123,15 @@ class FlowAudit(_Audit):
         self.matrix: FlowMatrix | None = None
         self.violations: list[Violation] = []
         self._run: _FlowRun | None = None
-        self._first = True
+        self._opening = OPENING
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._first = True
+        self._opening = OPENING
+        self.matrix = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._first or (self.every_n_steps and self.batches % self.every_n_steps == 0):
+        if self._opening or (self.every_n_steps and self.batches % self.every_n_steps == 0):
             self._run = _FlowRun(trainer, pl_module)
-        self._first = False
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if self._run is not None:
@@ -143,11 +147,28 @@ class FlowAudit(_Audit):
         self.batches += 1
         if self._run is None:
             return
-        contract = getattr(pl_module, "FLOW", FlowContract({})) if self.contract is None else self.contract
+        contract = self._contract(pl_module)
         try:
-            self.matrix = self._run.matrix(list(contract))
+            seen = self._run.matrix(list(contract))
         finally:
             self._close()
+        self.matrix = seen if self.matrix is None else self.matrix.updated(seen)
+        if self._opening:
+            awaited = [name for name in contract if "*" not in name and name not in self.matrix.losses]
+            self._opening = self._opening - 1 if awaited else 0
+        if not self._opening:
+            self._judge(trainer, contract)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._opening and self.matrix is not None:
+            self._opening = 0
+            self._judge(trainer, self._contract(pl_module))
+
+    def _contract(self, module: LightningModule) -> FlowContract:
+        return getattr(module, "FLOW", FlowContract({})) if self.contract is None else self.contract
+
+    def _judge(self, trainer: Trainer, contract: FlowContract) -> None:
+        assert self.matrix is not None
         self.violations = contract.violations(self.matrix, partial=True)
         if trainer.is_global_zero:
             for logger in trainer.loggers:

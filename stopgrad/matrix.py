@@ -73,6 +73,13 @@ class FlowMatrix(Mapping[tuple[str, str], Cell]):
     def __len__(self) -> int:
         return len(self._cells)
 
+    def updated(self, newer: FlowMatrix) -> FlowMatrix:
+        """This matrix with the losses of a newer one beside its own, or in their place."""
+        parts = dict.fromkeys((*self.parts, *newer.parts))
+        return FlowMatrix(
+            list(parts), {key: cell for key, cell in self.items() if key[0] not in newer.losses} | dict(newer)
+        )
+
     def share(self, loss: str, part: str) -> float:
         """The loss's norm at a part over the sum of all losses' norms there, in [0, 1]; 0 where nothing arrives."""
         total = sum(self[other, part].norm for other in self.losses)

@@ -24,6 +24,7 @@ import stopgrad
 from recipes.run.build import Run
 from recipes.run.callbacks import Meter
 from recipes.shared.pictures import save_grid
+from stopgrad.lightning import FlowAudit
 
 
 def weights_sha256(module: nn.Module) -> str:
@@ -106,7 +107,9 @@ def record(config: DictConfig, run: Run) -> Iterator[None]:
     except Exception as error:
         failure = error
         result |= {"status": "raised", "error": type(error).__name__, "message": explained(error, stop)}
-    meter = next((c for c in run.trainer.callbacks if isinstance(c, Meter)), None)  # pyright: ignore
+    callbacks: Any = run.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    meter = next((c for c in callbacks if isinstance(c, Meter)), None)
+    flow = next((c for c in callbacks if isinstance(c, FlowAudit)), None)
     tested = {name: value.item() for name, value in run.trainer.callback_metrics.items()}
     result |= {
         "steps": run.trainer.global_step,
@@ -114,7 +117,8 @@ def record(config: DictConfig, run: Run) -> Iterator[None]:
         "weights_sha256": weights_sha256(run.recipe),
         "seconds": time.perf_counter() - started,
         **(meter.costs() if meter else {}),
-        "flow": None,
+        "flow": flow.matrix.to_dict() if flow and flow.matrix else None,
+        "violations": [violation.text for violation in flow.violations] if flow else [],
     }
     if run.trainer.is_global_zero:
         write_whole(folder / "result.json", json.dumps(result, indent=2) + "\n")
