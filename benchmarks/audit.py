@@ -121,7 +121,7 @@ class Bench:
         return time.perf_counter() - start
 
     def torchlens(self) -> None:
-        import torchlens
+        import torchlens  # pyright: ignore[reportMissingImports]
 
         torchlens.trace(self.model, self.x)
 

@@ -8,10 +8,11 @@ from collections import defaultdict
 
 import pytest
 import torch
+from hydra.utils import get_class
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from conf_tests.helpers import ROOT, result, train
+from conf_tests.helpers import ROOT, config, result, train
 from recipes.run.declared import recipe_configs
 
 SHORT = ["trainer.max_steps=120", "trainer.val_check_interval=50", "trainer.log_every_n_steps=10"]
@@ -29,6 +30,9 @@ def test_smoke_run_leaves_everything(recipe, tmp_path):
     assert recorded["saved_bytes"] > 0
     assert recorded["step_time"] > 0
     assert recorded["metrics"]
+    module = sys.modules[get_class(config(f"recipe={recipe}").recipe._target_).__module__]
+    assert set(recorded["flow"]) == set(module.FLOW)
+    assert recorded["violations"] == []
     assert recorded["versions"]["torch"] == torch.__version__
     assert OmegaConf.load(folder / "config.yaml").seed == 3
     assert {file.name for file in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
@@ -152,3 +156,21 @@ def test_second_run_does_not_touch_the_first(tmp_path):
     for _ in range(2):
         train("recipe=dirac_gan", "trainer=smoke", cwd=tmp_path)
     assert {file.name for file in (tmp_path / "runs/dirac_gan/default").iterdir()} == {"seed-0", "seed-0_2"}
+
+
+def test_leak_is_reported_and_the_run_goes_on(tmp_path):
+    ran = train("recipe=gan", "trainer=smoke", "stop.fakes=none", "hydra.run.dir=run", cwd=tmp_path)
+    assert ran.returncode == 0
+    recorded = result(tmp_path / "run")
+    assert recorded["flow"]["d_loss"]["generator"]["state"] == "open"
+    assert recorded["violations"][0].startswith("d_loss reaches generator, which the contract calls blocked: norm ")
+    assert "recipes/gan.py" in recorded["violations"][0]
+    assert recorded["violations"][0].splitlines()[0] in ran.stderr
+
+
+def test_violation_can_stop_the_run(tmp_path):
+    raises = "callbacks.flow.on_violation=raise"
+    ran = train("recipe=gan", "trainer=smoke", "stop.fakes=none", raises, "hydra.run.dir=run", cwd=tmp_path)
+    assert ran.returncode == 1
+    recorded = result(tmp_path / "run")
+    assert (recorded["status"], recorded["error"], recorded["steps"]) == ("raised", "GradientLeak", 3)
