@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
+from functools import cache
+from types import CodeType
 
 import torch
 
-_APPLY = torch.autograd.Function.apply.__code__
 _STDLIB = os.path.dirname(os.__file__) + os.sep
 _LIBRARIES = tuple(os.path.dirname(str(path)) + os.sep for path in (torch.__file__, __file__))
 _OPTIMIZERS = os.path.join(_LIBRARIES[0], "optim") + os.sep
@@ -26,6 +28,15 @@ def _is_library(file: str) -> bool:
     return known
 
 
+@cache
+def _is_function_forward(code: CodeType) -> bool:
+    """True for the forward of a custom Function. ``apply``, which calls it, has a frame in some torch versions only."""
+    classes = [torch.autograd.Function]
+    for cls in classes:
+        classes += cls.__subclasses__()
+    return any(getattr(inspect.unwrap(cls.forward), "__code__", None) is code for cls in classes[1:])
+
+
 def user_line(function_calls: bool = False) -> tuple[str, int]:
     """File and line of the innermost frame that is the user's.
 
@@ -40,7 +51,7 @@ def user_line(function_calls: bool = False) -> tuple[str, int]:
             found = file, frame.f_lineno
             if not function_calls:
                 return found
-        elif function_calls and frame.f_code is _APPLY:
+        if function_calls and frame.f_code.co_name == "forward" and _is_function_forward(frame.f_code):
             found = None
         frame = frame.f_back
     return found or ("", 0)

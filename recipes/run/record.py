@@ -37,8 +37,8 @@ def weights_sha256(module: nn.Module) -> str:
 
 
 def versions() -> dict[str, str]:
-    found = {"stopgrad": stopgrad.__version__}
-    for name in ("torch", "lightning", "hydra-core", "numpy"):
+    found = {"stopgrad": stopgrad.__version__, "torch": str(torch.__version__)}
+    for name in ("lightning", "hydra-core", "numpy"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
