@@ -4,15 +4,16 @@
     python benchmarks/gan.py --network dcgan      # 28x28 mnist5k
 
 Three programs train the same networks on the same data with the same batch and the same optimiser (fused Adam), in
-turn, in one process: `recipe`, as train.py runs it, with its callbacks and its TensorBoard logger; `plain`, a PyTorch
+turn, in one process: `recipe`, as train.py runs it, with its callbacks, bar and TensorBoard logger; `plain`, a PyTorch
 loop over tensors in memory, with the discriminator live in the generator's loss, as loops are mostly written, and once
 more with it frozen; `first`, a LightningModule with a DataLoader over a TensorDataset, wrapped optimisers, the
-discriminator live, and self.log at every step. The first 20 steps are not counted.
+discriminator live, self.log at every step and Lightning's own progress bar. The first 20 steps are not counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import statistics
 import sys
@@ -20,6 +21,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ import lightning as L
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
@@ -39,6 +42,7 @@ from recipes.run.build import quiet  # noqa: E402
 from recipes.run.callbacks import Meter, RandomStreams  # noqa: E402
 from recipes.run.names import register  # noqa: E402
 from recipes.shared.images import Batches, Images  # noqa: E402
+from stopgrad.lightning import FlowAudit  # noqa: E402
 
 WARM_UP = 20
 
@@ -49,12 +53,13 @@ class Clock(L.Callback):
     def __init__(self, steps: int) -> None:
         self.steps, self.count, self.seconds = steps, 0, 0.0
 
-    def on_train_batch_end(self, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         self.count += 1
         if self.count == WARM_UP:
             self.started = time.perf_counter()
         if self.count == self.steps:
             self.seconds = (time.perf_counter() - self.started) / (self.steps - WARM_UP)
+            trainer.should_stop = True
 
 
 class First(L.LightningModule):
@@ -66,12 +71,12 @@ class First(L.LightningModule):
         self.gan = gan
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        (reals,) = batch
         g_optimizer, d_optimizer = self.optimizers()  # pyright: ignore[reportGeneralTypeIssues]
-        d_loss = self.gan.d_loss(reals)
-        d_optimizer.zero_grad()
-        self.manual_backward(d_loss)
-        d_optimizer.step()
+        for reals in batch[0].chunk(self.gan.n_critic):
+            d_loss = self.gan.d_loss(reals)
+            d_optimizer.zero_grad()
+            self.manual_backward(d_loss)
+            d_optimizer.step()
         g_loss = self.gan.g_loss(reals)
         g_optimizer.zero_grad()
         self.manual_backward(g_loss)
@@ -84,15 +89,14 @@ class First(L.LightningModule):
         return self.gan.configure_optimizers()
 
 
-def trainer(max_steps: int, folder: str, *callbacks: L.Callback) -> L.Trainer:
+def trainer(folder: str, *callbacks: L.Callback) -> L.Trainer:
+    """A Trainer with Lightning's defaults; the clock ends it."""
     return L.Trainer(
         accelerator="cpu",
         max_epochs=-1,
-        max_steps=max_steps,
         callbacks=list(callbacks),
         logger=TensorBoardLogger(folder),
         enable_checkpointing=False,
-        enable_progress_bar=False,
         enable_model_summary=False,
     )
 
@@ -101,18 +105,19 @@ def recipe(gan: GAN, data: Images, steps: int, folder: str) -> float:
     clock = Clock(steps)
     gan.setup = lambda stage: None  # no sample quality: what is timed is the training
     batches = Batches(data.images, batch_size=data.batch_size, length=steps)
-    trainer(steps, folder, RandomStreams(), Meter(), clock).fit(gan, batches)
+    trainer(folder, RandomStreams(), Meter(), FlowAudit(), TQDMProgressBar(refresh_rate=20), clock).fit(gan, batches)
     return clock.seconds
 
 
 def plain(gan: GAN, data: Images, steps: int, folder: str) -> float:
     g_optimizer, d_optimizer = gan.configure_optimizers()
     started = 0.0
-    for k, reals in enumerate(Batches(data.images, batch_size=data.batch_size, length=steps)):
-        d_loss = gan.d_loss(reals)
-        d_optimizer.zero_grad()
-        d_loss.backward()
-        d_optimizer.step()
+    for k, batch in enumerate(Batches(data.images, batch_size=data.batch_size, length=steps)):
+        for reals in batch.chunk(gan.n_critic):
+            d_loss = gan.d_loss(reals)
+            d_optimizer.zero_grad()
+            d_loss.backward()
+            d_optimizer.step()
         g_loss = gan.g_loss(reals)
         g_optimizer.zero_grad()
         g_loss.backward()
@@ -126,7 +131,7 @@ def plain(gan: GAN, data: Images, steps: int, folder: str) -> float:
 def first(gan: GAN, data: Images, steps: int, folder: str) -> float:
     clock = Clock(steps)
     loader = DataLoader(TensorDataset(data.images), batch_size=data.batch_size, shuffle=True, drop_last=True)
-    trainer(2 * steps, folder, clock).fit(First(gan), loader)  # Lightning counts both optimisers' steps
+    trainer(folder, clock).fit(First(gan), loader)
     return clock.seconds
 
 
@@ -137,6 +142,9 @@ PROGRAMS: dict[str, tuple[Callable[[GAN, Images, int, str], float], str]] = {
     "plain, D frozen": (plain, "freeze"),
     "first": (first, "none"),
 }
+
+
+SIMPLE = ["recipe.loss=non_saturating", "recipe.penalty=none", "recipe.n_critic=1"]
 
 
 def g_step(gan: GAN, reals: Tensor, repeats: int = 200) -> float:
@@ -153,7 +161,8 @@ def g_step(gan: GAN, reals: Tensor, repeats: int = 200) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=["mlp", "dcgan"], default="mlp")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--simple", action="store_true", help="non-saturating loss, no penalty, one step of D a batch")
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
@@ -163,6 +172,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     register()
     overrides = ["data=mnist5k", "recipe.network=dcgan", "recipe.width=16"] if arguments.network == "dcgan" else []
+    overrides += SIMPLE if arguments.simple else []
 
     def build(boundary: str) -> GAN:
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
@@ -170,17 +180,20 @@ def main() -> None:
         torch.manual_seed(0)
         return instantiate(config.recipe, stop=config.stop, _convert_="all")
 
-    shape = (1, 28, 28) if overrides else (1, 8, 8)
-    data = Images(name="mnist5k" if overrides else "digits", shape=shape, cache=str(ROOT / ".cache"))
+    n_critic = build("freeze").n_critic
+    dcgan = arguments.network == "dcgan"
+    shape = (1, 28, 28) if dcgan else (1, 8, 8)
+    source = "mnist5k" if dcgan else "digits"
+    data = Images(name=source, shape=shape, batch_size=64 * n_critic, cache=str(ROOT / ".cache"))
     data.setup("fit")
     seconds: dict[str, list[float]] = {name: [] for name in PROGRAMS}
     g_seconds: dict[str, list[float]] = {"freeze": [], "none": []}
     for _ in range(arguments.repeats):
         for name, (program, boundary) in PROGRAMS.items():
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
                 seconds[name].append(program(build(boundary), data, arguments.steps, folder))
         for boundary, times in g_seconds.items():
-            times.append(g_step(build(boundary), data.images[: data.batch_size]))
+            times.append(g_step(build(boundary), data.images[:64]))
     report(arguments, {name: statistics.median(times) for name, times in seconds.items()}, g_seconds)
 
 
@@ -188,6 +201,7 @@ def report(arguments: argparse.Namespace, median: dict[str, float], g_seconds: d
     gain = statistics.median(g_seconds["none"]) / statistics.median(g_seconds["freeze"])
     found = {
         "network": arguments.network,
+        "simple": arguments.simple,
         "repeats": arguments.repeats,
         "threads": arguments.threads,
         "microseconds_a_step": {name: round(value * 1e6, 1) for name, value in median.items()},
@@ -200,7 +214,8 @@ def report(arguments: argparse.Namespace, median: dict[str, float], g_seconds: d
     if arguments.json:
         print(json.dumps(found))
         return
-    print(f"{arguments.network}, medians of {arguments.repeats} interleaved repeats, {arguments.threads} thread(s)")
+    name = arguments.network + (", simple" if arguments.simple else "")
+    print(f"{name}: medians of {arguments.repeats} interleaved repeats, {arguments.threads} thread(s)")
     for name, value in median.items():
         print(f"  {name:<16} {1 / value:8.1f} steps/s  {value * 1e6:8.1f} us a step")
     print(f"recipe takes {found['recipe_over_plain']} of the plain loop's time (bar: 1.10)")

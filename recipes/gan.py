@@ -135,7 +135,7 @@ def dirac(shape: Sequence[int], latent: int, width: int) -> tuple[nn.Module, nn.
 
 
 class GAN(L.LightningModule):
-    """A generator against a discriminator, in manual optimisation; a step is one batch.
+    """A generator against a discriminator, in manual optimisation; a batch is n_critic steps of D and one of G.
 
     Args:
         stop: the chosen strategies and switches.
@@ -147,7 +147,7 @@ class GAN(L.LightningModule):
         loss: of both players.
         penalty: on D's gradient: ``r1`` at the reals, ``interpolates`` towards norm 1 (WGAN-GP).
         penalty_weight: gamma of R1, lambda of WGAN-GP.
-        n_critic: D's steps for each step of G; every batch is one step of D.
+        n_critic: D's steps for each step of G; a batch is split among them.
         updates: ``simultaneous``: both players step from the same point.
         ema_decay: of the generator's running average, which is the one that is sampled.
         g_optimizer, d_optimizer: from parameters to an optimiser.
@@ -176,6 +176,8 @@ class GAN(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.stop = Stops(stop, BOUNDARIES, SWITCHES)
+        if updates == "simultaneous" and n_critic > 1:
+            raise ValueError(f"recipe.updates=simultaneous: needs recipe.n_critic=1, here it is {n_critic}")
         if updates == "simultaneous" and self.stop.discriminator.spelled == "none":
             raise ValueError(
                 "stop.discriminator=none: with recipe.updates=simultaneous D would step on G's loss; "
@@ -233,31 +235,31 @@ class GAN(L.LightningModule):
 
     # ---- the order of backward, zero_grad and step
 
-    def training_step(self, reals: Tensor, batch_idx: int) -> None:
-        g_wrapped, d_optimizer = self.optimizers()  # pyright: ignore[reportGeneralTypeIssues]
-        g_optimizer = g_wrapped.optimizer  # not counted: Lightning's global_step is D's steps, which are the batches
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:
+        g_optimizer, d_wrapped = self.optimizers()  # pyright: ignore[reportGeneralTypeIssues]
+        d_optimizer = d_wrapped.optimizer  # not counted: Lightning's global_step is G's steps, which are the batches
 
-        d_optimizer.zero_grad()
-        d_loss = self.d_loss(reals)
-        with loss_name("d_loss"):
-            self.manual_backward(d_loss)
-        if self.updates == "alternating":
-            d_optimizer.step()
-
-        if (batch_idx + 1) % self.n_critic == 0:
-            if self.stop.zero_grad == "timely":
-                g_optimizer.zero_grad()
-            g_loss = self.g_loss(reals)
-            with loss_name("g_loss"):
-                self.manual_backward(g_loss)
-            if self.updates == "simultaneous":
+        for reals in batch.chunk(self.n_critic):
+            d_optimizer.zero_grad()
+            d_loss = self.d_loss(reals)
+            with loss_name("d_loss"):
+                self.manual_backward(d_loss)
+            if self.updates == "alternating":
                 d_optimizer.step()
-            g_optimizer.step()
-            if self.stop.zero_grad == "late":
-                g_optimizer.zero_grad()
-            self.average_generator()
-            self.terms["loss/g"] = g_loss.detach()
-        self.terms["loss/d"] = d_loss.detach()
+
+        if self.stop.zero_grad == "timely":
+            g_optimizer.zero_grad()
+        g_loss = self.g_loss(reals)
+        with loss_name("g_loss"):
+            self.manual_backward(g_loss)
+        if self.updates == "simultaneous":
+            d_optimizer.step()
+        g_optimizer.step()
+        if self.stop.zero_grad == "late":
+            g_optimizer.zero_grad()
+
+        self.average_generator()
+        self.terms |= {"loss/d": d_loss.detach(), "loss/g": g_loss.detach()}
         if self.global_step % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
             self.log_dict(self.terms, prog_bar=True)
 

@@ -30,7 +30,7 @@ def weights_after(steps, *overrides, seed=0):
     """All weights after ``steps`` steps of the very training_step, without Lightning around it."""
     recipe = build_recipe(*overrides, f"seed={seed}")
     g_optimizer, d_optimizer = recipe.configure_optimizers()
-    g_optimizer.optimizer = g_optimizer  # as Lightning's wrapper holds it
+    d_optimizer.optimizer = d_optimizer  # as Lightning's wrapper holds it
     recipe.optimizers = lambda: (g_optimizer, d_optimizer)
     recipe.manual_backward = lambda loss: loss.backward()
     recipe.trainer = SimpleNamespace(log_every_n_steps=10**9, global_step=1)
