@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from recipes.run.declared import CONFIGS
+from recipes.run import CONFIGS
 from recipes.run.names import register
 
 ROOT = CONFIGS.parent

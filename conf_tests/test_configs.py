@@ -9,9 +9,10 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from conf_tests.helpers import ROOT, config
+from recipes.run import CONFIGS
 from recipes.run.build import check_arguments
 from recipes.run.checks import pinned
-from recipes.run.declared import CONFIGS, declaration, recipe_configs
+from recipes.run.declared import declaration, recipe_configs
 from stopgrad.strategy import check_stop
 
 FILES = sorted(file.relative_to(CONFIGS).with_suffix("") for file in CONFIGS.rglob("*.yaml"))

@@ -223,3 +223,30 @@ def test_bad_arguments_are_refused() -> None:
         FlowAudit(every_n_steps=0)
     with pytest.raises(ValueError, match="names part 'critic'"):
         fit(Gan(), FlowAudit(contract=FlowContract({"d_loss": {"critic": "open"}})))
+
+
+class RareGenerator(Gan):
+    """Its generator steps every third batch."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        optimizers = self.optimizers(use_pl_optimizer=False)
+        for name, optimizer in list(zip(("d_loss", "g_loss"), optimizers, strict=True))[: 1 + (batch_idx % 3 == 2)]:
+            optimizer.zero_grad()
+            with loss_name(name):
+                self.manual_backward(getattr(self, name)(batch[0]))
+            optimizer.step()
+
+
+@pytest.mark.parametrize(("batches", "losses"), [(6, ("d_loss", "g_loss")), (2, ("d_loss",))])
+def test_first_audit_waits_for_every_loss_of_the_contract(batches: int, losses: tuple[str, ...]) -> None:
+    callback = FlowAudit()
+    fit(RareGenerator(), callback, batches=batches)
+    assert callback.matrix is not None
+    assert callback.matrix.losses == losses
+    assert callback.violations == []
+
+
+@pytest.mark.parametrize("batches", [2, 6])
+def test_leak_is_judged_with_all_losses_or_at_the_end(batches: int) -> None:
+    with pytest.raises(GradientLeak, match="d_loss reaches generator"):
+        fit(RareGenerator(fakes="none"), FlowAudit(), batches=batches)

@@ -9,7 +9,7 @@ from torch import nn
 
 from recipes.run.callbacks import RandomStreams, SavedBytes
 from recipes.run.record import explained, weights_sha256
-from recipes.shared.images import Batches, Images
+from recipes.shared.images import Batches, Images, read_images
 from recipes.shared.pictures import image_grid, save_grid
 
 NUMBERS = torch.arange(10)
@@ -73,6 +73,24 @@ def test_images_are_split_and_scaled(tmp_path):
     assert data.held_out_images.shape == (360, 1, 8, 8)
     assert (data.images.min(), data.images.max()) == (-1, 1)
     assert torch.bincount(data.labels).min() > 100
+
+
+def test_download_without_network_is_one_line(tmp_path, monkeypatch):
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "datasets.py").write_text(
+        "from urllib.error import URLError\n"
+        "def MNIST(root, train, download): raise URLError('no route to host')\n"
+        "def CIFAR10(root, train, download): raise RuntimeError('File not found or corrupted.')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"data.name=mnist: could not be downloaded .*no route.*choose digits or mnist5k"
+    ):
+        read_images("mnist", tmp_path)
+    with pytest.raises(ValueError, match=r"data.name=cifar10: could not be downloaded \(File not found"):
+        read_images("cifar10", tmp_path)
 
 
 class TestWeightsHash:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from recipes.run import CONFIGS
 from recipes.run.errors import InputError
-
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @dataclass(frozen=True)

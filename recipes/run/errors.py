@@ -12,6 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from recipes.run import CONFIGS
 from stopgrad.strategy import nearest
 
 
@@ -62,8 +63,6 @@ def given(key: str) -> str:
 def unknown_key(key: str) -> str:
     """Which keys stand beside the unknown ``key``, found by composing the config without it."""
     from hydra import compose, initialize_config_dir
-
-    from recipes.run.declared import CONFIGS
 
     known = [a for a in sys.argv[1:] if "=" in a and not a.startswith(("-", "hydra")) and a != given(key)]
     try:
