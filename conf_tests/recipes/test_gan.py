@@ -14,6 +14,7 @@ from recipes.shared.images import Batches, read_images
 EQUIVALENT = ["detach", "no_grad", "freeze", "detach_", "data", "none"]
 MLP = ["recipe=gan", "data=digits"]
 DCGAN = ["recipe=gan", "data=mnist5k", "recipe.network=dcgan", "recipe.width=4", "recipe.use_spectral_norm=true"]
+DCGAN += ["recipe.n_critic=1", "data.batch_size=32"]
 NETWORKS = pytest.mark.parametrize("network", [MLP, DCGAN], ids=["mlp", "dcgan"])
 
 
