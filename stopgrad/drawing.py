@@ -74,7 +74,8 @@ def flow_graph(losses: Mapping[Value, str], most: int = MOST_NODES) -> tuple[dic
 
 def _node_of(value: Value, losses: Mapping[Value, str], names: Mapping[str, str]) -> tuple[str, str]:
     if value in losses:
-        return losses[value], "loss"
+        name = losses[value]
+        return f"{name} (loss)" if name in names.values() else name, "loss"
     if value.op.startswith("stop."):
         return value.op, "stop"
     label = names.get(value.module, "") if value.parents else ""

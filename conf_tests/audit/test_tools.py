@@ -248,3 +248,12 @@ def test_bad_targets_are_one_clear_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_drawing_tells_a_loss_from_a_module_of_its_name() -> None:
+    parts = nn.ModuleDict({"trunk": nn.Linear(2, 3), "probe": nn.Linear(3, 1)})
+    with audit(parts, draw=True) as a:
+        a.loss("probe", parts["probe"](parts["trunk"](torch.ones(4, 2)).detach()).mean())
+    drawn = flow_svg(a)
+    assert ">probe</text>" in drawn
+    assert ">probe (loss)</text>" in drawn
