@@ -26,6 +26,8 @@ from recipes.run.errors import InputError, choose, wants_traceback
 NOISE = (
     ".*does not have many workers",
     ".*Using ModelCheckpoint with manual optimization",  # the state after the step is the one to resume from
+    ".*Be aware that when using `ckpt_path`",  # a resumed run may keep its checkpoints at other steps, and elsewhere
+    ".*The dirpath has changed from",
     r".*isinstance\(treespec, LeafSpec\)",  # Lightning's own use of torch
 )
 ROOT = {"seed": NonNegativeInt, "trainer.max_steps": PositiveInt, "trainer.val_check_interval": PositiveInt}
