@@ -175,3 +175,15 @@ def test_violation_can_stop_the_run(tmp_path):
     assert ran.returncode == 1
     recorded = result(tmp_path / "run")
     assert (recorded["status"], recorded["error"], recorded["steps"]) == ("raised", "GradientLeak", 1)
+
+
+def test_interrupted_run_leaves_a_result_and_its_checkpoint(tmp_path):
+    run = ["recipe=dirac_gan", "trainer.max_steps=1000000", "trainer.val_check_interval=100", "hydra.run.dir=run"]
+    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *run], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    while process.poll() is None and not last.exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) != 0
+    assert result(tmp_path / "run")["status"] == "interrupted"
+    torch.load(last, weights_only=True)

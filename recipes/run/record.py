@@ -98,12 +98,14 @@ def record(config: DictConfig, run: Run) -> Iterator[None]:
         "commit": commit(),
     }
     started = time.perf_counter()
-    failure: Exception | None = None
+    failure: BaseException | None = None
     try:
         yield
-        interrupted = getattr(run.trainer, "interrupted", False)
-        result["status"] = "interrupted" if interrupted else "finished"
+        result["status"] = "finished"
         leave_samples(run.recipe, folder / "samples.png")
+    except (KeyboardInterrupt, SystemExit) as stopped:  # Lightning turns Ctrl-C into an exit
+        failure = stopped
+        result["status"] = "interrupted"
     except Exception as error:
         failure = error
         result |= {"status": "raised", "error": type(error).__name__, "message": explained(error, stop)}
@@ -125,6 +127,8 @@ def record(config: DictConfig, run: Run) -> Iterator[None]:
         print(summary(result, folder))
     if failure is None:
         return
+    if result["status"] == "interrupted":
+        raise failure
     effect_of_cut = result["message"].startswith("stop.")
     if not effect_of_cut and hydra.mode != RunMode.MULTIRUN:
         raise failure
