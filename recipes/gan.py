@@ -51,7 +51,7 @@ SWITCHES = {
 FLOW = FlowContract(
     {
         "d_loss": {"discriminator": "open", "generator": "blocked", "stop.fakes": "blocked"},
-        "g_loss": {"generator": "open", "discriminator": "blocked"},
+        "g_loss": {"generator": "open", "discriminator": "blocked", "stop.discriminator": "blocked"},
     }
 )
 
