@@ -239,7 +239,7 @@ class GAN(L.LightningModule):
         g_optimizer, d_wrapped = self.optimizers()  # pyright: ignore[reportGeneralTypeIssues]
         d_optimizer = d_wrapped.optimizer  # not counted: Lightning's global_step is G's steps, which are the batches
 
-        for reals in batch.chunk(self.n_critic):
+        for reals in batch.tensor_split(self.n_critic):  # chunk could give fewer
             d_optimizer.zero_grad()
             d_loss = self.d_loss(reals)
             with loss_name("d_loss"):
