@@ -200,6 +200,10 @@ class GAN(L.LightningModule):
     def parameter_groups(self) -> dict[str, nn.Module]:
         return {"generator": self.generator, "discriminator": self.discriminator}
 
+    def to_compile(self) -> list[nn.Module]:
+        """torch.compile has no second derivatives, which a penalty needs of D."""
+        return [self.generator] if self.penalty != "none" else [self.generator, self.discriminator]
+
     def noise(self, n: int) -> Tensor:
         return torch.randn(n, self.latent, device=self.device)
 
