@@ -94,6 +94,12 @@ def compare_command(options: argparse.Namespace) -> int:
     folders = [Path(folder) for folder in options.folders]
     compared = compare(folders, options.reference)
     print(compared)
+    if options.replay:
+        from stopgrad.compare.replay import replay
+
+        if replay(compared):
+            compared = compare(folders, options.reference)
+            print(f"\n{compared}")
     out = Path(options.out) if options.out else folders[0] if len(folders) == 1 else Path("comparison")
     compared.write(out)
     if options.picture:
@@ -137,6 +143,7 @@ def _add_compare(commands: Any) -> None:
     )
     parser.add_argument("folders", nargs="+", metavar="DIR", help="run directories, or that of a sweep")
     parser.add_argument("--reference", metavar="ARM", help="the arm that the others are held against")
+    parser.add_argument("--replay", action="store_true", help="run arms again to find the very step at which they part")
     parser.add_argument("--out", metavar="DIR", help="where to write; by default the one DIR, or ./comparison")
     parser.add_argument(
         "--picture", metavar="FILE", help="also draw the arms' curves, with samples where there are any"

@@ -10,15 +10,15 @@ allow one to say, ``verdict`` decides, ``words``, ``page``, ``picture`` and ``bo
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stopgrad.compare.page import html_page
 from stopgrad.compare.read import Found, find_runs
 from stopgrad.compare.verdict import judge
-from stopgrad.compare.words import markdown, text_table
+from stopgrad.compare.words import markdown, plain, text_table
 
 
 @dataclass
@@ -40,12 +40,18 @@ class Comparison:
         """What is known of one arm."""
         return next(each for each in self.content["arms"] if each["name"] == arm)
 
+    def sample(self, arm: str) -> Path | None:
+        """``samples.png`` of the arm's first seed that has one."""
+        files = [run.folder / "samples.png" for run in self.found.runs if run.arm == arm and run.finished]
+        return next((file for file in files if file.exists()), None)
+
     def write(self, folder: Path) -> None:
-        """Write ``comparison.json`` and ``comparison.md`` into ``folder``."""
+        """Write ``comparison.json``, ``comparison.md`` and ``comparison.html`` into ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in (
             ("comparison.json", json.dumps(plain(self.content), indent=1, allow_nan=False) + "\n"),
             ("comparison.md", markdown(self.content)),
+            ("comparison.html", html_page(self)),
         ):
             half_written = folder / f".{name}.tmp"
             half_written.write_text(text, encoding="utf-8")
@@ -66,11 +72,3 @@ def compare(folders: Sequence[Path], reference: str | None = None) -> Comparison
     found = find_runs(folders)
     return Comparison(judge(found, reference), found)
 
-
-def plain(value: Any) -> Any:
-    """For strict JSON: numbers that are not finite become ``"nan"``, ``"inf"`` and ``"-inf"``, keys become strings."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {str(key): plain(each) for key, each in value.items()}
-    return [plain(each) for each in value] if isinstance(value, (list, tuple)) else value

@@ -134,7 +134,14 @@ class Fingerprints:
             raise ValueError(f"{file}: cannot be read: {str(error).partition(chr(10))[0]}") from None
 
     def merged(self, other: Fingerprints) -> Fingerprints:
-        """Both, ordered by step; where both have a step, this one's."""
+        """Both, ordered by step.
+
+        Raises:
+            ValueError: they disagree at a step, so that ``other`` is no replay of this run.
+        """
+        for k, step in enumerate(self.steps):
+            if other.at(step) is not None and other.hashes[other.steps.index(step)] != self.hashes[k]:
+                raise ValueError(f"gave other weights at step {step}: something beside the config changed one of them")
         both = {step: (other, k) for k, step in enumerate(other.steps)} | {
             s: (self, k) for k, s in enumerate(self.steps)
         }

@@ -25,7 +25,7 @@ def draw(comparison: Comparison, file: Path, arms: Sequence[str] | None = None) 
 
     groups = together(comparison, arms)
     tags = curve_tags(comparison.content, [names[0] for names in groups])
-    samples = {names[0]: image for names in groups if (image := sample(comparison, names[0]))}
+    samples = {names[0]: image for names in groups if (image := comparison.sample(names[0]))}
     if not tags and not samples:
         raise ValueError(f"{file}: nothing to draw: no curves of declared metrics, and no samples")
     rows = bool(tags) + bool(samples)
@@ -42,17 +42,17 @@ def draw(comparison: Comparison, file: Path, arms: Sequence[str] | None = None) 
 
 
 def together(comparison: Comparison, arms: Sequence[str] | None) -> list[list[str]]:
-    """The chosen arms, those that are identical with the reference together; arms that raised have nothing to show."""
+    """The chosen arms, those with equal weights together; arms that raised have nothing to show."""
     known = {arm["name"]: arm for arm in comparison.content["arms"]}
     for name in arms or ():
         if name not in known:
             raise ValueError(f"arms={name}: choose from {', '.join(known)}")
     chosen = [arm for name, arm in known.items() if (arms is None or name in arms) and arm["verdict"] != "raised"]
-    same = [
-        arm["name"] for arm in chosen if arm["verdict"] == "identical" or arm["name"] == comparison.content["reference"]
-    ]
-    others = [[arm["name"]] for arm in chosen if arm["name"] not in same]
-    return [same, *others] if same else others
+    groups: list[list[str]] = []
+    for arm in chosen:
+        group = next((group for group in groups if group[0] in arm["same_weights_as"]), None)
+        groups.append([arm["name"]]) if group is None else group.append(arm["name"])
+    return groups
 
 
 def curve_tags(content: Mapping[str, Any], names: Sequence[str]) -> list[str]:
@@ -64,12 +64,6 @@ def curve_tags(content: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     ]
     declared = [tag for tag in content["metrics_declared"] if tag in drawn]
     return (declared or [tag for tag in drawn if tag.startswith("loss")])[:MOST_CURVES]
-
-
-def sample(comparison: Comparison, arm: str) -> Path | None:
-    """``samples.png`` of the arm's first seed."""
-    files = [run.folder / "samples.png" for run in comparison.found.runs if run.arm == arm and run.finished]
-    return next((file for file in files if file.exists()), None)
 
 
 def _curves(part: Any, content: Mapping[str, Any], groups: Sequence[Sequence[str]], tags: Sequence[str]) -> None:

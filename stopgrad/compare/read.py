@@ -42,13 +42,18 @@ class Run:
         """The run's own, with those of a replay between them."""
         try:
             own = Fingerprints.load(self.folder / FILE)
-            replay = self.folder / "replay" / FILE
-            return own.merged(Fingerprints.load(replay)) if replay.exists() else own
         except FileNotFoundError:
             return None
         except ValueError as error:
             self.notes.append(f"no fingerprints: {error}")
             return None
+        try:
+            return own.merged(Fingerprints.load(self.folder / "replay" / FILE))
+        except FileNotFoundError:
+            return own
+        except ValueError as error:
+            self.notes.append(f"replay: {error}")
+            return own
 
     @cached_property
     def curves(self) -> dict[str, Curve]:

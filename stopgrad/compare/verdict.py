@@ -69,6 +69,7 @@ def judge(found: Found, reference: str | None = None) -> dict[str, Any]:
     judged = [judge_arm(name, arms[name], arms[chosen], declared, name == chosen) for name in order]
     for arm in judged:
         arm["sentence"] = sentence(arm, judged[0], declared)
+        arm["same_weights_as"] = [n for n in order if n != arm["name"] and same_weights(arms[n], arms[arm["name"]])]
     curves = {name: spread(runs.values()) for name, runs in arms.items()}
     tags = list(dict.fromkeys(tag for tagged in curves.values() for tag in tagged))
     return {
@@ -82,6 +83,15 @@ def judge(found: Found, reference: str | None = None) -> dict[str, Any]:
         "notes": notes(found.runs),
         "left_out": [{"path": str(path), "reason": reason} for path, reason in found.left_out],
     }
+
+
+def same_weights(a: Mapping[int, Run], b: Mapping[int, Run]) -> bool:
+    """Whether both arms have finished the same seeds with the same weights, bit for bit."""
+
+    def hashes(runs: Mapping[int, Run]) -> dict[int, str]:
+        return {seed: run.result["weights_sha256"] for seed, run in runs.items() if run.finished}
+
+    return bool(hashes(a)) and hashes(a) == hashes(b)
 
 
 def judge_arm(

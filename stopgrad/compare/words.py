@@ -32,7 +32,7 @@ def sentence(arm: Mapping[str, Any], reference: Mapping[str, Any], declared: Map
         values = "; ".join(values_words(arm, name) for name in declared if name in arm["metrics"])
         return f"the reference{f': {values}' if values else ''}{'; broken' if verdict == 'broken' else ''}."
     opened = [c for c in arm["flow"]["changed"] if c["is"] == "open"]
-    parts = [flow_words(arm["flow"])] if arm["flow"]["changed"] else []
+    parts = [flow_words(arm["flow"]) if arm["flow"]["changed"] else strength_words(arm["flow"])]
     parts.append(weights_words(arm, bool(opened)))
     if verdict == "broken":
         parts.append(f"{broken_words(arm, declared)}: broken")
@@ -63,6 +63,20 @@ def flow_words(flow: Mapping[str, Any]) -> str:
         else:
             said.append(f"{loss} to {part} is {change['is']} instead of {change['was']}")
     return joined(said)
+
+
+def strength_words(flow: Mapping[str, Any]) -> str:
+    """Where no cell has another state: the gradient whose norm at the first batch differs most, if it does by half."""
+    found = [
+        (abs(math.log(cell["norm"] / cell["was_norm"])), loss, part, cell["norm"] / cell["was_norm"])
+        for loss, row in (flow["matrix"] or {}).items()
+        for part, cell in row.items()
+        if cell["state"] == cell["was"] == "open" and cell["norm"] > 0 and cell["was_norm"] > 0
+    ]
+    far, loss, part, ratio = max(found, default=(0.0, "", "", 1.0))
+    if not far > math.log(1.5):
+        return ""
+    return f"the same losses reach the same parts, but {loss}'s gradient at {part} begins {ratio:.2g} times as strong"
 
 
 def weights_words(arm: Mapping[str, Any], opened: bool) -> str:
@@ -181,3 +195,11 @@ def flow_lines(flow: Mapping[str, Any]) -> list[str]:
             shown.append(f"**{words}** (was {was[loss, part]})" if (loss, part) in was else words)
         lines.append(f"| {loss} | {' | '.join(shown)} |")
     return [*lines, ""]
+
+def plain(value: Any) -> Any:
+    """For strict JSON: numbers that are not finite become ``"nan"``, ``"inf"`` and ``"-inf"``, keys become strings."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, (list, tuple)) else value
