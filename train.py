@@ -13,18 +13,22 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from recipes.run.checks import pinned
 from recipes.run.errors import one_line_errors
 from recipes.run.names import register
+from recipes.run.sweep import compared, finished_before
 
 register()
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(config: DictConfig) -> None:
+    config = pinned(config)
+    if finished_before(config):
+        return
+
     import lightning as L
 
     from recipes.run.build import build
     from recipes.run.record import record
 
-    config = pinned(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     run = build(config)
     with record(config, run):
@@ -36,4 +40,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    one_line_errors(main)
+    one_line_errors(compared(main))
