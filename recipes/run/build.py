@@ -28,6 +28,7 @@ NOISE = (
     ".*Using ModelCheckpoint with manual optimization",  # the state after the step is the one to resume from
     ".*Be aware that when using `ckpt_path`",  # a resumed run may keep its checkpoints at other steps, and elsewhere
     ".*The dirpath has changed from",
+    r".*Found \d+ module\(s\) in eval mode at the start of training",  # a frozen backbone's BatchNorm
     r".*isinstance\(treespec, LeafSpec\)",  # Lightning's own use of torch
 )
 ROOT = {"seed": NonNegativeInt, "compile": StrictBool, "trainer.max_steps": PositiveInt, "trainer.val_check_interval": PositiveInt}
@@ -98,6 +99,8 @@ def check_build(config: DictConfig) -> None:
         attempt(f"data={choices.data}", lambda: (data.prepare_data(), data.setup("fit"), data.train_dataloader()))
         recipe = attempt(f"recipe={choices.recipe}", lambda: build_recipe(config))
         attempt(f"recipe={choices.recipe}", recipe.configure_optimizers)
+        if hasattr(recipe, "check_data"):  # what only the two together can tell
+            attempt(f"recipe={choices.recipe}", lambda: recipe.check_data(data))
         attempt(f"trainer={choices.trainer}", lambda: instantiate(config.trainer, logger=False))
     if config.ckpt_path is not None:
         check_checkpoint(config.ckpt_path, recipe)
