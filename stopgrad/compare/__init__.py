@@ -71,4 +71,3 @@ def compare(folders: Sequence[Path], reference: str | None = None) -> Comparison
     """
     found = find_runs(folders)
     return Comparison(judge(found, reference), found)
-
