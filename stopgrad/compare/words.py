@@ -196,6 +196,7 @@ def flow_lines(flow: Mapping[str, Any]) -> list[str]:
         lines.append(f"| {loss} | {' | '.join(shown)} |")
     return [*lines, ""]
 
+
 def plain(value: Any) -> Any:
     """For strict JSON: numbers that are not finite become ``"nan"``, ``"inf"`` and ``"-inf"``, keys become strings."""
     if isinstance(value, float) and not math.isfinite(value):
