@@ -28,7 +28,8 @@ def test_files_are_found():
 @pytest.mark.parametrize("file", GROUPED, ids=str)
 def test_every_file_composes(file):
     composed = config(f"{file.parent}={file.name}") if str(file.parent) != "hydra" else config()
-    for section in ("recipe", "data", "trainer", "stop"):  # the rest needs a run directory
+    # data need not fit the default recipe; what is in no section here needs a run directory
+    for section in ["data"] if file.parent.name == "data" else ["recipe", "data", "trainer", "stop"]:
         OmegaConf.to_container(composed[section], resolve=True, throw_on_missing=True)
 
 

@@ -207,8 +207,19 @@ class GAN(L.LightningModule):
         self.g_optimizer, self.d_optimizer = g_optimizer, d_optimizer
         self.terms: dict[str, Tensor] = {}  # the last value of each term, detached
 
+    def check_batch(self, size: int) -> None:
+        """Refuse a batch, on each rank, from which each step of D does not get an image."""
+        if size < self.n_critic:
+            raise ValueError(
+                f"data.batch_size={size}: on each rank, is split among recipe.n_critic={self.n_critic} steps of D"
+            )
+
     def parameter_groups(self) -> dict[str, nn.Module]:
         return {"generator": self.generator, "discriminator": self.discriminator}
+
+    def to_compile(self) -> list[nn.Module]:
+        """torch.compile has no second derivatives, which a penalty needs of D."""
+        return [self.generator] if self.penalty != "none" else [self.generator, self.discriminator]
 
     def noise(self, n: int) -> Tensor:
         return torch.randn(n, self.latent, device=self.device)
