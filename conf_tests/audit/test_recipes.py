@@ -20,7 +20,7 @@ from stopgrad import FlowContract, FlowMatrix, audit
 from stopgrad.lightning import boundaries_of, groups_of
 
 ROOT = Path(__file__).parents[2]
-CUTS = {"detach", "detach_", "data", "no_grad", "inference_mode", "freeze"}
+CUTS = {"detach", "detach_", "data", "no_grad", "inference_mode", "freeze", "freeze_params", "cached"}
 FACTOR = {"scale": "scale:0.5", "reverse": "reverse:1"}
 REFUSED = {"inference_mode": "Inference tensors", "detach_": "Can't detach views"}
 RECIPES = sorted(path.stem for path in (ROOT / "configs" / "recipe").glob("*.yaml"))
