@@ -87,5 +87,9 @@ def test_each_mutation_is_caught_and_no_equivalent_is(recipe: str, boundary: str
         if REFUSED.get(strategy, "?") in str(error):
             return  # PyTorch itself refuses this arm: nothing is left to audit
         raise
+    except ValueError as error:
+        if not legal and "has no graph" in str(error):
+            return  # it cuts the only path that the default leaves
+        raise
     kinds = {v.kind for v in contract.violations(matrix)}
     assert (kinds == set()) == legal, matrix.text()

@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 
 from hydra.errors import HydraException
@@ -36,8 +37,16 @@ def is_input_error(error: BaseException) -> bool:
     """Whether ``error`` comes from what the user gave us rather than from a mistake in the code."""
     if isinstance(error, (InputError, HydraException, OmegaConfBaseException)):
         return True
+    if isinstance(error, Exception) and raised_in(error) in ("hydra", "omegaconf", "yaml", "logging"):
+        return True  # they read what the user wrote
     lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
     return lightning is not None and isinstance(error, lightning.MisconfigurationException)
+
+
+def raised_in(error: BaseException) -> str:
+    """The package of the code that raised ``error``."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__) if error.__traceback__ else [(None, 0)]
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0] if frame else ""
 
 
 def one_line(error: BaseException) -> str:

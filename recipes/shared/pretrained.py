@@ -49,9 +49,7 @@ def train_classifier(classifier: nn.Module, images: Tensor, labels: Tensor, step
         schedule.step()
 
 
-def pretrained(
-    classifier: nn.Module, images: Tensor, labels: Tensor, *, steps: int, cache: Path
-) -> dict[str, Tensor]:
+def pretrained(classifier: nn.Module, images: Tensor, labels: Tensor, *, steps: int, cache: Path) -> dict[str, Tensor]:
     """The weights of ``classifier`` trained on ``images`` (N, C, H, W) and ``labels`` (N,), from the cache if there.
 
     ``classifier`` gives the architecture and the initial weights, and is left trained. Draws nothing from the global
