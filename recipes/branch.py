@@ -20,6 +20,7 @@ Figures of all arms, three seeds each: docs/recipes/branch.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import lightning as L
@@ -49,14 +50,12 @@ FLOW = FlowContract(
 
 
 def convolutional(shape: Sequence[int], width: int) -> nn.Sequential:
-    """Images (B, C, H, W) to features (B, F), F = 2 width H/4 W/4; no BatchNorm."""
+    """Images (B, C, H, W) to features (B, F), F = 2 width H/4 W/4, rounded up; no BatchNorm."""
     return nn.Sequential(
-        nn.Conv2d(shape[0], width, 5, padding=2),
+        nn.Conv2d(shape[0], width, 5, stride=2, padding=2),
         nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(width, 2 * width, 5, padding=2),
+        nn.Conv2d(width, 2 * width, 5, stride=2, padding=2),
         nn.ReLU(),
-        nn.MaxPool2d(2),
         nn.Flatten(),
     )
 
@@ -71,7 +70,7 @@ class Branch(L.LightningModule):
 
     Args:
         stop: the chosen strategies and switches.
-        shape: (C, H, W) of an image; H and W at least 4.
+        shape: (C, H, W) of an image.
         optimizer: from parameters to an optimiser.
         classes: outputs of the classifier.
         width: channels of the trunk's first layer.
@@ -97,9 +96,7 @@ class Branch(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.stop = Stops(stop, BOUNDARIES, SWITCHES)
-        if min(shape[1:]) < 4:
-            raise ValueError(f"recipe.shape={list(shape)}: the trunk halves an image twice; needs 4x4 pixels or more")
-        features = 2 * width * (shape[1] // 4) * (shape[2] // 4)
+        features = 2 * width * math.ceil(shape[1] / 4) * math.ceil(shape[2] / 4)
         self.trunk = convolutional(shape, width)
         self.classifier = perceptron(features, hidden, classes)
         self.branch = perceptron(features, hidden, 1)
