@@ -200,7 +200,9 @@ class GAN(L.LightningModule):
     def check_batch(self, size: int) -> None:
         """Refuse a batch, on each rank, from which each step of D does not get an image."""
         if size < self.n_critic:
-            raise ValueError(f"data.batch_size={size}: on each rank, is split among recipe.n_critic={self.n_critic} steps of D")
+            raise ValueError(
+                f"data.batch_size={size}: on each rank, is split among recipe.n_critic={self.n_critic} steps of D"
+            )
 
     def parameter_groups(self) -> dict[str, nn.Module]:
         return {"generator": self.generator, "discriminator": self.discriminator}
