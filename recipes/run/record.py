@@ -24,8 +24,8 @@ from torch import nn
 
 import stopgrad
 from recipes.run.build import Run
-from recipes.run.declared import declaration
 from recipes.run.callbacks import Meter, over_ranks
+from recipes.run.declared import declaration
 from recipes.run.errors import RunFailed
 from recipes.run.ranks import failures_of_others
 from recipes.shared.pictures import save_grid
