@@ -51,6 +51,11 @@ class TestRecipe:
         module = sys.modules[get_class(target).__module__]
         declared = declaration(target)
         assert (declared.boundaries, declared.switches) == (module.BOUNDARIES, module.SWITCHES)
+        assert declared.metrics == getattr(module, "METRICS", {})
+        for rule in declared.metrics.values():
+            assert rule["goal"] in ("min", "max", None)
+            assert rule["margin"] >= 0
+            assert set(rule) <= {"goal", "margin", "broken_above", "broken_below"}
 
     def test_header_holds_the_command_that_runs_it(self, name):
         header = (CONFIGS / "recipe" / f"{name}.yaml").read_text().partition("defaults:")[0]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import logging
+import os
 import pickle
 import re
 import typing
@@ -13,24 +15,44 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import lightning as L
+import numpy as np
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig, OmegaConf
-from pydantic import ConfigDict, NonNegativeInt, PositiveInt, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import (
+    ConfigDict,
+    NonNegativeInt,
+    PositiveInt,
+    PydanticUserError,
+    StrictBool,
+    TypeAdapter,
+    ValidationError,
+)
 
+from recipes.run.checkpoints import WholeCheckpoints
 from recipes.run.errors import InputError, choose, wants_traceback
+from recipes.run.ranks import averages, world_size
 
 NOISE = (
     ".*does not have many workers",
     ".*Using ModelCheckpoint with manual optimization",  # the state after the step is the one to resume from
     ".*Be aware that when using `ckpt_path`",  # a resumed run may keep its checkpoints at other steps, and elsewhere
     ".*The dirpath has changed from",
+    r".*Found \d+ module\(s\) in eval mode at the start of training",  # a frozen backbone's BatchNorm
+    ".*It is recommended to use `self.log",  # every rank evaluates on the same data
     r".*isinstance\(treespec, LeafSpec\)",  # Lightning's own use of torch
 )
-ROOT = {"seed": NonNegativeInt, "trainer.max_steps": PositiveInt, "trainer.val_check_interval": PositiveInt}
+ROOT = {
+    "seed": NonNegativeInt,
+    "compile": StrictBool,
+    "trainer.max_steps": PositiveInt,
+    "trainer.val_check_interval": PositiveInt,
+}
+SHARED = ("batch_size", "num_envs")  # sizes of the data that the ranks share
 KEY_FIRST = re.compile(r"[a-z_.]+=")  # a message that names its key already
 ARBITRARY = ConfigDict(arbitrary_types_allowed=True)
 
@@ -64,8 +86,48 @@ def build(config: DictConfig) -> Run:
         "callbacks": callbacks,
         "enable_progress_bar": watched,
     }
-    data = instantiate(config.data, _convert_="all")
-    return Run(data, build_recipe(config), instantiate(config.trainer, **extras, _convert_="all"))
+    extras["plugins"] = [WholeCheckpoints()]
+    if averages(config):
+        extras["plugins"].append(TorchElasticEnvironment())  # the ranks are there already: recipes/run/ranks.py
+    data = instantiate(share(config.data, world_size(config)), _convert_="all")
+    recipe = build_recipe(config)
+    if config.compile:
+        compile_networks(recipe)
+    return Run(data, recipe, instantiate(config.trainer, **extras, _convert_="all"))
+
+
+def compile_networks(recipe: L.LightningModule) -> None:
+    """Let torch.compile have the recipe's networks, in place: parameter names stay. The crossings are never compiled.
+
+    Their ``forward`` is compiled: ``nn.Module.compile`` passes over a network that is one of torch's own containers.
+    """
+    networks: Any = recipe.to_compile() if hasattr(recipe, "to_compile") else recipe.children()  # pyright: ignore[reportCallIssue]
+    for network in networks:
+        network.forward = torch.compile(network.forward)
+
+
+def share(data: DictConfig, ranks: int) -> DictConfig:
+    """The section of the data for one rank. In the config, sizes are those of the whole run.
+
+    Raises:
+        InputError: a size that cannot be shared evenly.
+    """
+    part = copy.deepcopy(data)
+    for key in SHARED:
+        if key not in data or ranks == 1:
+            continue
+        if data[key] % ranks:
+            raise InputError(f"data.{key}={data[key]}: is shared by {ranks} ranks; choose a multiple of {ranks}")
+        part[key] = data[key] // ranks
+    return part
+
+
+def seed_rank(seed: int) -> None:
+    """Let a rank other than 0 draw streams of its own, once all have built the same weights."""
+    rank = int(os.environ.get("RANK", 0))
+    if rank > 0:
+        (own,) = np.random.SeedSequence([seed, rank]).generate_state(1)
+        L.seed_everything(int(own), workers=True, verbose=False)
 
 
 def check_build(config: DictConfig) -> None:
@@ -81,13 +143,18 @@ def check_build(config: DictConfig) -> None:
         check_arguments(key, config[key])
     choices = config.hydra.runtime.choices
     with torch.random.fork_rng(devices=[]):
-        data = attempt(f"data={choices.data}", lambda: instantiate(config.data, _convert_="all"))
+        part = share(config.data, world_size(config))
+        data = attempt(f"data={choices.data}", lambda: instantiate(part, _convert_="all"))
         attempt(f"data={choices.data}", lambda: (data.prepare_data(), data.setup("fit"), data.train_dataloader()))
         recipe = attempt(f"recipe={choices.recipe}", lambda: build_recipe(config))
+        if hasattr(recipe, "check_batch") and "batch_size" in part:
+            attempt(f"recipe={choices.recipe}", lambda: recipe.check_batch(part.batch_size))
         attempt(f"recipe={choices.recipe}", recipe.configure_optimizers)
+        if hasattr(recipe, "check_data"):  # what only the two together can tell
+            attempt(f"recipe={choices.recipe}", lambda: recipe.check_data(data))
         attempt(f"trainer={choices.trainer}", lambda: instantiate(config.trainer, logger=False))
     if config.ckpt_path is not None:
-        check_checkpoint(config.ckpt_path, recipe)
+        check_checkpoint(config.ckpt_path, recipe, world_size(config) if config.mode == "train" else None)
 
 
 def attempt(section: str, make: Callable[[], Any]) -> Any:
@@ -167,13 +234,17 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     return checkpoint
 
 
-def check_checkpoint(path: str, recipe: L.LightningModule) -> None:
-    """Refuse a checkpoint whose weights do not fit the recipe.
+def check_checkpoint(path: str, recipe: L.LightningModule, ranks: int | None = None) -> None:
+    """Refuse a checkpoint whose weights do not fit the recipe, or that so many ``ranks`` cannot go on from.
 
     Raises:
         InputError: it cannot be read, or names or shapes of its weights differ.
     """
-    found = {name: tuple(t.shape) for name, t in read_checkpoint(path)["state_dict"].items()}
+    checkpoint = read_checkpoint(path)
+    if ranks is not None and len(checkpoint.get("ranks", ())) != ranks:
+        wrote = len(checkpoint.get("ranks", ()))
+        raise InputError(f"ckpt_path={path}: written by {wrote} rank(s), which it goes on with; here are {ranks}")
+    found = {name: tuple(t.shape) for name, t in checkpoint["state_dict"].items()}
     wanted = {name: tuple(t.shape) for name, t in recipe.state_dict().items()}
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from recipes.run.declared import declaration
 from recipes.run.errors import InputError, choose, is_input_error, one_line, wants_traceback
+from recipes.run.ranks import check_ranks
+from recipes.run.safety import check_paths, check_safety
 from stopgrad.strategy import check_stop
+
+SECTIONS = ("recipe", "stop", "data", "trainer", "callbacks", "logger")
 
 
 def pinned(config: DictConfig) -> DictConfig:
@@ -37,19 +45,46 @@ def pinned(config: DictConfig) -> DictConfig:
     return merged
 
 
-def check(config: DictConfig) -> None:
+@contextmanager
+def as_run_in(config: DictConfig, folder: str) -> Iterator[None]:
+    """Let ``${hydra:...}`` resolve as it will in the run, whose directory is ``folder``."""
+    before = HydraConfig.instance().cfg
+    with read_write(config), open_dict(config):
+        config.hydra.runtime.output_dir = os.path.abspath(folder)
+    HydraConfig.instance().set_config(config)
+    try:
+        yield
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+def check(config: DictConfig, folder: str) -> None:
     """Refuse one run's config, from the cheapest check to the dearest.
 
     Raises:
         InputError: with the key, the value and the choices in one line.
     """
+    config = copy.deepcopy(config)
+    with as_run_in(config, folder):
+        hydra = config.hydra
+        config = pinned(config)
+        for section in SECTIONS:
+            if not isinstance(config[section], DictConfig) and not (section == "logger" and config[section] is None):
+                raise InputError(f"{section}={config[section]}: a section has keys; write {section}.KEY=VALUE")
+        check_safety(config, hydra)
+        check_paths(config, folder)
+        check_ranks(config)
+        check_run(config)
+
+
+def check_run(config: DictConfig) -> None:
+    """The part of the check that belongs to the recipe, and builds it."""
     if config.mode not in ("train", "evaluate"):
         raise InputError(choose("mode", config.mode, ["train", "evaluate"]))
     if config.mode == "evaluate" and config.ckpt_path is None:
         raise InputError("ckpt_path=null: mode=evaluate needs a checkpoint; write ckpt_path=FILE")
     if config.ckpt_path is not None and not os.path.isfile(config.ckpt_path):
         raise InputError(f"ckpt_path={config.ckpt_path}: no such file")
-    config = pinned(config)
     declared = declaration(config.recipe._target_)
     stop: Any = OmegaConf.to_container(config.stop, resolve=True)
     try:
@@ -92,7 +127,7 @@ class CheckFirst(Callback):
     def _check(self, configs: list[DictConfig], folder: str) -> None:
         try:
             for config in configs:
-                check(config)
+                check(config, folder)
             try:
                 os.makedirs(folder, exist_ok=True)  # Hydra would do it next, but with a traceback where it cannot
             except OSError as error:

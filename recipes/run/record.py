@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,10 @@ from torch import nn
 
 import stopgrad
 from recipes.run.build import Run
-from recipes.run.callbacks import Meter
+from recipes.run.callbacks import Meter, over_ranks
+from recipes.run.declared import declaration
+from recipes.run.errors import RunFailed
+from recipes.run.ranks import failures_of_others
 from recipes.shared.pictures import save_grid
 from stopgrad.lightning import FlowAudit
 
@@ -78,31 +83,55 @@ def explained(error: BaseException, stop: dict[str, str]) -> str:
     return message
 
 
+def replay_command(hydra: Any) -> dict[str, Any]:
+    """How a comparison runs this training again, from ``first`` to ``last`` with a fingerprint after every step."""
+    window = ["callbacks.fingerprints.window=[{first},{last}]", "hydra.run.dir={folder}", "logger=none"]
+    return {
+        "cwd": hydra.runtime.cwd,
+        "arguments": [os.path.abspath(sys.argv[0]), *hydra.overrides.task, *window],
+    }
+
+
 @contextmanager
-def record(config: DictConfig, run: Run) -> Iterator[None]:
+def record(config: DictConfig, run: Run) -> Iterator[dict[str, Any]]:
     """Write ``config.yaml`` at the start and ``result.json`` at the end, however it comes; then print the summary.
 
-    In a sweep an arm that raises is a result: it is recorded and the next arm starts.
+    In a sweep an arm that raises is a result: it is recorded and the next arm starts. Of several ranks the first
+    writes. Yields the result, which is filled at the end.
     """
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
-    write_whole(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    if run.trainer.is_global_zero:
+        write_whole(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     stop: Any = OmegaConf.to_container(config.stop, resolve=True)
+    declared = declaration(config.recipe._target_)
     result: dict[str, Any] = {
         "recipe": hydra.runtime.choices["recipe"],
         "arm": folder.parent.name,
         "stop": stop,
+        "stop_default": declared.default_stop,
+        "compare": {"name": hydra.runtime.choices["compare"], "reference": config.compare.reference}
+        | {"arms": list(config.compare.arms)}
+        if config.compare
+        else None,
         "seed": config.seed,
         "mode": config.mode,
+        "started": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+        "metrics_declared": declared.metrics,
         "versions": versions(),
+        "threads": torch.get_num_threads(),
         "commit": commit(),
+        "replay": replay_command(hydra),
     }
     started = time.perf_counter()
     failure: BaseException | None = None
     try:
-        yield
+        with failures_of_others():
+            yield result
+            result |= of_ranks(run)
         result["status"] = "finished"
-        leave_samples(run.recipe, folder / "samples.png")
+        if run.trainer.is_global_zero:
+            leave_samples(run.recipe, folder / "samples.png")
     except (KeyboardInterrupt, SystemExit) as stopped:  # Lightning turns Ctrl-C into an exit
         failure = stopped
         result["status"] = "interrupted"
@@ -127,16 +156,25 @@ def record(config: DictConfig, run: Run) -> Iterator[None]:
         print(summary(result, folder))
     if failure is None:
         return
-    if result["status"] == "interrupted":
+    if result["status"] == "interrupted" or not run.trainer.is_global_zero:
         raise failure
-    effect_of_cut = result["message"].startswith("stop.")
-    if not effect_of_cut and hydra.mode != RunMode.MULTIRUN:
+    expected = result["message"].startswith("stop.") or isinstance(failure, RunFailed)
+    if not expected and hydra.mode != RunMode.MULTIRUN:
         raise failure
-    if not effect_of_cut:
+    if not expected:
         traceback.print_exception(failure)  # a mistake in the code more likely than a result
     if hydra.mode != RunMode.MULTIRUN:
         print(f"error: {result['message']}", file=sys.stderr)
         raise SystemExit(1)
+
+
+def of_ranks(run: Run) -> dict[str, Any]:
+    """``ranks``: the hash of the weights, and the contract's violations, on each of several ranks."""
+    if run.trainer.world_size == 1:
+        return {}
+    callbacks: Any = run.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    found = [violation.text for c in callbacks if isinstance(c, FlowAudit) for violation in c.violations]
+    return {"ranks": over_ranks({"weights_sha256": weights_sha256(run.recipe), "violations": found})}
 
 
 def leave_samples(recipe: Any, file: Path) -> None:
