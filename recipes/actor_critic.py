@@ -159,7 +159,10 @@ class ActorCritic(L.LightningModule):
         self.stop = Stops(stop, BOUNDARIES, SWITCHES)
         steps = rollout * num_envs
         if steps < minibatch:
-            raise ValueError(f"recipe.minibatch={minibatch}: a rollout has {rollout} x {num_envs} = {steps} steps")
+            raise ValueError(
+                f"recipe.minibatch={minibatch}: a rollout has {rollout} x {num_envs} = {steps} steps; "
+                f"choose at most {steps}, or a longer recipe.rollout"
+            )
         if network == "separate" and self.stop.trunk.spelled != "none":
             raise ValueError(
                 f"stop.trunk={self.stop.trunk.spelled}: no trunk is shared with recipe.network=separate; "
