@@ -42,7 +42,6 @@ CASES = {
     "arm=none": "arm=none: an arm belongs to a comparison; add compare=NAME",
     "compare=gan": "compare=gan: a comparison is many runs; write python train.py -m compare=gan",
     "compare=gan arm=nome": "arm=nome: choose one of detach, .*; did you mean none?",
-    "-m compare=gann": "compare=gann: choose one of gan; did you mean gan?",
     "recipe=actor_critic data.id=Nope-v0": "data.id=Nope-v0: Environment `Nope` doesn't exist.*",
     "recipe=actor_critic data.id=CartPole-v9": "data.id=CartPole-v9: Environment version `v9` .* doesn't exist.*",
     "recipe=actor_critic data.id=LunarLander-v3": "data.id=LunarLander-v3: Box2D is not installed, .*",
