@@ -153,7 +153,7 @@ def check_safety(config: DictConfig, hydra: DictConfig) -> None:
     for key in ENVIRONMENTS:
         module, colon, _ = str(OmegaConf.select(config, key)).rpartition(":")
         if colon and module not in allowed:
-            raise InputError(f"{key}={module}:...: refused, importing it could run anything; allow=[{module}] allows it")
+            raise InputError(f"{key}={module}:...: refused, it could run anything; allow it by name: allow=[{module}]")
     if hydra.job.env_set:
         raise InputError("hydra.job.env_set: refused, it could run anything; set variables in the shell")
 
