@@ -261,7 +261,8 @@ class Environments(L.LightningDataModule):
     """Environments to act in: a batch is a :class:`VectorEnvironment`, the same one each time.
 
     Args:
-        id: gymnasium's name, such as ``CartPole-v1``; ``module:Name-v0`` imports the module first.
+        id: gymnasium's name, such as ``CartPole-v1``; ``module:Name-v0`` imports the module first, which
+            wants ``allow=[module]`` on the command line.
         num_envs: that run side by side on each rank.
         episodes: of a validation and of the test, played side by side, with the same starts every time.
         steps: iterations an epoch: set to the length of the run.
