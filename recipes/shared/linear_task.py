@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import lightning as L
 import numpy as np
 import torch
@@ -30,9 +32,9 @@ class LinearTask(L.LightningDataModule):
     def __init__(
         self,
         *,
-        shape: tuple[PositiveInt] = (20,),
-        features: PositiveInt = 3,
-        subspace: PositiveInt = 8,
+        shape: Sequence[PositiveInt] = (100,),
+        features: PositiveInt = 20,
+        subspace: PositiveInt = 30,
         batch_size: PositiveInt = 64,
         steps: PositiveInt | None = None,
         seed: NonNegativeInt = 0,
