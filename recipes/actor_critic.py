@@ -47,6 +47,11 @@ BOUNDARIES = {
     "trunk": ["none", "detach", "data", "no_grad", "freeze", "scale", "reverse"],
 }
 SWITCHES: dict[str, list[str]] = {}
+# What a comparison judges by. The return is no health line: on CartPole the open target and advantage learn as well.
+METRICS = {
+    "evaluation_return": {"goal": "max", "margin": 25.0},  # of CartPole's 500
+    "health/value_bias": {"goal": None, "margin": 0.02},  # exact on the bandit: 0, or H(pi) / 2c
+}
 POLICY = {"actor": "open", "trunk": "open", "critic": "blocked", "stop.advantage": "blocked"}
 VALUE = {"critic": "open", "actor": "blocked", "stop.target": "blocked"}
 FLOW = FlowContract({"policy_loss": POLICY, "value_loss": VALUE | {"trunk": "open", "stop.trunk": "open"}})

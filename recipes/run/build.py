@@ -154,7 +154,7 @@ def check_build(config: DictConfig) -> None:
             attempt(f"recipe={choices.recipe}", lambda: recipe.check_data(data))
         attempt(f"trainer={choices.trainer}", lambda: instantiate(config.trainer, logger=False))
     if config.ckpt_path is not None:
-        check_checkpoint(config.ckpt_path, recipe)
+        check_checkpoint(config.ckpt_path, recipe, world_size(config) if config.mode == "train" else None)
 
 
 def attempt(section: str, make: Callable[[], Any]) -> Any:
@@ -234,13 +234,17 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     return checkpoint
 
 
-def check_checkpoint(path: str, recipe: L.LightningModule) -> None:
-    """Refuse a checkpoint whose weights do not fit the recipe.
+def check_checkpoint(path: str, recipe: L.LightningModule, ranks: int | None = None) -> None:
+    """Refuse a checkpoint whose weights do not fit the recipe, or that so many ``ranks`` cannot go on from.
 
     Raises:
         InputError: it cannot be read, or names or shapes of its weights differ.
     """
-    found = {name: tuple(t.shape) for name, t in read_checkpoint(path)["state_dict"].items()}
+    checkpoint = read_checkpoint(path)
+    if ranks is not None and len(checkpoint.get("ranks", ())) != ranks:
+        wrote = len(checkpoint.get("ranks", ()))
+        raise InputError(f"ckpt_path={path}: written by {wrote} rank(s), which it goes on with; here are {ranks}")
+    found = {name: tuple(t.shape) for name, t in checkpoint["state_dict"].items()}
     wanted = {name: tuple(t.shape) for name, t in recipe.state_dict().items()}
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):

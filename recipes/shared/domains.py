@@ -14,7 +14,8 @@ from torch.nn.functional import interpolate
 from recipes.shared.images import Batches, Images
 from recipes.shared.pretrained import pretrained
 
-TEXTURES = 200  # background patches
+TEXTURES = 200
+STRENGTH = 0.7  # of a texture; ink is 1
 
 
 def inverted(images: Tensor) -> Tensor:
@@ -35,7 +36,7 @@ def textured(images: Tensor) -> Tensor:
     )
     textures = 0.7 * interpolate(coarse, size=(height, width), mode="bilinear") + 0.3 * fine
     chosen = textures[torch.from_numpy(generator.integers(TEXTURES, size=len(images)))]
-    return ((images + 1) / 2 - chosen).abs() * 2 - 1
+    return ((images + 1) / 2 - STRENGTH * chosen).abs() * 2 - 1
 
 
 SHIFTS = {"inverted": inverted, "textured": textured}

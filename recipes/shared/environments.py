@@ -151,8 +151,8 @@ class VectorEnvironment:
 
     def state_dict(self) -> dict[str, Any]:
         """As tensors and plain values, so that a checkpoint loads with ``weights_only=True``."""
-        own = {name: getattr(self, name) for name in ("observation", "resets", "returns", "count")}
-        own |= {"episodes": list(self.episodes), "generator": self.generator.get_state()}
+        own: dict[str, Any] = {name: getattr(self, name).clone() for name in ("observation", "resets", "returns")}
+        own |= {"episodes": list(self.episodes), "count": self.count, "generator": self.generator.get_state()}
         return own | {"layers": [_plain_state(layer) for layer in self._layers()]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
