@@ -15,6 +15,7 @@ from recipes.run.errors import one_line_errors
 from recipes.run.names import register
 from recipes.run.ranks import follow, follows, run_on_ranks
 from recipes.run.safety import guard
+from recipes.run.sweep import compared, finished_before
 
 register()
 guard()
@@ -22,7 +23,9 @@ guard()
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(config: DictConfig) -> None:
-    run_on_ranks(pinned(config), one_run)
+    config = pinned(config)
+    if not finished_before(config):
+        run_on_ranks(config, one_run)
 
 
 def one_run(config: DictConfig) -> str:
@@ -50,4 +53,4 @@ if __name__ == "__main__":
     if follows():
         follow(one_run)
     else:
-        one_line_errors(main)
+        one_line_errors(compared(main))

@@ -40,14 +40,17 @@ class Ran:
     stderr: str
 
 
-def train(*overrides: str, cwd: Path, **env: str) -> Ran:
-    """``python train.py overrides...`` in a process of its own, in the folder ``cwd``, with the checkout's cache."""
+def train(*overrides: str, cwd: Path, seconds: float = 300, **env: str) -> Ran:
+    """``python train.py overrides...`` in a process of its own, in the folder ``cwd``, with the checkout's cache.
+
+    It is killed after so many ``seconds``.
+    """
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         arguments = [*overrides, f"cache={ROOT / '.cache'}"]
         process = PROCESSES.Process(target=_train, args=(arguments, cwd, env, out, err))
         process.start()
-        process.join(300)
+        process.join(seconds)
         process.kill()
         return Ran(process.exitcode, out.read_text(), err.read_text())
 
@@ -64,6 +67,14 @@ def _train(arguments: list[str], cwd: Path, env: Mapping[str, str], out: Path, e
 def result(folder: Path) -> dict[str, Any]:
     """The ``result.json`` of the run directory ``folder``."""
     return json.loads((folder / "result.json").read_text())
+
+
+def compare(name: str, *overrides: str, cwd: Path, seconds: float = 1800) -> dict[str, Any]:
+    """``python train.py -m compare=name overrides...`` into ``cwd/sweep``: its ``comparison.json``, arms by name."""
+    ran = train("-m", f"compare={name}", *overrides, "hydra.sweep.dir=sweep", cwd=cwd, seconds=seconds)
+    assert ran.returncode == 0, ran.stderr
+    content = json.loads((cwd / "sweep" / "comparison.json").read_text())
+    return content | {"arms": {arm["name"]: arm for arm in content["arms"]}}
 
 
 def config(*overrides: str) -> DictConfig:

@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import http.server
 import importlib.util
-import json
 import os
 import re
-import shutil
-import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.request
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from conf_tests.browser import in_a_browser
+
 ROOT = Path(__file__).parents[1]
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 EXTERNAL = re.compile(r"^(?:https?:)?//", re.I)
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed: pip install -e '.[docs]'"
-)
-DRIVER = shutil.which("chromedriver")
-in_a_browser = pytest.mark.skipif(
-    BROWSER is None or DRIVER is None,
-    reason="no chromium with chromedriver on the PATH (Debian: chromium chromium-driver)",
 )
 
 
@@ -116,58 +105,6 @@ def server(site):
         yield f"http://127.0.0.1:{running.server_port}"
         running.shutdown()
         thread.join()
-
-
-class Browser:
-    """A headless browser, driven by the WebDriver protocol (https://www.w3.org/TR/webdriver2/) over plain HTTP."""
-
-    ARGUMENTS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1280,900")
-
-    def __init__(self, driver: str) -> None:
-        self.session = driver
-        options = {"args": self.ARGUMENTS, "binary": BROWSER}
-        wanted = {"alwaysMatch": {"goog:chromeOptions": options}}
-        self.session += "/session/" + self.post("/session", capabilities=wanted)["sessionId"]
-
-    def post(self, path: str, **body: object) -> Any:
-        request = urllib.request.Request(
-            self.session + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)["value"]
-
-    def open(self, url: str) -> None:
-        self.post("/url", url=url)
-
-    def run(self, script: str, *args: str) -> Any:
-        return self.post("/execute/sync", script=script, args=args)
-
-    def wait_for(self, script: str, seconds: float = 20) -> Any:
-        """What ``script`` returns as soon as that is true."""
-        end = time.monotonic() + seconds
-        while not (value := self.run(script)):
-            assert time.monotonic() < end, f"never true: {script}"
-            time.sleep(0.1)
-        return value
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with subprocess.Popen([str(DRIVER), f"--port={port}", "--silent"], stdout=subprocess.DEVNULL) as driver:
-        try:
-            for _ in range(100):
-                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                    break
-                time.sleep(0.1)
-            running = Browser(f"http://127.0.0.1:{port}")
-            yield running
-            with urllib.request.urlopen(urllib.request.Request(running.session, method="DELETE"), timeout=30):
-                pass
-        finally:
-            driver.terminate()
 
 
 @in_a_browser

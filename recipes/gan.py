@@ -48,6 +48,16 @@ SWITCHES = {
     "zero_grad": ["timely", "late"],  # late: what D's loss left in G is still there when G steps
     "penalty": ["kept", "no_create_graph", "detached"],  # the gradient of D inside the penalty
 }
+# What a comparison judges by: arms within the margin of each other are the same; beyond the line an arm is broken.
+METRICS = {
+    "frechet": {"goal": "min", "margin": 2.0, "broken_above": 678.0},  # the untrained generator's, seed 0
+    "health/slope": {"goal": None, "margin": 0.2, "broken_above": 20.0},  # 1 where WGAN-GP works (eq. 3)
+    "radius": {
+        "goal": "min",
+        "margin": 0.1,
+        "broken_above": 3.0,
+    },  # of the Dirac-GAN; it starts at, and circles on, 1.41
+}
 FLOW = FlowContract(
     {
         "d_loss": {"discriminator": "open", "generator": "blocked", "stop.fakes": "blocked"},
@@ -207,6 +217,10 @@ class GAN(L.LightningModule):
     def parameter_groups(self) -> dict[str, nn.Module]:
         return {"generator": self.generator, "discriminator": self.discriminator}
 
+    def to_compile(self) -> list[nn.Module]:
+        """torch.compile has no second derivatives, which a penalty needs of D."""
+        return [self.generator] if self.penalty != "none" else [self.generator, self.discriminator]
+
     def noise(self, n: int) -> Tensor:
         return torch.randn(n, self.latent, device=self.device)
 
@@ -293,8 +307,9 @@ class GAN(L.LightningModule):
         self.quality = sample_quality(self.trainer.datamodule, self.sample if stage == "fit" else None)  # pyright: ignore
 
     def validation_step(self, reals: Tensor, batch_idx: int) -> None:
-        players = [*self.generator.parameters(), *self.discriminator.parameters()]
-        self.log("radius", torch.cat([p.flatten() for p in players]).norm())  # of the Dirac-GAN's orbit
+        if isinstance(self.generator, DiracGenerator):  # how far its orbit is from the equilibrium, 0
+            players = [*self.generator.parameters(), *self.discriminator.parameters()]
+            self.log("radius", torch.cat([p.flatten() for p in players]).norm())
         if self.quality:
             samples = self.sample(self.quality.num_reals)
             self.log_dict(self.quality(samples), prog_bar=True)

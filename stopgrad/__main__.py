@@ -87,6 +87,29 @@ def museum_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def compare_command(options: argparse.Namespace) -> int:
+    """Compare run directories, print the table and write the comparison."""
+    from stopgrad.compare import compare
+
+    folders = [Path(folder) for folder in options.folders]
+    compared = compare(folders, options.reference)
+    print(compared)
+    if options.replay:
+        from stopgrad.compare.replay import replay
+
+        if replay(compared):
+            compared = compare(folders, options.reference)
+            print(f"\n{compared}")
+    out = Path(options.out) if options.out else folders[0] if len(folders) == 1 else Path("comparison")
+    compared.write(out)
+    if options.picture:
+        from stopgrad.compare.picture import draw
+
+        draw(compared, Path(options.picture), options.arms)
+    print(f"\n{out}")
+    return 0
+
+
 def _add_audit(commands: Any) -> None:
     parser = commands.add_parser(
         "audit",
@@ -112,11 +135,28 @@ def _add_museum(commands: Any) -> None:
     parser.set_defaults(run=museum_command)
 
 
+def _add_compare(commands: Any) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="what a cut changed: run directories compared, arm by arm",
+        description="Writes comparison.json, .md and .html from what the runs left: result.json, fingerprints, events.",
+    )
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="run directories, or that of a sweep")
+    parser.add_argument("--reference", metavar="ARM", help="the arm that the others are held against")
+    parser.add_argument("--replay", action="store_true", help="run arms again to find the very step at which they part")
+    parser.add_argument("--out", metavar="DIR", help="where to write; by default the one DIR, or ./comparison")
+    parser.add_argument(
+        "--picture", metavar="FILE", help="also draw the arms' curves, with samples where there are any"
+    )
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="which arms the picture shows; by default all")
+    parser.set_defaults(run=compare_command)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command. Exit status: 0 fine, 1 the answer is no, 2 the question was wrong."""
     parser = argparse.ArgumentParser(prog="python -m stopgrad", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_audit, _add_explain, _add_museum):
+    for add in (_add_audit, _add_compare, _add_explain, _add_museum):
         add(commands)
     options = parser.parse_args(arguments)
     try:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import enum
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -51,15 +52,16 @@ class Boundary:
         name: what crosses here, as errors and audits name it.
         strategy: ``none``, ``detach``, ``detach_``, ``data``, ``no_grad``, ``inference_mode``, ``freeze``,
             ``scale:a`` or ``reverse:l``. See :class:`stopgrad.Strategy`.
+        offered: what a recipe offers beyond these: ``freeze_params`` crosses as ``freeze``, ``cached`` as ``no_grad``.
 
     Raises:
         ValueError: the strategy is unknown, or its factor is missing or not finite.
     """
 
-    def __init__(self, name: str, strategy: str = "detach") -> None:
+    def __init__(self, name: str, strategy: str = "detach", *, offered: Iterable[str] = ()) -> None:
         self.name = name
         self.spelled = str(strategy)
-        self.strategy, self.factor = parse_strategy(strategy, key=f"stop.{name}")
+        self.strategy, self.factor = parse_strategy(strategy, key=f"stop.{name}", offered=offered)
         self._modules: tuple[nn.Module, ...] = ()
 
     def __repr__(self) -> str:
@@ -67,7 +69,7 @@ class Boundary:
 
     def over(self, *modules: nn.Module) -> Boundary:
         """The same boundary with its producers named: ``freeze`` needs them when the producer is a plain function."""
-        named = Boundary(self.name, self.spelled)
+        named = copy.copy(self)
         named._modules = modules
         return named
 
@@ -186,7 +188,9 @@ class Stops:
     ) -> None:
         switches = switches or {}
         check_stop(chosen, boundaries, switches)
-        self.boundaries = {name: Boundary(name, chosen.get(name, legal[0])) for name, legal in boundaries.items()}
+        self.boundaries = {
+            name: Boundary(name, chosen.get(name, legal[0]), offered=legal) for name, legal in boundaries.items()
+        }
         self.switches = {name: str(chosen.get(name, legal[0])) for name, legal in switches.items()}
 
     def __getattr__(self, name: str) -> Any:

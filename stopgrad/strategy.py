@@ -27,6 +27,11 @@ class Strategy(str, enum.Enum):
 
 TAKES_FACTOR = (Strategy.SCALE, Strategy.REVERSE)
 CALLS_ONLY = (Strategy.NO_GRAD, Strategy.INFERENCE_MODE, Strategy.FREEZE)
+# What a recipe may offer beyond these, because it takes more than the crossing; and how its boundary then crosses.
+OFFERED = {
+    "freeze_params": Strategy.FREEZE,  # the recipe sets requires_grad False for good
+    "cached": Strategy.NO_GRAD,  # the recipe keeps what crosses, and does not compute it again
+}
 
 
 def spelling(strategy: str) -> str:
@@ -40,19 +45,21 @@ def nearest(word: object, choices: Iterable[str]) -> str:
     return f"; did you mean {match[0]}?" if match else ""
 
 
-def parse_strategy(text: str, *, key: str = "strategy") -> tuple[Strategy, float]:
+def parse_strategy(text: str, *, key: str = "strategy", offered: Iterable[str] = ()) -> tuple[Strategy, float]:
     """Read ``detach``, ``scale:0.5``, ``reverse:1`` and so on into the strategy and the factor of its backward.
 
-    The factor is 1 for strategies that take none, ``a`` for ``scale:a`` and ``-l`` for ``reverse:l``.
+    The factor is 1 for strategies that take none, ``a`` for ``scale:a`` and ``-l`` for ``reverse:l``. A choice of
+    ``OFFERED`` is read as the strategy it crosses by, where it is among those ``offered``.
 
     Raises:
         ValueError: the name is unknown, or a factor is missing, superfluous or not a finite number.
     """
     name, colon, factor = str(text).partition(":")
-    names = [s.value for s in Strategy]
+    crossing = {s.value: s for s in Strategy} | {choice: OFFERED[choice] for choice in offered if choice in OFFERED}
+    names = list(crossing)
     if name not in names:
         raise ValueError(f"{key}={text}: choose one of {', '.join(map(spelling, names))}{nearest(text, names)}")
-    strategy = Strategy(name)
+    strategy = crossing[name]
     if strategy not in TAKES_FACTOR:
         if colon:
             raise ValueError(f"{key}={text}: {name} takes no factor; write {key}={name}")
@@ -90,4 +97,4 @@ def check_stop(
             hint = nearest(choice, legal)
             raise ValueError(f"stop.{name}={choice}: choose one of {', '.join(map(spelling, legal))}{hint}")
         if name in boundaries:
-            parse_strategy(choice, key=f"stop.{name}")
+            parse_strategy(choice, key=f"stop.{name}", offered=legal)

@@ -23,7 +23,15 @@ from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig, OmegaConf
-from pydantic import ConfigDict, NonNegativeInt, PositiveInt, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import (
+    ConfigDict,
+    NonNegativeInt,
+    PositiveInt,
+    PydanticUserError,
+    StrictBool,
+    TypeAdapter,
+    ValidationError,
+)
 
 from recipes.run.checkpoints import WholeCheckpoints
 from recipes.run.errors import InputError, choose, wants_traceback
@@ -34,10 +42,16 @@ NOISE = (
     ".*Using ModelCheckpoint with manual optimization",  # the state after the step is the one to resume from
     ".*Be aware that when using `ckpt_path`",  # a resumed run may keep its checkpoints at other steps, and elsewhere
     ".*The dirpath has changed from",
+    r".*Found \d+ module\(s\) in eval mode at the start of training",  # a frozen backbone's BatchNorm
     ".*It is recommended to use `self.log",  # every rank evaluates on the same data
     r".*isinstance\(treespec, LeafSpec\)",  # Lightning's own use of torch
 )
-ROOT = {"seed": NonNegativeInt, "trainer.max_steps": PositiveInt, "trainer.val_check_interval": PositiveInt}
+ROOT = {
+    "seed": NonNegativeInt,
+    "compile": StrictBool,
+    "trainer.max_steps": PositiveInt,
+    "trainer.val_check_interval": PositiveInt,
+}
 SHARED = ("batch_size", "num_envs")  # sizes of the data that the ranks share
 KEY_FIRST = re.compile(r"[a-z_.]+=")  # a message that names its key already
 ARBITRARY = ConfigDict(arbitrary_types_allowed=True)
@@ -76,7 +90,20 @@ def build(config: DictConfig) -> Run:
     if averages(config):
         extras["plugins"].append(TorchElasticEnvironment())  # the ranks are there already: recipes/run/ranks.py
     data = instantiate(share(config.data, world_size(config)), _convert_="all")
-    return Run(data, build_recipe(config), instantiate(config.trainer, **extras, _convert_="all"))
+    recipe = build_recipe(config)
+    if config.compile:
+        compile_networks(recipe)
+    return Run(data, recipe, instantiate(config.trainer, **extras, _convert_="all"))
+
+
+def compile_networks(recipe: L.LightningModule) -> None:
+    """Let torch.compile have the recipe's networks, in place: parameter names stay. The crossings are never compiled.
+
+    Their ``forward`` is compiled: ``nn.Module.compile`` passes over a network that is one of torch's own containers.
+    """
+    networks: Any = recipe.to_compile() if hasattr(recipe, "to_compile") else recipe.children()  # pyright: ignore[reportCallIssue]
+    for network in networks:
+        network.forward = torch.compile(network.forward)
 
 
 def share(data: DictConfig, ranks: int) -> DictConfig:
@@ -123,6 +150,8 @@ def check_build(config: DictConfig) -> None:
         if hasattr(recipe, "check_batch") and "batch_size" in part:
             attempt(f"recipe={choices.recipe}", lambda: recipe.check_batch(part.batch_size))
         attempt(f"recipe={choices.recipe}", recipe.configure_optimizers)
+        if hasattr(recipe, "check_data"):  # what only the two together can tell
+            attempt(f"recipe={choices.recipe}", lambda: recipe.check_data(data))
         attempt(f"trainer={choices.trainer}", lambda: instantiate(config.trainer, logger=False))
     if config.ckpt_path is not None:
         check_checkpoint(config.ckpt_path, recipe, world_size(config) if config.mode == "train" else None)

@@ -9,6 +9,8 @@ import statistics
 import sys
 import time
 from collections import deque
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -19,6 +21,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from recipes.run.errors import RunFailed
+from stopgrad.graph import Walk
 from stopgrad.lightning import loss_being_named
 
 
@@ -160,10 +163,12 @@ class SavedBytes:
 
 
 class Meter(Callback):
-    """Costs: seconds of every batch, bytes saved for backward in the first one, peak memory; and the last losses."""
+    """Costs: seconds of every batch, saved bytes and graph nodes of the first, peak memory; and the last losses."""
 
     def __init__(self) -> None:
         self.saved_bytes: int | None = None
+        self.graph_nodes = 0
+        self.started = 0.0
         self.metrics: dict[str, float] = {}
         self.times: deque[float] = deque(maxlen=100_000)
         self._saved: SavedBytes | None = None
@@ -172,7 +177,12 @@ class Meter(Callback):
         if self.saved_bytes is None:
             self._saved = SavedBytes(pl_module)
             self._saved.hooks.__enter__()
+            reset_peak_memory()
         self.started = time.perf_counter()
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        if self._saved is not None:
+            self.graph_nodes += Walk(loss).nodes
 
     def on_train_batch_end(self, *args: Any) -> None:
         self.times.append(time.perf_counter() - self.started)
@@ -190,11 +200,28 @@ class Meter(Callback):
             self.saved_bytes, self._saved = self._saved.total, None
 
     def costs(self) -> dict[str, float | int | None]:
-        """Median step time in seconds (without the first, measured, step), saved and peak bytes."""
-        on_gpu = torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0
-        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        """Median step time in seconds (without the first, measured, step), saved and peak bytes, nodes."""
         return {
             "step_time": statistics.median(list(self.times)[1:]) if len(self.times) > 1 else None,
             "saved_bytes": self.saved_bytes,
-            "peak_memory": torch.cuda.max_memory_allocated() if on_gpu else resident,
+            "graph_nodes": self.graph_nodes,
+            "peak_memory": peak_memory(),
         }
+
+
+def reset_peak_memory() -> None:
+    """Forget earlier peaks, so that a later arm of a sweep is not charged for an earlier one (CUDA and Linux)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """Most bytes since :func:`reset_peak_memory`: allocated on the GPU where there is one, else resident."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
+        return torch.cuda.max_memory_allocated()
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

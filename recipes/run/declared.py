@@ -6,6 +6,7 @@ import ast
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,11 +16,20 @@ from recipes.run.errors import InputError
 
 @dataclass(frozen=True)
 class Declaration:
-    """Of one recipe: its first docstring line, and the legal choices of each boundary and switch, the paper's first."""
+    """Of one recipe: its first docstring line, the legal choices of each boundary and switch, the paper's first, and
+    the metrics that a comparison judges by: ``goal``, ``margin``, and where there are any ``broken_above`` and
+    ``broken_below``.
+    """
 
     summary: str
     boundaries: dict[str, list[str]]
     switches: dict[str, list[str]]
+    metrics: dict[str, dict[str, Any]]
+
+    @property
+    def default_stop(self) -> dict[str, str]:
+        """The paper's choices."""
+        return {name: legal[0] for name, legal in {**self.boundaries, **self.switches}.items()}
 
 
 def declaration(target: str) -> Declaration:
@@ -41,10 +51,10 @@ def declaration(target: str) -> Declaration:
         for node in tree.body
         if isinstance(node, ast.Assign)
         and isinstance(node.targets[0], ast.Name)
-        and node.targets[0].id in ("BOUNDARIES", "SWITCHES")
+        and node.targets[0].id in ("BOUNDARIES", "SWITCHES", "METRICS")
     }
     summary = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return Declaration(summary, values.get("BOUNDARIES", {}), values.get("SWITCHES", {}))
+    return Declaration(summary, *(values.get(name, {}) for name in ("BOUNDARIES", "SWITCHES", "METRICS")))
 
 
 def recipe_configs() -> dict[str, DictConfig]:

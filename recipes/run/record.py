@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from torch import nn
 import stopgrad
 from recipes.run.build import Run
 from recipes.run.callbacks import Meter, over_ranks
+from recipes.run.declared import declaration
 from recipes.run.errors import RunFailed
 from recipes.run.ranks import failures_of_others
 from recipes.shared.pictures import save_grid
@@ -80,6 +83,15 @@ def explained(error: BaseException, stop: dict[str, str]) -> str:
     return message
 
 
+def replay_command(hydra: Any) -> dict[str, Any]:
+    """How a comparison runs this training again, from ``first`` to ``last`` with a fingerprint after every step."""
+    window = ["callbacks.fingerprints.window=[{first},{last}]", "hydra.run.dir={folder}", "logger=none"]
+    return {
+        "cwd": hydra.runtime.cwd,
+        "arguments": [os.path.abspath(sys.argv[0]), *hydra.overrides.task, *window],
+    }
+
+
 @contextmanager
 def record(config: DictConfig, run: Run) -> Iterator[dict[str, Any]]:
     """Write ``config.yaml`` at the start and ``result.json`` at the end, however it comes; then print the summary.
@@ -92,14 +104,24 @@ def record(config: DictConfig, run: Run) -> Iterator[dict[str, Any]]:
     if run.trainer.is_global_zero:
         write_whole(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     stop: Any = OmegaConf.to_container(config.stop, resolve=True)
+    declared = declaration(config.recipe._target_)
     result: dict[str, Any] = {
         "recipe": hydra.runtime.choices["recipe"],
         "arm": folder.parent.name,
         "stop": stop,
+        "stop_default": declared.default_stop,
+        "compare": {"name": hydra.runtime.choices["compare"], "reference": config.compare.reference}
+        | {"arms": list(config.compare.arms)}
+        if config.compare
+        else None,
         "seed": config.seed,
         "mode": config.mode,
+        "started": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+        "metrics_declared": declared.metrics,
         "versions": versions(),
+        "threads": torch.get_num_threads(),
         "commit": commit(),
+        "replay": replay_command(hydra),
     }
     started = time.perf_counter()
     failure: BaseException | None = None

@@ -178,11 +178,15 @@ class Images(L.LightningDataModule):
         self.images, self.labels = images[:kept], labels[:kept]
         self.held_out_images, self.held_out_labels = images[kept:], labels[kept:]
 
+    def train_tensors(self) -> tuple[Tensor, ...]:
+        """What a batch is taken from."""
+        return (self.images,)
+
     def train_dataloader(self) -> Batches:
         trainer = self.trainer
         device = trainer.strategy.root_device if trainer else "cpu"
         return Batches(
-            self.images.to(device),
+            *(tensor.to(device) for tensor in self.train_tensors()),
             batch_size=self.batch_size,
             length=self.steps,
             seed=self.seed,

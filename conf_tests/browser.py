@@ -1,0 +1,101 @@
+"""A headless Chromium for tests, driven through chromedriver; tests that need it are skipped where there is none."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+in_a_browser = pytest.mark.skipif(
+    BROWSER is None or DRIVER is None,
+    reason="no chromium with chromedriver on the PATH (Debian: chromium chromium-driver)",
+)
+
+
+class Browser:
+    """A headless browser, driven by the WebDriver protocol (https://www.w3.org/TR/webdriver2/) over plain HTTP."""
+
+    ARGUMENTS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1280,900")
+
+    def __init__(self, driver: str) -> None:
+        self.session = driver
+        options = {"args": self.ARGUMENTS, "binary": BROWSER}
+        wanted = {"alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}}
+        self.session += "/session/" + self.post("/session", capabilities=wanted)["sessionId"]
+
+    def post(self, path: str, **body: object) -> Any:
+        request = urllib.request.Request(
+            self.session + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)["value"]
+
+    def open(self, url: str) -> None:
+        self.post("/url", url=url)
+
+    def run(self, script: str, *args: str) -> Any:
+        return self.post("/execute/sync", script=script, args=args)
+
+    def click(self, selector: str) -> None:
+        """A real click on the first element that matches, as a mouse does it."""
+        (element,) = self.post("/element", using="css selector", value=selector).values()
+        self.post(f"/element/{element}/click")
+
+    def press(self, *keys: str) -> None:
+        """Keys, one after another, to whatever has the focus."""
+        actions = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
+        self.post("/actions", actions=[{"type": "key", "id": "keyboard", "actions": actions}])
+
+    def errors(self) -> list[str]:
+        """What the console has complained about since the last call."""
+        return [entry["message"] for entry in self.post("/se/log", type="browser") if entry["level"] == "SEVERE"]
+
+    def screenshot(self, file: Path) -> None:
+        request = urllib.request.urlopen(f"{self.session}/screenshot", timeout=60)
+        with request as answer:
+            file.write_bytes(base64.b64decode(json.load(answer)["value"]))
+
+    def scheme(self, name: str) -> None:
+        """Prefer ``light`` or ``dark``."""
+        features = [{"name": "prefers-color-scheme", "value": name}]
+        self.post("/goog/cdp/execute", cmd="Emulation.setEmulatedMedia", params={"features": features})
+
+    def wait_for(self, script: str, seconds: float = 20) -> Any:
+        """What ``script`` returns as soon as that is true."""
+        end = time.monotonic() + seconds
+        while not (value := self.run(script)):
+            assert time.monotonic() < end, f"never true: {script}"
+            time.sleep(0.1)
+        return value
+
+
+@contextlib.contextmanager
+def running_browser() -> Iterator[Browser]:
+    """A headless Chromium, ended with the block."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with subprocess.Popen([str(DRIVER), f"--port={port}", "--silent"], stdout=subprocess.DEVNULL) as driver:
+        try:
+            for _ in range(100):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                    break
+                time.sleep(0.1)
+            running = Browser(f"http://127.0.0.1:{port}")
+            yield running
+            with urllib.request.urlopen(urllib.request.Request(running.session, method="DELETE"), timeout=30):
+                pass
+        finally:
+            driver.terminate()

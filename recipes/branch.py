@@ -1,0 +1,177 @@
+r"""Branch: a second head on a trunk that must not feel it, or must feel its opposite.
+
+    source ──> trunk ──> features ──> classifier ──> label_loss
+    both   ──> trunk ──> features ──‖──> branch ──> domain_loss      ‖ stop.features: 0 detach, +1 none, -l reverse:l
+
+One gate, three methods. Closed, the branch is a probe (Alain & Bengio 2016, arXiv:1610.01644): it tells what the trunk
+knows, here whether an image is of the source domain or of the target, and the trunk trains as if it were not there. Open,
+it is an auxiliary task. Reversed, it is domain-adversarial training (DANN; Ganin et al. 2016, arXiv:1505.07818, eq. 13-15):
+the branch learns to tell the domains apart and the trunk learns to make them alike.
+
+A gradient is not the only way from a branch to its trunk: a clip by the norm of all gradients scales the trunk's step by
+what the branch's gradient is (stop.clip=global). The trunk has no BatchNorm, whose statistics would be another way.
+
+    python train.py recipe=branch                               # a probe: the trunk bit for bit as without it
+    python train.py recipe=branch stop.features=reverse:0.1     # DANN: better on the target domain
+    python train.py recipe=branch stop.clip=global              # broken: the probe moves the trunk
+
+Figures of all arms, three seeds each: docs/recipes/branch.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import lightning as L
+import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import clip_grad_norm_
+
+from stopgrad import FlowContract, Stops
+from stopgrad.lightning import loss_name
+
+# The first choice is the probe's, and the default.
+BOUNDARIES = {"features": ["detach", "no_grad", "freeze", "data", "none", "scale", "reverse"]}
+SWITCHES = {"clip": ["group", "global"]}  # global: by one norm, the branch's gradient in it
+# Chance is .1; a classifier that has learnt the source domain names .9 of it right.
+METRICS = {
+    "target_accuracy": {"goal": "max", "margin": 0.02},
+    "source_accuracy": {"goal": "max", "margin": 0.02, "broken_below": 0.5},
+}
+FLOW = FlowContract(
+    {
+        "label_loss": {"trunk": "open", "classifier": "open", "branch": "blocked"},
+        "domain_loss": {"branch": "open", "trunk": "blocked", "classifier": "blocked", "stop.features": "blocked"},
+    }
+)
+
+
+def convolutional(shape: Sequence[int], width: int) -> nn.Sequential:
+    """Images (B, C, H, W) to features (B, F), F = 2 width H/4 W/4, rounded up; no BatchNorm."""
+    return nn.Sequential(
+        nn.Conv2d(shape[0], width, 5, stride=2, padding=2),
+        nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 5, stride=2, padding=2),
+        nn.ReLU(),
+        nn.Flatten(),
+    )
+
+
+def perceptron(features: int, hidden: int, outputs: int) -> nn.Sequential:
+    """(B, features) to (B, outputs)."""
+    return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+
+
+class Branch(L.LightningModule):
+    """A classifier of the source domain, and a branch that tells the domains apart, on one trunk.
+
+    Args:
+        stop: the chosen strategies and switches.
+        shape: (C, H, W) of an image.
+        optimizer: from parameters to an optimiser.
+        classes: outputs of the classifier.
+        width: channels of the trunk's first layer.
+        hidden: units of each head's hidden layer.
+        domain_weight: of the branch's loss; 0 leaves the branch out.
+        max_norm: gradients are clipped to this norm: those of trunk and classifier, and those of the branch.
+    """
+
+    FLOW = FLOW
+
+    def __init__(
+        self,
+        *,
+        stop: Mapping[str, str],
+        shape: Sequence[PositiveInt],
+        optimizer: Callable[..., torch.optim.Optimizer],
+        classes: PositiveInt = 10,
+        width: PositiveInt = 16,
+        hidden: PositiveInt = 100,
+        domain_weight: NonNegativeFloat = 1.0,
+        max_norm: PositiveFloat = 5.0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.stop = Stops(stop, BOUNDARIES, SWITCHES)
+        features = 2 * width * math.ceil(shape[1] / 4) * math.ceil(shape[2] / 4)
+        self.trunk = convolutional(shape, width)
+        self.classifier = perceptron(features, hidden, classes)
+        self.branch = perceptron(features, hidden, 1)
+        self.classes, self.domain_weight, self.max_norm = classes, domain_weight, max_norm
+        self.optimizer = optimizer
+
+    def parameter_groups(self) -> dict[str, nn.Module]:
+        return {"trunk": self.trunk, "classifier": self.classifier, "branch": self.branch}
+
+    # ---- the two losses: what this recipe is about
+
+    def label_loss(self, batch: Sequence[Tensor]) -> Tensor:
+        """The classifier names the source images (B, C, H, W)."""
+        source, labels, _ = batch
+        return F.cross_entropy(self.classifier(self.trunk(source)), labels)
+
+    def domain_loss(self, batch: Sequence[Tensor]) -> Tensor:
+        """The branch tells source images (0) from target images (1), as many of each."""
+        source, _, target = batch
+        domains = torch.cat([torch.zeros(len(source)), torch.ones(len(target))]).to(source.device)
+        features = self.stop.features(self.trunk, torch.cat([source, target]))  # the gate: closed, open or reversed
+        return F.binary_cross_entropy_with_logits(self.branch(features).squeeze(1), domains)
+
+    # ---- the step
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()  # pyright: ignore[reportAttributeAccessIssue]
+        terms = {}
+        for name, loss, weight in (("label", self.label_loss, 1.0), ("domain", self.domain_loss, self.domain_weight)):
+            if weight:
+                value = weight * loss(batch)
+                with loss_name(f"{name}_loss"):
+                    self.manual_backward(value)
+                terms[f"loss/{name}"] = value.detach()
+        terms |= self.clip()
+        optimizer.step()  # pyright: ignore[reportAttributeAccessIssue]
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
+            self.log_dict(terms, prog_bar=True)
+
+    def clip(self) -> dict[str, Tensor]:
+        """Scale the gradients down to norm ``max_norm``; their norms before."""
+        main, branch = [*self.trunk.parameters(), *self.classifier.parameters()], list(self.branch.parameters())
+        if self.stop.clip == "global":
+            return {"health/norm": clip_grad_norm_([*main, *branch], self.max_norm)}
+        return {
+            "health/norm": clip_grad_norm_(main, self.max_norm),
+            "health/branch_norm": clip_grad_norm_(branch, self.max_norm),
+        }
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.optimizer(self.parameters())
+
+    # ---- how well it does
+
+    def check_data(self, data: L.LightningDataModule) -> None:
+        """Refuse, before a run, labels that the classifier has no output for."""
+        most = int(data.train_labels.max())  # pyright: ignore[reportAttributeAccessIssue]
+        if most >= self.classes:
+            raise ValueError(f"recipe.classes={self.classes}: the data has labels up to {most}; choose {most + 1}")
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.trunk(images))
+
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        """Target images and labels, source images and labels."""
+        target, target_labels, source, source_labels = batch
+        for name, images, labels, domain in (
+            ("target", target, target_labels, True),
+            ("source", source, source_labels, False),
+        ):
+            features = self.trunk(images)
+            right = self.classifier(features).argmax(1) == labels
+            self.log(f"{name}_accuracy", right.float().mean(), prog_bar=True)
+            told = (self.branch(features) > 0) == domain
+            self.log(f"health/{name}_told", told.float().mean())
+
+    test_step = validation_step

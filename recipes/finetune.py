@@ -1,0 +1,266 @@
+r"""Fine-tuning: the loss of the new task must not reach the pretrained backbone, or not before its head is in place.
+
+    images ──> backbone ──> features ──‖──> head ──> target_loss      ‖ stop.features: the head learns, the backbone not
+               (BatchNorm's statistics move on every forward pass in train mode, whatever is cut: stop.batchnorm)
+
+Linear probing (LP) trains the head alone, full fine-tuning (FT) both. Kumar et al. 2022, arXiv:2202.10054: FT from a
+random head distorts pretrained features along the training inputs alone, and does worse out of distribution (theorem
+3.2); LP first, then FT (LP-FT, section 3.4) does not. Gradual unfreezing, from the last stage down: Howard & Ruder 2018,
+arXiv:1801.06146, section 3.3. Here the cut moves down the stages instead of flags being flipped, and where it stands
+follows from the step: a resumed run finds it there, and so does every rank.
+
+A cut stops gradients and nothing else. In train mode BatchNorm still takes in the new images; and gradients of zero,
+which are not None, still let weight decay and momentum move a weight (stop.features=scale:0).
+
+    python train.py recipe=finetune                                 # right: old task .971 -> .971
+    python train.py recipe=finetune stop.batchnorm=train            # broken: .971 -> .2
+
+Figures of all arms, three seeds each: docs/recipes/finetune.md.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recipes.shared.backbones import backbone as build_backbone
+from recipes.shared.pretrained import kept_features
+from stopgrad import FlowContract, Stops
+
+# The first choice is linear probing, and the default.
+BOUNDARIES = {"features": ["detach", "no_grad", "freeze", "freeze_params", "cached", "none", "scale"]}
+SWITCHES = {
+    "batchnorm": ["eval", "train"],  # train: batch statistics, and the running ones follow the new images
+    "unfreeze": ["never", "at_once", "gradual"],  # at_once: LP-FT; gradual: stage by stage from the last one down
+}
+# old_task: .971 before; a frozen backbone keeps it, and half of it is gone where its features are.
+METRICS = {
+    "accuracy": {"goal": "max", "margin": 0.02},
+    "old_task": {"goal": "max", "margin": 0.02, "broken_below": 0.5},
+    "ood_error": {"goal": "min", "margin": 0.01, "broken_above": 0.3},
+}
+FLOW = FlowContract({"target_loss": {"head": "open", "backbone": "blocked", "stop.features": "blocked"}})
+
+
+def jittered(images: Tensor) -> Tensor:
+    """The batch (B, C, H, W) rolled by up to one pixel."""
+    return images.roll(torch.randint(-1, 2, (2,)).tolist(), dims=(2, 3))
+
+
+class FineTune(L.LightningModule):
+    """A pretrained backbone and a new head.
+
+    Args:
+        stop: the chosen strategies and switches.
+        shape: of an input: (C, H, W), or (D,) for the linear backbone.
+        optimizer: from parameter groups to an optimiser; it holds the backbone too, whatever is cut.
+        classes: outputs of the head; with 1 the labels are real numbers and the loss is the squared error.
+        backbone: ``resnet`` (with BatchNorm), ``linear``, ``torchvision/NAME`` or ``timm/NAME``.
+        width: of the embedded backbones.
+        weights: of torchvision's or timm's backbone: null, or the name of those to download.
+        pretrain_steps: batches on the source task, once; the result is cached.
+        unfreeze_after: batches until the whole backbone is unfrozen, or its next stage.
+        backbone_lr: learning rate of the backbone; null for the head's.
+        augment: shift each batch by up to one pixel.
+        feature_cache: file for the features of ``stop.features=cached``; null for one in the data's cache.
+    """
+
+    FLOW = FLOW
+
+    def __init__(
+        self,
+        *,
+        stop: Mapping[str, str],
+        shape: Sequence[PositiveInt],
+        optimizer: Callable[..., torch.optim.Optimizer],
+        classes: PositiveInt = 10,
+        backbone: str = "resnet",
+        width: PositiveInt = 8,
+        weights: str | None = None,
+        pretrain_steps: NonNegativeInt = 300,
+        unfreeze_after: PositiveInt = 200,
+        backbone_lr: NonNegativeFloat | None = None,
+        augment: bool = False,
+        feature_cache: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.stop = Stops(stop, BOUNDARIES, SWITCHES)
+        self.strategy = self.stop.features.spelled
+        self.classes, self.augment, self.feature_cache = classes, augment, feature_cache
+        self.optimizer, self.backbone_lr = optimizer, backbone_lr
+        self.pretrain_steps, self.unfreeze_after = pretrain_steps, unfreeze_after
+        self.check_choices()
+        self.source = (backbone, shape, width, weights)
+        network: Any = self.source_network()
+        self.backbone, self.old_head = network.backbone, network.head.requires_grad_(False)
+        self.head = nn.Linear(self.old_head.in_features, classes, bias=classes > 1)
+        self.cached = False  # whether batches hold features
+        self.freeze_below_the_cut()
+        self.train()
+
+    def check_choices(self) -> None:
+        """Refuse choices that contradict each other."""
+        stop = self.stop
+        if self.strategy == "none" and stop.unfreeze != "never":
+            raise ValueError(f"stop.unfreeze={stop.unfreeze}: with stop.features=none nothing is frozen; choose never")
+        if self.strategy != "cached":
+            return
+        for key, value, wanted in (
+            ("recipe.augment", self.augment, False),
+            ("stop.batchnorm", stop.batchnorm, "eval"),
+            ("stop.unfreeze", stop.unfreeze, "never"),
+        ):
+            if value != wanted:
+                raise ValueError(
+                    f"{key}={value}: the features would change from step to step, and stop.features=cached computes "
+                    f"them once; choose {key}={str(wanted).lower()}, or stop.features=no_grad"
+                )
+
+    def parameter_groups(self) -> dict[str, nn.Module]:
+        return {"backbone": self.backbone, "head": self.head}
+
+    # ---- the loss, and where the cut stands: what this recipe is about
+
+    def target_loss(self, batch: Sequence[Tensor]) -> Tensor:
+        """Of inputs (B, ...), or their cached features (B, F), and labels (B,) or (B, 1)."""
+        inputs, labels = batch
+        if self.augment:
+            inputs = jittered(inputs)
+        below, above = self.halves()
+        features = self.stop.features(below, inputs)  # the cut: this loss must not teach what is below
+        scores = self.head(above(features))
+        return F.mse_loss(scores, labels) if self.classes == 1 else F.cross_entropy(scores, labels)
+
+    @property
+    def cut(self) -> int:
+        """The number of stages below the cut, from the step alone."""
+        whole, unfrozen = len(self.backbone), self.global_step // self.unfreeze_after
+        return {"never": whole, "at_once": 0 if unfrozen else whole, "gradual": max(0, whole - unfrozen)}[
+            self.stop.unfreeze
+        ]
+
+    def halves(self) -> tuple[nn.Module, nn.Module]:
+        """The backbone below the cut and above it; a whole one as it is, so that a compiled one is used."""
+        if self.cached:
+            return nn.Identity(), nn.Identity()
+        cut = self.cut
+        if cut == len(self.backbone):
+            return self.backbone, nn.Identity()
+        if cut == 0:
+            return nn.Identity(), self.backbone
+        return self.backbone[:cut], self.backbone[cut:]
+
+    def freeze_below_the_cut(self) -> None:
+        """``freeze_params``: flags on the parameters themselves."""
+        if self.strategy == "freeze_params":
+            for number, stage in enumerate(self.backbone):
+                stage.requires_grad_(number >= self.cut)
+
+    def train(self, mode: bool = True) -> FineTune:
+        super().train(mode)
+        if self.stop.batchnorm == "eval":
+            self.backbone.eval()  # again after every train(), which puts all children back
+        return self
+
+    # ---- the steps
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.freeze_below_the_cut()
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        loss = self.target_loss(batch)
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
+            self.log("loss/target", loss.detach(), prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        backbone: dict[str, Any] = {"params": self.backbone.parameters()}
+        if self.backbone_lr is not None:
+            backbone["lr"] = self.backbone_lr
+        return self.optimizer([{"params": self.head.parameters()}, backbone])
+
+    # ---- the pretrained weights, and the cached features
+
+    def source_network(self) -> nn.Sequential:
+        """Backbone and head of the source task before pretraining; the same for every seed, and no draw from it."""
+        name, shape, width, weights = self.source
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            backbone, features = build_backbone(name, shape, width, weights)
+            head = nn.Linear(features, self.classes, bias=self.classes > 1)
+        return nn.Sequential(OrderedDict(backbone=backbone, head=head))
+
+    def check_data(self, data: Any) -> None:
+        """Refuse, before a run, labels that the head has no output for, and features made by something else."""
+        labels = data.train_labels
+        if self.classes > 1 and not labels.is_floating_point() and (most := int(labels.max())) >= self.classes:
+            raise ValueError(f"recipe.classes={self.classes}: the data has labels up to {most}; choose {most + 1}")
+        if self.strategy == "cached" and self.feature_cache is not None and Path(self.feature_cache).exists():
+            self.old_network().load_state_dict(data.pretrain(self.source_network(), self.pretrain_steps))
+            self.compute_features(data)
+
+    def old_network(self) -> nn.ModuleDict:
+        """The two that answer the source task."""
+        return nn.ModuleDict({"backbone": self.backbone, "head": self.old_head})
+
+    def prepare_data(self) -> None:
+        data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        data.setup("fit")
+        data.pretrain(self.source_network(), self.pretrain_steps)  # once, on one process
+
+    def setup(self, stage: str) -> None:
+        data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        self.origin = data.pretrain(self.source_network(), self.pretrain_steps)
+        if stage == "fit":
+            self.old_network().load_state_dict(self.origin)
+
+    def compute_features(self, data: Any) -> Tensor:
+        """(N, F) of all training inputs, from the cache if they are there."""
+        file = None if self.feature_cache is None else Path(self.feature_cache)
+        return kept_features(self.backbone, data.train_inputs, file, Path(data.cache))
+
+    def on_fit_start(self) -> None:
+        if self.strategy == "cached":
+            data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+            data.train_inputs, self.cached = self.compute_features(data), True
+
+    def on_fit_end(self) -> None:
+        self.cached = False
+
+    # ---- how well it does, what it has forgotten, and what has moved
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.backbone(inputs))
+
+    def moved(self, buffers: bool) -> Tensor:
+        """The largest absolute change of the backbone's weights, or of its BatchNorm statistics, since pretraining."""
+        kind = dict(self.backbone.named_buffers() if buffers else self.backbone.named_parameters())
+        changes = [
+            (now.detach() - self.origin[f"backbone.{name}"].to(now.device)).abs().max()
+            for name, now in kind.items()
+            if now.is_floating_point()
+        ]
+        return torch.stack(changes).max() if changes else torch.zeros(())
+
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        """Inputs and labels of the new task, then of the old one (images), or out of distribution (vectors)."""
+        inputs, labels, other_inputs, other_labels = batch
+        if self.classes == 1:
+            self.log("error", F.mse_loss(self(inputs), labels))
+            self.log("ood_error", F.mse_loss(self(other_inputs), other_labels), prog_bar=True)
+        else:
+            old_scores = self.old_head(self.backbone(other_inputs))
+            self.log("accuracy", (self(inputs).argmax(1) == labels).float().mean(), prog_bar=True)
+            self.log("old_task", (old_scores.argmax(1) == other_labels).float().mean(), prog_bar=True)
+            self.log("health/statistics_moved", self.moved(buffers=True))
+        self.log("health/weights_moved", self.moved(buffers=False))
+
+    test_step = validation_step
