@@ -75,7 +75,7 @@ def check_target(key: str, target: str, allowed: Sequence[str] = ()) -> None:
     package = target.partition(".")[0]
     if package not in PACKAGES or not _composes(_find(key, target), target):
         raise InputError(
-            f"{key}={target}: refused, it could run anything; choose a network, optimiser, callback, logger or the like "
+            f"{key}={target}: refused, it could run anything; choose a network, optimiser, callback or the like "
             f"of {', '.join(PACKAGES)}, or allow it by name: allow=[{package}]"
         )
 
