@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,9 @@ class Browser:
         return value
 
 
-@pytest.fixture(scope="session")
-def browser():
+@contextlib.contextmanager
+def running_browser() -> Iterator[Browser]:
+    """A headless Chromium, ended with the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from conf_tests.browser import browser, in_a_browser  # noqa: F401  a fixture
+from conf_tests.browser import in_a_browser
 
 ROOT = Path(__file__).parents[1]
 EXTERNAL = re.compile(r"^(?:https?:)?//", re.I)

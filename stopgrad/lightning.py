@@ -1,4 +1,4 @@
-"""Lightning callbacks: the flow, freeze, retention and rank audits for any LightningModule. Off, they install nothing."""
+"""Lightning callbacks: audits of flow, frozen parts, kept graphs and ranks. Off, they install nothing."""
 
 from __future__ import annotations
 
@@ -46,6 +46,11 @@ def loss_name(name: str) -> Iterator[None]:
         yield
     finally:
         _name.reset(token)
+
+
+def loss_being_named() -> str | None:
+    """The name that :func:`loss_name` gives here, or None."""
+    return _name.get()
 
 
 def groups_of(module: LightningModule) -> Modules:

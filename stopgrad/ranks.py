@@ -32,7 +32,7 @@ class Difference:
 
 
 def state_tensors(module: nn.Module, optimizers: Iterable[Optimizer] = ()) -> Iterator[tuple[str, str, Tensor]]:
-    """(kind, name, tensor) of everything that the ranks must share: parameters, buffers, optimiser state, in this order."""
+    """(kind, name, tensor) of all that the ranks must share: parameters, buffers, optimiser state, in this order."""
     names = {id(p): name for name, p in module.named_parameters()}
     yield from (("parameter", name, p) for name, p in module.named_parameters())
     yield from (("buffer", name, b) for name, b in module.named_buffers())

@@ -56,9 +56,11 @@ def _declared(module: L.LightningModule) -> tuple[FlowContract, dict[str, Sequen
 def _matrix(recipe: str, *overrides: str) -> tuple[FlowContract, FlowMatrix]:
     module = _module(recipe, *overrides)
     contract, _ = _declared(module)
+    collect = getattr(module, "collect", lambda batch: batch)  # what a recipe's losses take, where they take no batch
     with audit(groups_of(module), boundaries=boundaries_of(module)) as a:
+        batch = collect(_batch(recipe))
         for name in contract:
-            a.loss(name, getattr(module, name)(_batch(recipe)))
+            a.loss(name, getattr(module, name)(batch))
     return contract, a.matrix()
 
 
@@ -66,8 +68,11 @@ def _mutations() -> list[tuple[str, str, str, bool]]:
     """(recipe, boundary, strategy, is it legal in the sense of the default contract?)"""
     found = []
     for recipe in RECIPES:
-        _, boundaries = _declared(_module(recipe))
+        contract, boundaries = _declared(_module(recipe))
+        named = {part for row in contract.values() for part in row}
         for name, strategies in boundaries.items():
+            if f"stop.{name}" not in named:
+                continue  # this configuration has no such crossing
             paper = strategies[0] in CUTS
             found += [(recipe, name, FACTOR.get(s, s), (s in CUTS) == paper) for s in strategies]
     return found

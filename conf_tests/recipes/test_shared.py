@@ -1,6 +1,7 @@
 """What recipes share: batches in memory, the hash of weights, saved bytes, random states, picture grids."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -144,9 +145,12 @@ def test_random_states_are_restored_and_plain():
 
     np.random.randn()  # leaves a cached Gaussian behind
     streams = RandomStreams()
-    state = streams.state_dict()
+    checkpoint = {"loops": {"fit_loop": {"state_dict": {"combined_loader": [{"position": 3}]}}}}
+    streams.on_save_checkpoint(trainer := SimpleNamespace(global_rank=0), None, checkpoint)
     expected = draw()
-    streams.load_state_dict(state)
+    checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] = ["of another rank"]
+    streams.on_load_checkpoint(trainer, None, checkpoint)
+    assert checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] == [{"position": 3}]
     streams.on_train_batch_start()
     assert draw() == expected
     assert draw() != expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import resource
 import statistics
@@ -19,7 +20,9 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from recipes.run.errors import RunFailed
 from stopgrad.graph import Walk
+from stopgrad.lightning import loss_being_named
 
 
 def progress_bar() -> Callback | None:
@@ -28,39 +31,104 @@ def progress_bar() -> Callback | None:
 
 
 class RandomStreams(Callback):
-    """Keeps Python's, NumPy's and torch's random states in the checkpoint: a resumed run draws what it would have.
+    """Keeps in the checkpoint what each rank has for itself, so that a resumed run draws what it would have drawn.
 
-    They are restored at the first batch after the resume, once set-up has drawn what it draws. All states are stored as
-    integers and tensors, so that the checkpoint loads with ``weights_only=True``.
+    That is the random states of Python, NumPy and torch, and the state of the data's loader (a position, or
+    environments in mid-episode). Random states are restored at the first batch after the resume, once set-up has drawn
+    what it draws. All is stored as tensors and plain values, so that the checkpoint loads with ``weights_only=True``.
     """
 
     def __init__(self) -> None:
         self.restored: dict[str, Any] | None = None
 
-    def state_dict(self) -> dict[str, Any]:
-        version, internal, gauss = random.getstate()
-        kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-        return {
-            "python": [version, list(internal), gauss],
-            "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        }
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        loaders = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
+        checkpoint["ranks"] = over_ranks({"random": random_states(), "loaders": loaders})
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.restored = state_dict
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        mine = checkpoint["ranks"][trainer.global_rank % len(checkpoint["ranks"])]
+        self.restored = mine["random"]
+        checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] = mine["loaders"]
 
     def on_train_batch_start(self, *args: Any) -> None:
-        if self.restored is None:
+        if self.restored is not None:
+            state, self.restored = self.restored, None
+            restore_random_states(state)
+
+
+def random_states() -> dict[str, Any]:
+    """Of Python, NumPy and torch in this process, as tensors and plain values."""
+    version, internal, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def restore_random_states(state: dict[str, Any]) -> None:
+    """The inverse of :func:`random_states`."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def over_ranks(value: Any) -> list[Any]:
+    """``value`` of every rank; of the only one, where there is one process."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+class NonFiniteLoss(RunFailed):
+    """A loss became NaN or infinite."""
+
+
+class Finite(Callback):
+    """Stops the run before the backward of a loss that is NaN or infinite, with the loss's name and the step.
+
+    On the CPU at once. On an accelerator the answer stays on the device and is asked for where the run logs, so that no
+    step waits for it; the step that is named is the right one all the same. An arm that is to show a divergence says
+    ``callbacks: {finite: null}``.
+
+    Args:
+        at_once: look at every loss when it is computed; by default where that costs nothing.
+    """
+
+    def __init__(self, at_once: bool | None = None) -> None:
+        self.at_once = at_once
+        self.first: dict[str, tuple[Tensor, Tensor]] = {}  # loss: its first bad value, and the step, or -1
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        name, value, step = loss_being_named() or "loss", loss.detach(), trainer.fit_loop.epoch_loop.total_batch_idx
+        if self.at_once or (self.at_once is None and value.device.type == "cpu"):
+            if not math.isfinite(value.item()):
+                raise NonFiniteLoss(f"{name} is {value.item()} at step {step}")
             return
-        state, self.restored = self.restored, None
-        version, internal, gauss = state["python"]
-        random.setstate((version, tuple(internal), gauss))
-        kind, keys, position, has_gauss, cached = state["numpy"]
-        np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-        torch.set_rng_state(state["torch"])
-        if state["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda"])
+        first, when = self.first.get(name, (value, torch.full_like(value, -1, dtype=torch.int64)))
+        new = ~torch.isfinite(value) & (when < 0)
+        self.first[name] = torch.where(new, value, first), torch.where(new, step, when)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if self.first and trainer.global_step % trainer.log_every_n_steps == 0:  # pyright: ignore
+            self._ask()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._ask()
+
+    def _ask(self) -> None:
+        bad = [(int(when), name, first.item()) for name, (first, when) in self.first.items() if int(when) >= 0]
+        if bad:
+            step, name, value = min(bad)
+            raise NonFiniteLoss(f"{name} is {value} at step {step}")
 
 
 class SavedBytes:

@@ -14,16 +14,16 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from recipes.run.errors import InputError
+from recipes.run.errors import RunFailed
 
 ENDINGS = (signal.SIGINT, signal.SIGTERM)
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes beside the file, to disk, then renames: a kill or a full disk leaves the checkpoint that was there before."""
+    """Writes beside the file, to disk, then renames: a kill or a full disk leaves the checkpoint that was there."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Raises InputError: the disk is full or the folder cannot be written."""
+        """Raises RunFailed: the disk is full or the folder cannot be written."""
         file = Path(path)
         half_written = file.with_name(f".{file.name}.tmp")
         try:
@@ -38,7 +38,7 @@ class WholeCheckpoints(TorchCheckpointIO):
             with suppress(OSError):
                 half_written.unlink(missing_ok=True)
             kept = "; the one before is kept" if file.exists() else ""
-            raise InputError(f"checkpoint {file}: cannot be written: {_reason(error)}{kept}") from error
+            raise RunFailed(f"checkpoint {file}: cannot be written: {_reason(error)}{kept}") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", **options: Any) -> dict[str, Any]:
         """Tensors and plain values alone: a file that would run code is refused."""
@@ -83,8 +83,8 @@ def on_sigterm(handler: Any) -> Any:
 class LastCheckpoint(ModelCheckpoint):
     """``last.ckpt`` every ``every_n_train_steps`` batches, after the last one, and when the run is asked to end.
 
-    Ctrl-C or SIGTERM lets the batch end, writes the checkpoint and ends the run, on all ranks at the same batch; a second
-    one ends it at once.
+    Ctrl-C or SIGTERM lets the batch end, writes the checkpoint and ends the run, on all ranks at the same batch; a
+    second one ends it at once.
     """
 
     AGREE = 10  # batches from one question whether another rank was asked to the next

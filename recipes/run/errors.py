@@ -27,6 +27,10 @@ def wants_traceback() -> bool:
     return os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
+class RunFailed(RuntimeError):
+    """A run had to end, by no mistake in the code; the message is one line for the user."""
+
+
 def choose(key: str, value: object, choices: Iterable[str]) -> str:
     """``key=value: choose one of ...; did you mean ...?``"""
     choices = list(choices)
@@ -34,8 +38,8 @@ def choose(key: str, value: object, choices: Iterable[str]) -> str:
 
 
 def is_input_error(error: BaseException) -> bool:
-    """Whether ``error`` comes from what the user gave us rather than from a mistake in the code."""
-    if isinstance(error, (InputError, HydraException, OmegaConfBaseException)):
+    """Whether ``error`` comes from what the user gave us, or from the machine, and not from a mistake in the code."""
+    if isinstance(error, (InputError, RunFailed, HydraException, OmegaConfBaseException)):
         return True
     if isinstance(error, Exception) and raised_in(error) in ("hydra", "omegaconf", "yaml", "logging"):
         return True  # they read what the user wrote

@@ -1,8 +1,8 @@
 """The processes of one run: rank 0 composes and checks the config, and hands it to the others.
 
 ``python train.py trainer=ddp trainer.devices=2`` is rank 0. It starts the other ranks of its machine itself, once, and
-gives them one pinned config after the other, an arm of a sweep each; nothing that they do depends on a command line. Under
-torchrun, on one machine or several, the ranks are there already: rank 0 composes, the others take its config.
+gives them one pinned config after the other, an arm of a sweep each; nothing that they do depends on a command line.
+Under torchrun, on one machine or several, the ranks are there already: rank 0 composes, the others take its config.
 
 On one machine no port is opened to the network: the ranks meet in a file and speak over the loopback interface.
 """
@@ -27,7 +27,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from recipes.run.errors import InputError, wants_traceback
+from recipes.run.errors import InputError, RunFailed, wants_traceback
 
 FOLDER = "STOPGRAD_RANKS"  # where the ranks of this machine meet; set for those that rank 0 started
 LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo", "NCCL_SOCKET_IFNAME": "lo"}
@@ -276,7 +276,7 @@ def _environment(rank: int, world: int, folder: Path) -> dict[str, str]:
     }
 
 
-class RankFailed(InputError):
+class RankFailed(RunFailed):
     """Another rank ended in the middle of a run; the message is what it had to say."""
 
 

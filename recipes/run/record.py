@@ -24,8 +24,9 @@ from torch import nn
 
 import stopgrad
 from recipes.run.build import Run
-from recipes.run.callbacks import Meter
+from recipes.run.callbacks import Meter, over_ranks
 from recipes.run.declared import declaration
+from recipes.run.errors import RunFailed
 from recipes.run.ranks import failures_of_others
 from recipes.shared.pictures import save_grid
 from stopgrad.lightning import FlowAudit
@@ -95,8 +96,8 @@ def replay_command(hydra: Any) -> dict[str, Any]:
 def record(config: DictConfig, run: Run) -> Iterator[dict[str, Any]]:
     """Write ``config.yaml`` at the start and ``result.json`` at the end, however it comes; then print the summary.
 
-    In a sweep an arm that raises is a result: it is recorded and the next arm starts. Of several ranks the first writes.
-    Yields the result, which is filled at the end.
+    In a sweep an arm that raises is a result: it is recorded and the next arm starts. Of several ranks the first
+    writes. Yields the result, which is filled at the end.
     """
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
@@ -127,7 +128,7 @@ def record(config: DictConfig, run: Run) -> Iterator[dict[str, Any]]:
     try:
         with failures_of_others():
             yield result
-            result |= over_ranks(run)
+            result |= of_ranks(run)
         result["status"] = "finished"
         if run.trainer.is_global_zero:
             leave_samples(run.recipe, folder / "samples.png")
@@ -157,26 +158,23 @@ def record(config: DictConfig, run: Run) -> Iterator[dict[str, Any]]:
         return
     if result["status"] == "interrupted" or not run.trainer.is_global_zero:
         raise failure
-    effect_of_cut = result["message"].startswith("stop.")
-    if not effect_of_cut and hydra.mode != RunMode.MULTIRUN:
+    expected = result["message"].startswith("stop.") or isinstance(failure, RunFailed)
+    if not expected and hydra.mode != RunMode.MULTIRUN:
         raise failure
-    if not effect_of_cut:
+    if not expected:
         traceback.print_exception(failure)  # a mistake in the code more likely than a result
     if hydra.mode != RunMode.MULTIRUN:
         print(f"error: {result['message']}", file=sys.stderr)
         raise SystemExit(1)
 
 
-def over_ranks(run: Run) -> dict[str, Any]:
+def of_ranks(run: Run) -> dict[str, Any]:
     """``ranks``: the hash of the weights, and the contract's violations, on each of several ranks."""
     if run.trainer.world_size == 1:
         return {}
     callbacks: Any = run.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     found = [violation.text for c in callbacks if isinstance(c, FlowAudit) for violation in c.violations]
-    ranks: list[Any] = [None] * run.trainer.world_size
-    mine = {"weights_sha256": weights_sha256(run.recipe), "violations": found}
-    torch.distributed.all_gather_object(ranks, mine)
-    return {"ranks": ranks}
+    return {"ranks": over_ranks({"weights_sha256": weights_sha256(run.recipe), "violations": found})}
 
 
 def leave_samples(recipe: Any, file: Path) -> None:

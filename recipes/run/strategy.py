@@ -1,4 +1,4 @@
-"""Gradients averaged over ranks: after each backward, exactly those that it touched, whatever the strategies of ``stop:``."""
+"""Gradients averaged over ranks: after each backward, exactly those that it touched, whatever ``stop:`` says."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class AveragedGradients(DDPStrategy):
     """Data-parallel training in which no module is wrapped.
 
     Every rank holds the whole recipe and draws its own part of the global batch. A hook on each parameter notes where a
-    backward has left a gradient; when it ends, those gradients are averaged in one exchange, before anything clips or steps.
-    So it does not matter which parameters a loss reaches, how many losses and optimisers there are, what is cut, or what
-    is unfrozen later: there is no search for unused parameters, and nothing for the user to set. Gradients inside a loss
-    (a penalty, an inner loop) stay local, as they must. Every rank must reach the same parameters.
+    backward has left a gradient; when it ends, those gradients are averaged in one exchange, before anything clips or
+    steps. So it does not matter which parameters a loss reaches, how many losses and optimisers there are, what is cut,
+    or what is unfrozen later: there is no search for unused parameters, and nothing for the user to set. Gradients
+    inside a loss (a penalty, an inner loop) stay local, as they must. Every rank must reach the same parameters.
 
     Floating-point buffers (BatchNorm's statistics, an average's copy of them) are averaged after each training step.
 

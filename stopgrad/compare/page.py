@@ -1,4 +1,4 @@
-"""The comparison as one self-contained HTML file: works offline, in light and dark, by mouse, keyboard and screen reader."""
+"""The comparison as one self-contained HTML file: offline, light and dark, by mouse, keyboard and screen reader."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def choose_reference(arms: Arms, asked: str | None) -> str:
     return first[0][0]
 
 
-def judge(found: Found, reference: str | None = None) -> dict[str, Any]:
+def judge(found: Found, reference: str | None = None, measured: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The comparison, as it stands in ``comparison.json`` (docs/comparison.md tells the keys).
 
     Raises:
@@ -68,6 +68,7 @@ def judge(found: Found, reference: str | None = None) -> dict[str, Any]:
     declared = first.get("metrics_declared") or {}
     judged = [judge_arm(name, arms[name], arms[chosen], declared, name == chosen) for name in order]
     for arm in judged:
+        arm["cost"] |= interleaved(measured, arm["name"], chosen)
         arm["sentence"] = sentence(arm, judged[0], declared)
         arm["same_weights_as"] = [n for n in order if n != arm["name"] and same_weights(arms[n], arms[arm["name"]])]
     curves = {name: spread(runs.values()) for name, runs in arms.items()}
@@ -249,6 +250,15 @@ def cost(runs: Sequence[Run], ended: Sequence[tuple[Run, Run]]) -> dict[str, Any
         out[key] = median(key)
         out[f"{key}_ratio"] = statistics.median(ratios) if ratios else None
     return out | {"step_time_is": "medians of separate runs: noisy"}
+
+
+def interleaved(measured: Mapping[str, Any] | None, name: str, reference: str) -> dict[str, Any]:
+    """Step times that benchmarks/arms.py measured in one process, in the place of those of separate runs."""
+    if not measured or measured["reference"] != reference or name not in measured["arms"]:
+        return {}
+    figures = measured["arms"][name]
+    said = f"medians of {measured['repeats']} interleaved turns of {measured['steps']} steps in one process"
+    return {"step_time": figures["step_time"], "step_time_ratio": figures["ratio"], "step_time_is": said}
 
 
 def spread(runs: Iterable[Run]) -> dict[str, dict[str, list[float]]]:

@@ -1,0 +1,269 @@
+r"""TD3: the target stays put, the actor learns through the critic, and the critic must not learn from the actor.
+
+    s, a  ──> critic ──> Q(s, a) ────────────────────────────────────┐
+                                                                     ├──> critic_loss
+    s' ──> actor' ──> critic' ──> min Q'(s', a') ──‖──> r + gamma ───┘      ‖ stop.target: the target stays put
+
+    s  ──> actor ──> action ───> critic ──> -Q(s, actor(s)) ─────────> actor_loss
+                       ‖ (never)    ‖ (its weights)      ‖ stop.action: the actor dies;  ‖ stop.critic: Q learns nothing
+
+Fujimoto et al. 2018, arXiv:1802.09477, algorithm 1: clipped double Q-learning (eq. 10), target policy smoothing (eq.
+14-15), delayed updates (section 5.2). Actor's gradient through the critic: Silver et al. 2014, eq. 9.
+
+The target comes from averaged copies, which never learn by gradient; without them, from the networks themselves. If the
+critic keeps what the actor's loss leaves in it, it learns to call every action good. If the actor's action is cut, as
+by a detour through NumPy, nothing crashes and the actor's gradient is 0.
+
+    python train.py recipe=td3                                           # right: return -1200 -> -150, 30 s
+    python train.py recipe=td3 stop.critic=none stop.zero_grad=late      # broken: the critic's gradients are kept
+    python train.py recipe=td3 stop.action=detach stop.critic=none       # broken: the actor never learns
+
+Figures of all arms, three seeds each: docs/recipes/td3.md.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Annotated, Any
+
+import lightning as L
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from recipes.shared.environments import VectorEnvironment, play, spaces
+from recipes.shared.replay import Transitions, bounded_sizes, unscaled
+from stopgrad import FlowContract, Stops
+from stopgrad.lightning import loss_name
+
+# The first choice is the paper's, and the default.
+BOUNDARIES = {
+    "target": ["no_grad", "detach", "data", "freeze", "none", "scale", "reverse"],
+    "action": ["none", "detach", "data", "no_grad", "scale", "reverse"],
+    "critic": ["freeze", "none"],
+}
+CUTS = ("no_grad", "detach", "data", "freeze")
+SWITCHES = {
+    "zero_grad": ["timely", "late"],  # late: what the other loss left is still there when an optimiser steps
+    "target_network": ["average", "online"],  # online: no copies, the networks themselves
+    "target_cut": ["value", "action"],  # action: only actor'(s') crosses stop.target, as tutorials have it
+}
+METRICS = {
+    "evaluation_return": {"goal": "max", "margin": 50.0, "broken_below": -900.0},  # of Pendulum; random actions: -1200
+}
+FLOW = FlowContract(
+    {
+        "critic_loss": {"critic": "open", "actor": "blocked", "stop.target": "blocked"},
+        "actor_loss": {"actor": "open", "critic": "blocked", "stop.action": "open", "stop.critic": "blocked"},
+    }
+)
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class TwinCritic(nn.Module):
+    """Two critics of two hidden layers as one: each weight has a leading dimension of 2, each layer is one product."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        sizes = [inputs, width, width, 1]
+        self.weights = nn.ParameterList(torch.empty(2, n, m) for n, m in pairwise(sizes))
+        self.biases = nn.ParameterList(torch.empty(2, 1, m) for m in sizes[1:])
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            bound = 1 / math.sqrt(weight.shape[1])  # as nn.Linear begins
+            nn.init.uniform_(weight, -bound, bound)
+            nn.init.uniform_(bias, -bound, bound)
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """(..., O) and (..., A) to the values of both (2, ...)."""
+        x = torch.cat([observations, actions], dim=-1)
+        shape = x.shape[:-1]
+        x = x.flatten(0, -2).expand(2, -1, -1)
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            x = torch.baddbmm(bias, x, weight).relu_()
+        return torch.baddbmm(self.biases[-1], x, self.weights[-1]).view(2, *shape)
+
+    def first(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """The value (...) of the first one alone, at half the cost."""
+        x = torch.cat([observations, actions], dim=-1)
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            x = linear(x, weight[0].mT, bias[0, 0]).relu_()
+        return linear(x, self.weights[-1][0].mT, self.biases[-1][0, 0]).squeeze(-1)
+
+
+def actor(inputs: int, outputs: int, width: int) -> nn.Module:
+    """Observations (..., O) to actions (..., A) in [-1, 1]."""
+    return nn.Sequential(
+        nn.Linear(inputs, width),
+        nn.ReLU(),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        nn.Linear(width, outputs),
+        nn.Tanh(),
+    )
+
+
+class TD3(L.LightningModule):
+    """An actor and two critics, from replayed transitions, in manual optimisation; a batch is several updates.
+
+    Args:
+        stop: the chosen strategies and switches.
+        environment: gymnasium's name of it; its spaces shape the networks.
+        width: units of both hidden layers, of actor and critics.
+        gamma: the discount.
+        reward_scale: the critics' unit: they learn the returns of so many times the reward.
+        tau: how far the copies move towards the networks at each of the actor's updates.
+        policy_delay: critic updates for each update of the actor.
+        exploration_noise: standard deviation, on actions in [-1, 1].
+        smoothing_noise, noise_clip: standard deviation and bound of the noise on the target's actions.
+        actor_optimizer, critic_optimizer: from parameters to an optimiser.
+    """
+
+    FLOW = FLOW
+
+    def __init__(
+        self,
+        *,
+        stop: Mapping[str, str],
+        environment: str,
+        actor_optimizer: Callable[..., torch.optim.Optimizer],
+        critic_optimizer: Callable[..., torch.optim.Optimizer],
+        width: PositiveInt = 64,
+        gamma: Share = 0.99,
+        reward_scale: PositiveFloat = 1.0,
+        tau: Share = 0.005,
+        policy_delay: PositiveInt = 2,
+        exploration_noise: NonNegativeFloat = 0.1,
+        smoothing_noise: NonNegativeFloat = 0.2,
+        noise_clip: NonNegativeFloat = 0.5,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.stop = Stops(stop, BOUNDARIES, SWITCHES)
+        observation, action = bounded_sizes(environment, spaces(environment))
+        self.actor = actor(observation, action, width)
+        self.critic = TwinCritic(observation + action, width)
+        # frozen for good; but where nothing stops the target's gradient, left as a copy is: live
+        live = self.stop.target.spelled not in CUTS or self.stop.target_cut == "action"
+        self.target_actor = copy.deepcopy(self.actor).requires_grad_(live)
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(live)
+        self.update_average = get_ema_multi_avg_fn(1 - tau)
+        self.gamma, self.reward_scale, self.policy_delay = gamma, reward_scale, policy_delay
+        self.exploration_noise, self.smoothing_noise, self.noise_clip = exploration_noise, smoothing_noise, noise_clip
+        self.actor_optimizer, self.critic_optimizer = actor_optimizer, critic_optimizer
+        self.terms: dict[str, Tensor] = {}  # the last value of each, detached
+        self.clock = (time.perf_counter(), 0)  # and how many transitions there were then
+
+    def parameter_groups(self) -> dict[str, nn.Module]:
+        return {"actor": self.actor, "critic": self.critic}
+
+    # ---- the two losses: what this recipe is about
+
+    def next_actions(self, batch: Transitions) -> Tensor:
+        """What the target's actor would do next, smoothed by clipped noise (eq. 14)."""
+        noise = (torch.randn_like(batch.actions) * self.smoothing_noise).clamp(-self.noise_clip, self.noise_clip)
+        return (self.next_actor(batch.next_observations) + noise).clamp(-1, 1)
+
+    def next_values(self, batch: Transitions, actions: Tensor) -> Tensor:
+        """The lesser of both critics' values of what follows (eq. 10), discounted; 0 after a termination."""
+        return self.gamma * batch.going_on * self.next_critic(batch.next_observations, actions).amin(0)
+
+    def critic_loss(self, batch: Transitions) -> Tensor:
+        """Squared TD errors of both critics, on transitions with any leading dimensions."""
+        stop = self.stop.target.over(self.next_actor, self.next_critic)
+        if self.stop.target_cut == "value":  # the cut: the target stays put
+            following = stop(lambda: self.next_values(batch, self.next_actions(batch)))
+        else:  # too little: the critic's share is live
+            following = self.next_values(batch, stop(self.next_actions, batch))
+        errors = self.critic(batch.observations, batch.actions) - (self.reward_scale * batch.rewards + following)
+        return 2 * errors.square().mean()  # the mean of each critic's, summed
+
+    def actor_loss(self, batch: Transitions) -> Tensor:
+        """The first critic's value of the actor's actions, to be raised."""
+        actions = self.stop.action(self.actor, batch.observations)  # no cut: the critic's slope is all the actor gets
+        values = self.stop.critic(self.critic.first, batch.observations, actions)  # through it, not to its weights
+        return -values.mean()
+
+    @property
+    def next_actor(self) -> nn.Module:
+        return self.target_actor if self.stop.target_network == "average" else self.actor
+
+    @property
+    def next_critic(self) -> nn.Module:
+        return self.target_critic if self.stop.target_network == "average" else self.critic
+
+    # ---- the order of backward, zero_grad and step
+
+    def training_step(self, batch: Transitions, batch_idx: int) -> None:
+        """One update for each of the batch's first dimension; Lightning counts the batch as one step."""
+        actor_optimizer, wrapped = self.optimizers()  # pyright: ignore[reportGeneralTypeIssues]
+        actor_optimizer, critic_optimizer = actor_optimizer.optimizer, wrapped.optimizer  # not counted
+        updates = [Transitions(*parts) for parts in zip(*batch, strict=True)]
+        for k, transitions in enumerate(updates, start=self.global_step * len(updates) + 1):
+            counted = wrapped if k % len(updates) == 0 else critic_optimizer
+            self.learn("critic_loss", transitions, critic_optimizer, counted)
+            if k % self.policy_delay == 0:
+                self.learn("actor_loss", transitions, actor_optimizer, actor_optimizer)
+                self.average(self.target_critic, self.critic)
+                self.average(self.target_actor, self.actor)
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
+            self.log_health()
+
+    def learn(self, name: str, batch: Transitions, optimizer: torch.optim.Optimizer, counted: Any) -> None:
+        """One update by the loss of that name."""
+        if self.stop.zero_grad == "timely":
+            optimizer.zero_grad()
+        loss = getattr(self, name)(batch)
+        with loss_name(name):
+            self.manual_backward(loss)
+        counted.step()
+        if self.stop.zero_grad == "late":
+            optimizer.zero_grad()
+        self.terms[f"loss/{name.removesuffix('_loss')}"] = loss.detach()
+
+    def average(self, target: nn.Module, network: nn.Module) -> None:
+        self.update_average(list(target.parameters()), list(network.parameters()), None)  # pyright: ignore
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        action, critic = self.stop.action.spelled, self.stop.critic.spelled
+        if action in CUTS and critic == "freeze":
+            raise ValueError(f"stop.action={action}: with stop.critic=freeze nothing learns; add stop.critic=none")
+        return [self.actor_optimizer(self.actor.parameters()), self.critic_optimizer(self.critic.parameters())]
+
+    # ---- acting, and how well it goes
+
+    def setup(self, stage: str) -> None:
+        self.trainer.datamodule.policy = self.explore  # pyright: ignore[reportAttributeAccessIssue]
+
+    def explore(self, observations: Tensor, generator: torch.Generator) -> Tensor:
+        """Noisy actions (N, A) for observations (N, O); the noise is the environments' own."""
+        actions = self.actor(observations)
+        noise = torch.randn(actions.shape, generator=generator).to(actions) * self.exploration_noise
+        return (actions + noise).clamp(-1, 1)
+
+    def log_health(self) -> None:
+        experience: Any = self.trainer.train_dataloader  # pyright: ignore[reportAttributeAccessIssue]
+        (time_then, count_then), self.clock = self.clock, (time.perf_counter(), experience.replay.count)
+        if "loss/actor" in self.terms:  # what the critic makes of the actor, in units of the reward
+            self.terms["health/q"] = -self.terms["loss/actor"] / self.reward_scale
+        self.terms["steps_per_second"] = torch.tensor((self.clock[1] - count_then) / (self.clock[0] - time_then))
+        if experience.environments.episodes:
+            self.terms["episode_return"] = torch.tensor(experience.environments.episodes)[-10:].mean()
+        self.log_dict(self.terms, prog_bar=True)
+
+    def validation_step(self, environments: VectorEnvironment, batch_idx: int) -> None:
+        """The mean return of whole episodes, without noise."""
+
+        def policy(observations: Tensor) -> Tensor:
+            return unscaled(environments, self.actor(observations.flatten(1).to(self.device)).cpu())
+
+        returns = play(environments, policy)
+        self.log("evaluation_return", returns.mean(), prog_bar=True, batch_size=len(returns))
+
+    test_step = validation_step
