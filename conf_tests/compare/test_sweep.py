@@ -176,7 +176,8 @@ def mutated(tmp_path_factory):
     run = ["recipe=gan", *SHORT, "trainer.max_steps=20", "logger=none"]
     start("hydra.run.dir=s/plain/seed-0", *run, cwd=folder)
     start(
-        "+callbacks.mutate={_target_: mutate.Mutate, step: 11}", "allow=[mutate]", "hydra.run.dir=s/altered/seed-0", *run,
+        "+callbacks.mutate={_target_: mutate.Mutate, step: 11}", "allow=[mutate]",
+        "hydra.run.dir=s/altered/seed-0", *run,
         cwd=folder, PYTHONPATH=str(folder),
     )  # fmt: skip
     return folder
