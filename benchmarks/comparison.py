@@ -2,8 +2,8 @@
 
 python benchmarks/comparison.py
 
-The runs are made up, as large as real ones: a hundred fingerprints of 30 tensors, four curves of 200 points. The share of
-fingerprints is the time spent in their callback over the whole time of fit, in a real run of the default recipe.
+The runs are made up, as large as real ones: a hundred fingerprints of 30 tensors, four curves of 200 points. The share
+of fingerprints is the time spent in their callback over the whole time of fit, in a real run of the default recipe.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from typing import Any
 import torch
 from torch.utils.tensorboard.writer import SummaryWriter
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
 from stopgrad.compare.fingerprint import FILE, FINE, SKETCH, Fingerprints
 
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
 GROUPS = ("generator", "discriminator", "average")
 CELL = {"state": "open", "norm": 1.0, "cuts": []}
 
@@ -52,7 +51,7 @@ def write_run(folder: Path, arm: int, seed: int) -> None:
         "step_time": 0.01,
         "saved_bytes": 4 << 20,
     }
-    result |= {"flow": {loss: {part: CELL for part in GROUPS} for loss in ("d_loss", "g_loss")}}
+    result |= {"flow": {loss: dict.fromkeys(GROUPS, CELL) for loss in ("d_loss", "g_loss")}}
     (folder / "result.json").write_text(json.dumps(result))
     with SummaryWriter(folder) as writer:
         for tag in ("frechet", "health/slope", "loss/d", "loss/g"):
