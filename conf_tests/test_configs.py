@@ -96,7 +96,7 @@ def test_help_lists_recipes_boundaries_and_switches():
         "stop.discriminator=freeze|none",
         "stop.zero_grad=timely|late",
         "stop.penalty=kept|no_create_graph|detached",
-        "trainer: cpu, gpu, smoke",
+        "trainer: cpu, ddp, gpu, smoke",
     ):
         assert line in text
 

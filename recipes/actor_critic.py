@@ -39,6 +39,7 @@ from stopgrad import FlowContract, Stops
 from stopgrad.lightning import loss_name
 
 Share = Annotated[float, Field(ge=0, le=1)]
+AtLeastTwo = Annotated[int, Field(ge=2)]  # every second step may be one that only resets
 
 # The first choice is the paper's, and the default.
 BOUNDARIES = {
@@ -140,7 +141,7 @@ class ActorCritic(L.LightningModule):
         network: Literal["separate", "shared"] = "separate",
         width: PositiveInt = 64,
         objective: Literal["clip", "policy_gradient"] = "clip",
-        rollout: PositiveInt = 64,
+        rollout: AtLeastTwo = 64,
         epochs: PositiveInt = 6,
         minibatch: PositiveInt = 512,
         gamma: Share = 0.98,
@@ -159,7 +160,10 @@ class ActorCritic(L.LightningModule):
         self.stop = Stops(stop, BOUNDARIES, SWITCHES)
         steps = rollout * num_envs
         if steps < minibatch:
-            raise ValueError(f"recipe.minibatch={minibatch}: a rollout has {rollout} x {num_envs} = {steps} steps")
+            raise ValueError(
+                f"recipe.minibatch={minibatch}: a rollout has {rollout} x {num_envs} = {steps} steps; "
+                f"choose at most {steps}, or a longer recipe.rollout"
+            )
         if network == "separate" and self.stop.trunk.spelled != "none":
             raise ValueError(
                 f"stop.trunk={self.stop.trunk.spelled}: no trunk is shared with recipe.network=separate; "
@@ -280,7 +284,7 @@ class ActorCritic(L.LightningModule):
     def minibatches(self, rollout: Rollout, generator: torch.Generator) -> Sequence[Tensor]:
         """The indices of the transitions in a fresh order, in equal parts; no part is dropped."""
         order = torch.randperm(len(rollout.valid), generator=generator).to(self.device)
-        return rollout.valid[order].tensor_split(self.num_minibatches)
+        return rollout.valid[order].tensor_split(min(self.num_minibatches, len(order)))
 
     def update(self, rollout: Rollout, here: Tensor, optimizer: Any) -> dict[str, Tensor]:
         optimizer.zero_grad()

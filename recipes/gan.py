@@ -207,12 +207,11 @@ class GAN(L.LightningModule):
         self.g_optimizer, self.d_optimizer = g_optimizer, d_optimizer
         self.terms: dict[str, Tensor] = {}  # the last value of each term, detached
 
-    def check_batch(self, size: int) -> None:
-        """Refuse a batch, on each rank, from which each step of D does not get an image."""
+    def check_data(self, data: L.LightningDataModule) -> None:
+        """Refuse a batch from which each step of D does not get an image."""
+        size = getattr(data, "batch_size", self.n_critic)
         if size < self.n_critic:
-            raise ValueError(
-                f"data.batch_size={size}: on each rank, is split among recipe.n_critic={self.n_critic} steps of D"
-            )
+            raise ValueError(f"data.batch_size={size}: fewer than recipe.n_critic={self.n_critic} steps, on each rank")
 
     def parameter_groups(self) -> dict[str, nn.Module]:
         return {"generator": self.generator, "discriminator": self.discriminator}

@@ -52,7 +52,7 @@ ROOT = {
     "trainer.max_steps": PositiveInt,
     "trainer.val_check_interval": PositiveInt,
 }
-SHARED = ("batch_size", "num_envs")  # sizes of the data that the ranks share
+SHARED = ("data.batch_size", "data.num_envs", "recipe.num_envs", "recipe.minibatch")  # sizes that the ranks share
 KEY_FIRST = re.compile(r"[a-z_.]+=")  # a message that names its key already
 ARBITRARY = ConfigDict(arbitrary_types_allowed=True)
 
@@ -89,8 +89,9 @@ def build(config: DictConfig) -> Run:
     extras["plugins"] = [WholeCheckpoints()]
     if averages(config):
         extras["plugins"].append(TorchElasticEnvironment())  # the ranks are there already: recipes/run/ranks.py
-    data = instantiate(share(config.data, world_size(config)), _convert_="all")
-    recipe = build_recipe(config)
+    part = share(config, world_size(config))
+    data = instantiate(part.data, _convert_="all")
+    recipe = build_recipe(part)
     if config.compile:
         compile_networks(recipe)
     return Run(data, recipe, instantiate(config.trainer, **extras, _convert_="all"))
@@ -106,19 +107,20 @@ def compile_networks(recipe: L.LightningModule) -> None:
         network.forward = torch.compile(network.forward)
 
 
-def share(data: DictConfig, ranks: int) -> DictConfig:
-    """The section of the data for one rank. In the config, sizes are those of the whole run.
+def share(config: DictConfig, ranks: int) -> DictConfig:
+    """The config of one rank. In the user's, sizes are those of the whole run.
 
     Raises:
         InputError: a size that cannot be shared evenly.
     """
-    part = copy.deepcopy(data)
-    for key in SHARED:
-        if key not in data or ranks == 1:
+    part = copy.deepcopy(config)
+    for key in SHARED if ranks > 1 else ():
+        whole = OmegaConf.select(config, key)
+        if not isinstance(whole, int):
             continue
-        if data[key] % ranks:
-            raise InputError(f"data.{key}={data[key]}: is shared by {ranks} ranks; choose a multiple of {ranks}")
-        part[key] = data[key] // ranks
+        if whole % ranks:
+            raise InputError(f"{key}={whole}: is shared by {ranks} ranks; choose a multiple of {ranks}")
+        OmegaConf.update(part, key, whole // ranks)
     return part
 
 
@@ -143,12 +145,10 @@ def check_build(config: DictConfig) -> None:
         check_arguments(key, config[key])
     choices = config.hydra.runtime.choices
     with torch.random.fork_rng(devices=[]):
-        part = share(config.data, world_size(config))
-        data = attempt(f"data={choices.data}", lambda: instantiate(part, _convert_="all"))
+        part = share(config, world_size(config))
+        data = attempt(f"data={choices.data}", lambda: instantiate(part.data, _convert_="all"))
         attempt(f"data={choices.data}", lambda: (data.prepare_data(), data.setup("fit"), data.train_dataloader()))
-        recipe = attempt(f"recipe={choices.recipe}", lambda: build_recipe(config))
-        if hasattr(recipe, "check_batch") and "batch_size" in part:
-            attempt(f"recipe={choices.recipe}", lambda: recipe.check_batch(part.batch_size))
+        recipe = attempt(f"recipe={choices.recipe}", lambda: build_recipe(part))
         attempt(f"recipe={choices.recipe}", recipe.configure_optimizers)
         if hasattr(recipe, "check_data"):  # what only the two together can tell
             attempt(f"recipe={choices.recipe}", lambda: recipe.check_data(data))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import lightning as L
 import numpy as np
 import torch
@@ -21,7 +23,8 @@ class LinearTask(L.LightningDataModule):
         shape: (D,) of an input.
         features: F, the rows of B.
         subspace: dimensions of the training inputs; at least F, so that they tell w, and fewer than D.
-        batch_size: inputs a batch, which are all there are.
+        inputs: of the training, altogether.
+        batch_size: inputs a batch on each rank.
         steps: batches an epoch.
         seed: of w, B, the subspace and the inputs.
         cache: not used.
@@ -30,9 +33,10 @@ class LinearTask(L.LightningDataModule):
     def __init__(
         self,
         *,
-        shape: tuple[PositiveInt] = (20,),
-        features: PositiveInt = 3,
-        subspace: PositiveInt = 8,
+        shape: Sequence[PositiveInt] = (100,),
+        features: PositiveInt = 20,
+        subspace: PositiveInt = 30,
+        inputs: PositiveInt = 64,
         batch_size: PositiveInt = 64,
         steps: PositiveInt | None = None,
         seed: NonNegativeInt = 0,
@@ -54,7 +58,7 @@ class LinearTask(L.LightningDataModule):
         self.truth = {"backbone.linear.weight": rows(features), "head.weight": normal(1, features)}
         self.truth["head.weight"] /= self.truth["head.weight"].norm()
         inside = rows(subspace)
-        self.train_inputs, self.inputs = normal(batch_size, subspace) @ inside, normal(1000, subspace) @ inside
+        self.train_inputs, self.inputs = normal(inputs, subspace) @ inside, normal(1000, subspace) @ inside
         self.ood_inputs = normal(1000, shape[0])
         self.train_labels = self.labels(self.train_inputs)
 
@@ -67,8 +71,15 @@ class LinearTask(L.LightningDataModule):
         return self.truth
 
     def train_dataloader(self) -> Batches:
+        trainer = self.trainer
         return Batches(
-            self.train_inputs, self.train_labels, batch_size=self.batch_size, length=self.steps, seed=self.seed
+            self.train_inputs,
+            self.train_labels,
+            batch_size=self.batch_size,
+            length=self.steps,
+            seed=self.seed,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
         )
 
     def val_dataloader(self) -> Batches:

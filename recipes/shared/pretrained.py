@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recipes.shared.cache import cached
 from recipes.shared.images import Batches
 
 SPECIFICATION = "AdamW, one cycle to 5e-3; batch 64; cross-entropy; seed 0"
@@ -56,12 +57,13 @@ def pretrained(classifier: nn.Module, images: Tensor, labels: Tensor, *, steps: 
     random state.
     """
     made_by = fingerprint(SPECIFICATION, f"{steps} steps {classifier}", classifier.state_dict(), images, labels)
-    file = cache / f"pretrained-{made_by}.pt"
-    if not file.exists():
+
+    def train() -> Mapping[str, Tensor]:
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             train_classifier(classifier, images, labels, steps)
-        save_whole(classifier.state_dict(), file)
-    return torch.load(file, weights_only=True)
+        return classifier.state_dict()
+
+    return cached(cache / f"pretrained-{made_by}.pt", train)
 
 
 @torch.no_grad()

@@ -75,9 +75,10 @@ def a_split() -> Chain:
 
 
 class Draws(Batches):
-    """An endless stream of batches of (updates, batch_size) transitions; batch k depends on seed, rank and k alone.
+    """An endless stream of batches of (updates, batch_size) transitions; batch k depends on the seed and k alone.
 
-    With ``batch_size=None`` each update gets every transition once: its gradient is then the expected one.
+    Each rank takes its part of one draw. With ``batch_size=None`` each update gets every transition once: its gradient
+    is then the expected one.
     """
 
     def __init__(
@@ -89,16 +90,17 @@ class Draws(Batches):
         length: int | None = None,
         seed: int = 0,
         rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        super().__init__(*arrows, batch_size=1, length=length, seed=seed, rank=rank)
-        self.shape = (updates, batch_size or len(arrows.rewards))
+        super().__init__(*arrows, batch_size=1, length=length, seed=seed, rank=rank, world_size=world_size)
+        self.shape = (updates, batch_size * world_size if batch_size else len(arrows.rewards))
         self.sampled = batch_size is not None
 
     def batch(self, k: int) -> Transition:
         count = len(self.tensors[0])
         if self.sampled:
             indices = torch.from_numpy(
-                np.random.default_rng((self.seed, self.rank, k)).integers(count, size=self.shape)
+                np.random.default_rng((self.seed, 0, k)).integers(count, size=self.shape)[:, self.rank :: self.world_size]
             )
         else:
             indices = torch.arange(count).expand(self.shape)
@@ -139,6 +141,7 @@ class Transitions(L.LightningDataModule):
             length=self.steps,
             seed=self.seed,
             rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
         )
 
     def val_dataloader(self) -> Draws:
