@@ -6,16 +6,15 @@ import errno
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
 import torch
 
-from conf_tests.helpers import PROCESSES, ROOT, result, train
+from conf_tests.helpers import PROCESSES, _train, result, train
 from recipes.run.callbacks import Finite, NonFiniteLoss
 from recipes.run.checkpoints import WholeCheckpoints
 from recipes.run.errors import RunFailed
@@ -25,17 +24,31 @@ RUN = ["recipe=dirac_gan", "logger=none", "trainer.val_check_interval=10"]
 TWO = ["trainer=ddp", "trainer.devices=2"]
 
 
-def started(folder: Path, *overrides: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(ROOT / "train.py"), *RUN, "trainer.max_steps=100000000", "hydra.run.dir=run"]
-    return subprocess.Popen([*command, *overrides], cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+@pytest.fixture
+def start(tmp_path):
+    """Start a run that does not end by itself, in ``tmp_path``/run; it is killed when the test ends."""
+    processes = []
+
+    def started(*overrides: str) -> Any:
+        arguments = [*RUN, "trainer.max_steps=100000000", "hydra.run.dir=run", *overrides]
+        target = (arguments, tmp_path, {}, tmp_path / "out", tmp_path / "err")
+        processes.append(PROCESSES.Process(target=_train, args=target))
+        processes[-1].start()
+        return processes[-1]
+
+    yield started
+    for process in processes:
+        process.kill()
+        process.join(30)
+        process.close()
 
 
-def checkpoint_of(process: subprocess.Popen[bytes], folder: Path, seconds: float = 90) -> Path:
+def checkpoint_of(process: Any, folder: Path, seconds: float = 90) -> Path:
     """The first checkpoint, once it is there."""
     last = folder / "run" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + seconds
     while not last.exists():
-        assert process.poll() is None, process.stderr.read().decode()
+        assert process.is_alive(), (folder / "err").read_text()
         assert time.monotonic() < deadline, "no checkpoint"
         time.sleep(0.01)
     return last
@@ -47,11 +60,12 @@ def children(pid: int) -> list[int]:
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("ranks", [[], TWO], ids=["one", "two"])
-def test_asked_to_end_it_saves_and_goes_on_from_there(number, status, ranks, tmp_path):
-    process = started(tmp_path, *ranks)
+def test_asked_to_end_it_saves_and_goes_on_from_there(number, status, ranks, start, tmp_path):
+    process = start(*ranks)
     last = checkpoint_of(process, tmp_path)
-    process.send_signal(number)
-    assert process.wait(60) == status
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == status
     assert result(tmp_path / "run")["status"] == "interrupted"
     steps = torch.load(last, weights_only=True)["global_step"]
     assert result(tmp_path / "run")["steps"] == steps
@@ -63,35 +77,32 @@ def test_asked_to_end_it_saves_and_goes_on_from_there(number, status, ranks, tmp
     assert resumed["weights_sha256"] == whole["weights_sha256"]
 
 
-def test_killed_rank_ends_the_run_with_a_line_and_leaves_no_process(tmp_path):
-    process = started(tmp_path, *TWO)
+def test_killed_rank_ends_the_run_with_a_line_and_leaves_no_process(start, tmp_path):
+    process = start(*TWO)
     checkpoint_of(process, tmp_path)
     (other,) = children(process.pid)
     os.kill(other, signal.SIGKILL)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert stderr.decode().splitlines()[-1] == "error: rank 1 ended with status -9"
+    process.join(60)
+    assert process.exitcode == 1
+    assert (tmp_path / "err").read_text().splitlines()[-1] == "error: rank 1 ended with status -9"
     assert result(tmp_path / "run")["status"] == "raised"
 
 
-def test_other_ranks_end_with_rank_0(tmp_path):
-    process = started(tmp_path, *TWO)
+def test_other_ranks_end_with_rank_0(start, tmp_path):
+    process = start(*TWO)
     checkpoint_of(process, tmp_path)
     (other,) = children(process.pid)
     process.kill()
-    process.wait(30)
     deadline = time.monotonic() + 30
     while Path(f"/proc/{other}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{other}").exists()
 
 
-def test_nothing_listens_beyond_loopback(tmp_path):
-    process = started(tmp_path, *TWO)
+def test_nothing_listens_beyond_loopback(start, tmp_path):
+    process = start(*TWO)
     checkpoint_of(process, tmp_path)
     listening = [address for pid in (process.pid, *children(process.pid)) for address in listening_on(pid)]
-    process.kill()
-    process.wait(30)
     assert listening  # gloo does
     assert {address for address in listening if not address.startswith("0100007F:")} == set()
 
@@ -202,6 +213,7 @@ class Diverging(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
+@pytest.mark.filterwarnings("ignore")  # of Lightning, about a loader without workers
 @pytest.mark.parametrize(("at_once", "steps"), [(True, 5), (None, 5), (False, 8)])
 def test_loss_that_is_not_finite_is_named_with_its_step(at_once, steps):
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
@@ -213,13 +225,13 @@ def test_loss_that_is_not_finite_is_named_with_its_step(at_once, steps):
         max_epochs=1,
         **quiet,
     )
-    with pytest.raises(NonFiniteLoss, match="^b_loss is inf at step 5$"):
+    with pytest.raises(NonFiniteLoss, match=r"^b_loss is inf at step 5$"):
         trainer.fit(Diverging())
     assert trainer.global_step == steps  # where nothing waits for the device, it ends at the next logging
 
 
 def test_run_says_so_in_a_line_and_in_its_result(tmp_path):
-    run = ["trainer=smoke", "recipe.d_optimizer.lr=1e30", "logger=none"]
+    run = ["recipe=dirac_gan", "trainer=smoke", "recipe.d_optimizer.lr=1e30", "logger=none"]
     ran = train(*run, "hydra.run.dir=run", cwd=tmp_path)
     recorded = result(tmp_path / "run")
     assert ran.returncode == 1
