@@ -2,8 +2,8 @@
 
 python benchmarks/arms.py runs/gan/sweep-TIME
 
-What separate runs took depends on what else the machine did. Here every arm trains for some steps in turn, again and
-again; the ratio to the reference is taken within each turn. The figures go to DIR/step_times.json and into the comparison.
+What separate runs took depends on what else the machine did. Here every arm trains for some steps in turn, many times;
+the ratio to the reference is taken within each turn. The figures go to DIR/step_times.json and into the comparison.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ The target comes from averaged copies, which never learn by gradient; without th
 critic keeps what the actor's loss leaves in it, it learns to call every action good. If the actor's action is cut, as
 by a detour through NumPy, nothing crashes and the actor's gradient is 0.
 
-    python train.py recipe=td3                                           # right: return -1200 -> -150, 30 s
+    python train.py recipe=td3                                           # right: return -1200 -> -104, 15 s
     python train.py recipe=td3 stop.critic=none stop.zero_grad=late      # broken: the critic's gradients are kept
     python train.py recipe=td3 stop.action=detach stop.critic=none       # broken: the actor never learns
 
@@ -32,7 +32,7 @@ from typing import Annotated, Any
 
 import lightning as L
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -86,14 +86,14 @@ class TwinCritic(nn.Module):
         shape = x.shape[:-1]
         x = x.flatten(0, -2).expand(2, -1, -1)
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            x = torch.baddbmm(bias, x, weight).relu()
+            x = torch.baddbmm(bias, x, weight).relu_()
         return torch.baddbmm(self.biases[-1], x, self.weights[-1]).view(2, *shape)
 
     def first(self, observations: Tensor, actions: Tensor) -> Tensor:
         """The value (...) of the first one alone, at half the cost."""
         x = torch.cat([observations, actions], dim=-1)
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            x = linear(x, weight[0].mT, bias[0, 0]).relu()
+            x = linear(x, weight[0].mT, bias[0, 0]).relu_()
         return linear(x, self.weights[-1][0].mT, self.biases[-1][0, 0]).squeeze(-1)
 
 
@@ -117,6 +117,7 @@ class TD3(L.LightningModule):
         environment: gymnasium's name of it; its spaces shape the networks.
         width: units of both hidden layers, of actor and critics.
         gamma: the discount.
+        reward_scale: the critics' unit: they learn the returns of so many times the reward.
         tau: how far the copies move towards the networks at each of the actor's updates.
         policy_delay: critic updates for each update of the actor.
         exploration_noise: standard deviation, on actions in [-1, 1].
@@ -135,6 +136,7 @@ class TD3(L.LightningModule):
         critic_optimizer: Callable[..., torch.optim.Optimizer],
         width: PositiveInt = 64,
         gamma: Share = 0.99,
+        reward_scale: PositiveFloat = 1.0,
         tau: Share = 0.005,
         policy_delay: PositiveInt = 2,
         exploration_noise: NonNegativeFloat = 0.1,
@@ -152,10 +154,11 @@ class TD3(L.LightningModule):
         self.target_actor = copy.deepcopy(self.actor).requires_grad_(live)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(live)
         self.update_average = get_ema_multi_avg_fn(1 - tau)
-        self.gamma, self.policy_delay = gamma, policy_delay
+        self.gamma, self.reward_scale, self.policy_delay = gamma, reward_scale, policy_delay
         self.exploration_noise, self.smoothing_noise, self.noise_clip = exploration_noise, smoothing_noise, noise_clip
         self.actor_optimizer, self.critic_optimizer = actor_optimizer, critic_optimizer
         self.terms: dict[str, Tensor] = {}  # the last value of each, detached
+        self.clock = (time.perf_counter(), 0)  # and how many transitions there were then
 
     def parameter_groups(self) -> dict[str, nn.Module]:
         return {"actor": self.actor, "critic": self.critic}
@@ -174,21 +177,17 @@ class TD3(L.LightningModule):
     def critic_loss(self, batch: Transitions) -> Tensor:
         """Squared TD errors of both critics, on transitions with any leading dimensions."""
         stop = self.stop.target.over(self.next_actor, self.next_critic)
-        if self.stop.target_cut == "value":
-            following = stop(lambda: self.next_values(batch, self.next_actions(batch)))  # the cut: the target stays put
-        else:
-            following = self.next_values(
-                batch, stop(self.next_actions, batch)
-            )  # too little: the critic's share is live
-        errors = self.critic(batch.observations, batch.actions) - (batch.rewards + following)
+        if self.stop.target_cut == "value":  # the cut: the target stays put
+            following = stop(lambda: self.next_values(batch, self.next_actions(batch)))
+        else:  # too little: the critic's share is live
+            following = self.next_values(batch, stop(self.next_actions, batch))
+        errors = self.critic(batch.observations, batch.actions) - (self.reward_scale * batch.rewards + following)
         return 2 * errors.square().mean()  # the mean of each critic's, summed
 
     def actor_loss(self, batch: Transitions) -> Tensor:
         """The first critic's value of the actor's actions, to be raised."""
         actions = self.stop.action(self.actor, batch.observations)  # no cut: the critic's slope is all the actor gets
-        values = self.stop.critic(
-            self.critic.first, batch.observations, actions
-        )  # to the actor; nothing for the critic
+        values = self.stop.critic(self.critic.first, batch.observations, actions)  # through it, not to its weights
         return -values.mean()
 
     @property
@@ -203,7 +202,6 @@ class TD3(L.LightningModule):
 
     def training_step(self, batch: Transitions, batch_idx: int) -> None:
         """One update for each of the batch's first dimension; Lightning counts the batch as one step."""
-        started = time.perf_counter()
         actor_optimizer, wrapped = self.optimizers()  # pyright: ignore[reportGeneralTypeIssues]
         actor_optimizer, critic_optimizer = actor_optimizer.optimizer, wrapped.optimizer  # not counted
         updates = [Transitions(*parts) for parts in zip(*batch, strict=True)]
@@ -215,7 +213,7 @@ class TD3(L.LightningModule):
                 self.average(self.target_critic, self.critic)
                 self.average(self.target_actor, self.actor)
         if self.global_step % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
-            self.log_health(len(updates) / (time.perf_counter() - started))
+            self.log_health()
 
     def learn(self, name: str, batch: Transitions, optimizer: torch.optim.Optimizer, counted: Any) -> None:
         """One update by the loss of that name."""
@@ -227,7 +225,7 @@ class TD3(L.LightningModule):
         counted.step()
         if self.stop.zero_grad == "late":
             optimizer.zero_grad()
-        self.terms[f"loss/{name.removesuffix('_loss')}"] = loss.detach()  # the actor's is the value of its actions
+        self.terms[f"loss/{name.removesuffix('_loss')}"] = loss.detach()
 
     def average(self, target: nn.Module, network: nn.Module) -> None:
         self.update_average(list(target.parameters()), list(network.parameters()), None)  # pyright: ignore
@@ -249,18 +247,23 @@ class TD3(L.LightningModule):
         noise = torch.randn(actions.shape, generator=generator).to(actions) * self.exploration_noise
         return (actions + noise).clamp(-1, 1)
 
-    def log_health(self, updates_per_second: float) -> None:
-        experience = self.trainer.train_dataloader
+    def log_health(self) -> None:
+        experience: Any = self.trainer.train_dataloader  # pyright: ignore[reportAttributeAccessIssue]
+        (time_then, count_then), self.clock = self.clock, (time.perf_counter(), experience.replay.count)
+        if "loss/actor" in self.terms:  # what the critic makes of the actor, in units of the reward
+            self.terms["health/q"] = -self.terms["loss/actor"] / self.reward_scale
+        self.terms["steps_per_second"] = torch.tensor((self.clock[1] - count_then) / (self.clock[0] - time_then))
         if experience.environments.episodes:
-            returns = torch.tensor(experience.environments.episodes)[-10:]
-            self.log("episode_return", returns.mean(), prog_bar=True)
-        self.log_dict(self.terms | {"updates_per_second": updates_per_second}, prog_bar=True)
+            self.terms["episode_return"] = torch.tensor(experience.environments.episodes)[-10:].mean()
+        self.log_dict(self.terms, prog_bar=True)
 
     def validation_step(self, environments: VectorEnvironment, batch_idx: int) -> None:
-        """Whole episodes without noise; on a truncation an episode just ends."""
-        returns = play(
-            environments, lambda seen: unscaled(environments, self.actor(seen.flatten(1).to(self.device)).cpu())
-        )
+        """The mean return of whole episodes, without noise."""
+
+        def policy(observations: Tensor) -> Tensor:
+            return unscaled(environments, self.actor(observations.flatten(1).to(self.device)).cpu())
+
+        returns = play(environments, policy)
         self.log("evaluation_return", returns.mean(), prog_bar=True, batch_size=len(returns))
 
     test_step = validation_step

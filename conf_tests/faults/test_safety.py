@@ -103,7 +103,7 @@ def test_allowed_by_name_alone():
 EVIL = "touch {}"
 CASES = {
     "recipe.g_optimizer._target_=os.system": "recipe.g_optimizer._target_=os.system: refused, .* allow=[os]",
-    "+callbacks.x={_target_:torch.nn.Identity,a:{b:[{_target_:os.system}]}}": "callbacks.x.a.b[0]._target_=os.system: .*",
+    "+callbacks.x={a:{b:[{_target_:os.system}]}}": "callbacks.x.a.b[0]._target_=os.system: refused, .*",
     "+logger.x._target_=subprocess.run": "logger.x._target_=subprocess.run: refused, .*",
     "+hydra.callbacks.x._target_=os.system": "hydra.callbacks.x._target_=os.system: refused, .*",
     "+hydra.job.env_set.LD_PRELOAD=x": "hydra.job.env_set: refused, it could run anything; .*",
@@ -144,7 +144,8 @@ def foreign(tmp_path, text):
             "hydra.callbacks.x._target_=os.system: refused",
         ),
         (
-            "allow: [os]\ncallbacks: {x: {_target_: os.system, command: touch evil}}\ncompare: {reference: a, arms: {a: {}}}",
+            "allow: [os]\ncallbacks: {x: {_target_: os.system, command: touch evil}}\n"
+            "compare: {reference: a, arms: {a: {}}}",
             "allow=['os']: a file cannot allow anything",
         ),
         (

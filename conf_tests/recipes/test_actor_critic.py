@@ -160,6 +160,13 @@ class TestLosses:
         assert len(parts) == 64 * 4 // 16
         assert torch.equal(torch.cat(list(parts)).sort().values, rollout.valid)
 
+    def test_no_minibatch_is_empty_where_every_second_step_resets(self):
+        recipe = build_recipe("recipe=bandit", "recipe.minibatch=1", "recipe.rollout=2")
+        environments = VectorEnvironment("Bandit-v0", 64)
+        for _ in range(3):
+            parts = recipe.minibatches(recipe.collect(environments), environments.generator)
+            assert {len(part) for part in parts} == {1}
+
     @pytest.mark.parametrize("network", ["separate", "shared"])
     def test_the_policy_that_acted_has_ratio_one(self, network):
         recipe = build_recipe(*PENDULUM, f"recipe.network={network}")

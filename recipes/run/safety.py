@@ -34,6 +34,7 @@ KINDS = {  # what a config composes; the full names, so that nothing is imported
 }
 CODE = {"torch.fx.graph_module.GraphModule", "torch.jit._script.ScriptModule"}  # of those, what runs what it is given
 FUNCTIONS = ("recipes.run.callbacks.progress_bar", "timm.create_model", "torchvision.models")
+ENVIRONMENTS = ("data.id", "recipe.environment")  # gymnasium imports the module of an id such as module:Name-v0
 HYDRA = ("hydra._internal.core_plugins", "hydra_plugins")  # its launchers and sweepers
 
 
@@ -148,6 +149,10 @@ def check_safety(config: DictConfig, hydra: DictConfig) -> None:
         raise InputError(f"allow={config.allow}: a file cannot allow anything; write it on the command line")
     for key, target in targets(config):
         check_target(key, target, allowed)
+    for key in ENVIRONMENTS:
+        module, colon, _ = str(OmegaConf.select(config, key)).rpartition(":")
+        if colon and module not in allowed:
+            raise InputError(f"{key}={module}:...: refused, it could run anything; allow it by name: allow=[{module}]")
     if hydra.job.env_set:
         raise InputError("hydra.job.env_set: refused, it could run anything; set variables in the shell")
 

@@ -16,7 +16,6 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from recipes.run.errors import InputError
 from recipes.run.names import register
 
 
@@ -61,7 +60,7 @@ def finished_before(config: DictConfig) -> bool:
     One that was not finished is cleared away, and starts anew.
 
     Raises:
-        InputError: the directory holds a run with another config.
+        SystemExit: the directory holds a run with another config; one line on stderr.
     """
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
@@ -69,9 +68,9 @@ def finished_before(config: DictConfig) -> bool:
         return False
     was, now = ((folder / "config.yaml").read_text(), OmegaConf.to_yaml(config, resolve=True))
     if was != now:
-        raise InputError(
-            f"hydra.sweep.dir={folder.parents[1]}: {first_change(was, now, folder)}; choose a new directory"
-        )
+        change = first_change(was, now, folder)
+        print(f"error: hydra.sweep.dir={folder.parents[1]}: {change}; choose a new directory", file=sys.stderr)
+        raise SystemExit(2)  # what else a job raises, Hydra comments on
     try:
         status = json.loads((folder / "result.json").read_text())["status"]
     except (OSError, ValueError, KeyError):

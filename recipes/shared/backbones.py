@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +48,8 @@ def resnet(channels: int, width: int) -> nn.Sequential:
     )
 
 
-def torchvision_backbone(name: str, weights: str | None) -> nn.Module:
-    """A classifier of torchvision's with an identity for its last linear layer."""
+def torchvision_backbone(name: str, channels: int, weights: str | None) -> nn.Module:
+    """A classifier of torchvision's, of 3 channels, with an identity for its last linear layer."""
     models = optional("torchvision.models", f"torchvision/{name}")
     model = models.get_model(name, weights=weights)
     last, _ = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, nn.Linear)][-1]
@@ -57,13 +58,13 @@ def torchvision_backbone(name: str, weights: str | None) -> nn.Module:
     return model
 
 
-def timm_backbone(name: str, weights: str | None, channels: int) -> nn.Module:
+def timm_backbone(name: str, channels: int, weights: str | None) -> nn.Module:
     """A model of timm's without its classifier."""
     timm = optional("timm", f"timm/{name}")
     return timm.create_model(name, pretrained=weights is not None, num_classes=0, in_chans=channels)
 
 
-def optional(module: str, backbone: str) -> object:
+def optional(module: str, backbone: str) -> Any:
     """A module of the ``vision`` extra.
 
     Raises:
@@ -71,13 +72,14 @@ def optional(module: str, backbone: str) -> object:
     """
     package = module.partition(".")[0]
     try:
-        return importlib.import_module(module)
+        importlib.import_module(package)
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
         raise ValueError(
             f"recipe.backbone={backbone}: needs {package}; pip install 'stopgrad[vision]', or choose resnet"
         ) from None
+    return importlib.import_module(module)
 
 
 def linear(inputs: int, width: int) -> nn.Sequential:
@@ -103,10 +105,12 @@ def backbone(name: str, shape: Sequence[int], width: int, weights: str | None = 
         if weights is not None:
             raise ValueError(f"recipe.weights={weights}: {name} has none to download; choose null")
         stages = embedded[name](shape[0], width)
-    elif library == "torchvision":
-        stages = nn.Sequential(OrderedDict(model=torchvision_backbone(model, weights)))
-    elif library == "timm":
-        stages = nn.Sequential(OrderedDict(model=timm_backbone(model, weights, shape[0])))
+    elif library in ("torchvision", "timm"):
+        build = torchvision_backbone if library == "torchvision" else timm_backbone
+        try:
+            stages = nn.Sequential(OrderedDict(model=build(model, shape[0], weights)))
+        except RuntimeError as error:  # timm: no such model, or no weights for it
+            raise ValueError(f"recipe.backbone={name}: {error}") from None
     else:
         raise ValueError(f"recipe.backbone={name}: choose one of resnet, linear, torchvision/NAME, timm/NAME")
     return stages, num_features(name, stages, shape)

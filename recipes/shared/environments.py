@@ -261,7 +261,8 @@ class Environments(L.LightningDataModule):
     """Environments to act in: a batch is a :class:`VectorEnvironment`, the same one each time.
 
     Args:
-        id: gymnasium's name, such as ``CartPole-v1``; ``module:Name-v0`` imports the module first.
+        id: gymnasium's name, such as ``CartPole-v1``; ``module:Name-v0`` imports the module first, which
+            wants ``allow=[module]`` on the command line.
         num_envs: that run side by side on each rank.
         episodes: of a validation and of the test, played side by side, with the same starts every time.
         steps: iterations an epoch: set to the length of the run.
@@ -290,6 +291,7 @@ class Environments(L.LightningDataModule):
         return Iterations(environments, self.steps or 1)
 
     def val_dataloader(self) -> Iterations:
-        return Iterations(VectorEnvironment(self.id, self.episodes, seed=EVALUATION_SEED), 1)  # the same on all ranks
+        """The same episodes on every rank, so that all agree on the best checkpoint."""
+        return Iterations(VectorEnvironment(self.id, self.episodes, seed=EVALUATION_SEED), 1)
 
     test_dataloader = val_dataloader

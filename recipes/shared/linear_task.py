@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
@@ -33,9 +34,9 @@ class LinearTask(L.LightningDataModule):
     def __init__(
         self,
         *,
-        shape: tuple[PositiveInt] = (20,),
-        features: PositiveInt = 3,
-        subspace: PositiveInt = 8,
+        shape: Sequence[PositiveInt] = (100,),
+        features: PositiveInt = 20,
+        subspace: PositiveInt = 30,
         inputs: PositiveInt = 64,
         batch_size: PositiveInt = 64,
         steps: PositiveInt | None = None,

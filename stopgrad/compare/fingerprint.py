@@ -19,7 +19,7 @@ from torch import Tensor
 
 FILE = "fingerprints.pt"
 SKETCH = 256  # numbers kept of each group: distances are right to 1 / sqrt(2 * 256) = 4%; exact up to 256 parameters
-FINE = 4096  # of a gradient: a cosine is right to 1 / sqrt(4096) = .016
+FINE = 4093  # of a gradient: a cosine is right to 1 / sqrt(4093) = .016; a prime, no layer repeats with it
 
 
 def tensor_hash(*tensors: Tensor) -> int:
@@ -35,8 +35,9 @@ def tensor_hash(*tensors: Tensor) -> int:
 def sketch(tensors: Iterable[Tensor], size: int = SKETCH) -> Tensor:
     """(size,) float64: a random projection of all elements that keeps the norm, in expectation exactly.
 
-    Element i goes to place i mod ``size`` under a random sign that depends on i alone, so that the sketch of a
-    difference is the difference of the sketches. Up to ``size`` elements it is an isometry. Non-finite elements stay.
+    Element i goes, under a random sign, to a place that depends on i alone: the sketch of a difference is the
+    difference of the sketches, and up to ``size`` elements it is an isometry. The sign is that of its row times
+    that of its column in a table ``FINE`` wide, so that it is one matrix-vector product.
     """
     floating = [t.detach().reshape(-1) for t in tensors if t.is_floating_point() or t.is_complex()]
     floating = [torch.view_as_real(t).reshape(-1) if t.is_complex() else t for t in floating]
@@ -46,7 +47,13 @@ def sketch(tensors: Iterable[Tensor], size: int = SKETCH) -> Tensor:
     rows = -(-len(flat) // FINE)
     flat = torch.nn.functional.pad(flat, (0, rows * FINE - len(flat))).reshape(rows, FINE)
     projected = (_signs(rows, 1).to(flat.device) @ flat) * _signs(FINE, 2).to(flat.device)
-    return projected.reshape(-1, size).sum(0).cpu()
+    return projected.new_zeros(size).index_add_(0, _places(size).to(flat.device), projected).cpu()
+
+
+def _places(size: int) -> Tensor:
+    """(FINE,) the place of each column: its own for the first ``size``, a random one for the others."""
+    generator = torch.Generator().manual_seed(zlib.crc32(b"stopgrad places"))
+    return torch.cat([torch.arange(size), torch.randint(0, size, (FINE - size,), generator=generator)])
 
 
 def _signs(n: int, seed: int) -> Tensor:
@@ -131,7 +138,8 @@ class Fingerprints:
         except FileNotFoundError:
             raise
         except Exception as error:
-            raise ValueError(f"{file}: cannot be read: {str(error).partition(chr(10))[0]}") from None
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise ValueError(f"{file}: cannot be read: {reason}") from None
 
     def merged(self, other: Fingerprints) -> Fingerprints:
         """Both, ordered by step.

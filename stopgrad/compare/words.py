@@ -117,8 +117,9 @@ def cost_words(cost: Mapping[str, Any]) -> str:
     said = []
     ratio = cost.get("step_time_ratio")
     if ratio is not None:
+        about = "about " if "noisy" in cost["step_time_is"] else ""
         same = abs(ratio - 1) <= NEAR
-        said.append("the step costs the same" if same else f"the step costs {ratio:.2f} times")
+        said.append(f"the step costs {about}the same" if same else f"the step costs {about}{ratio:.2f} times")
     saved = cost.get("saved_bytes_ratio")
     if saved is not None and abs(saved - 1) >= 0.005:
         said.append(f"keeps {saved:.2f} times the bytes for backward")

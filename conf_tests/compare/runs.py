@@ -1,0 +1,78 @@
+"""Run directories made up in milliseconds, as train.py would leave them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from stopgrad.compare.fingerprint import FILE, FINE, Fingerprints, sketch
+
+METRICS = {"score": {"goal": "max", "margin": 0.1, "broken_below": 0.0}}
+STEPS = (0, 1, 2, 4, 8, 16, 32, 50, 100)
+Alter = Callable[[int, dict[str, Tensor]], None]
+CLOSED = {"state": "blocked", "norm": 0.0, "cuts": ["detach at model.py:7"]}
+
+
+def weights(seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(8, 8, generator=generator) for name in ("encoder.weight", "head.weight", "head.bias")}
+
+
+def write_run(
+    root: Path,
+    arm: str,
+    seed: int,
+    score: float = 1.0,
+    *,
+    alter: Alter | None = None,
+    steps: Sequence[int] = STEPS,
+    cells: Mapping[str, Any] | None = None,
+    curve: int = 0,
+    **result: Any,
+) -> Path:
+    """One finished run; ``alter(step, weights)`` changes its weights from some step on."""
+    folder = root / arm / f"seed-{seed}"
+    folder.mkdir(parents=True)
+    taken = Fingerprints(list(weights(seed)))
+    for step in steps:
+        now = {name: w + step for name, w in weights(seed).items()}
+        if alter:
+            alter(step, now)
+        taken.take(step, now, (seed + 1, step + 1))
+        last = now
+    taken.gradients = {"encoder": sketch([last["encoder.weight"]], FINE)}
+    taken.save(folder / FILE)
+    digest = hashlib.sha256(b"".join(w.numpy().tobytes() for w in last.values())).hexdigest()
+    flow = {"probe": {"encoder": cells or CLOSED, "head": {"state": "open", "norm": 2.0, "cuts": []}}}
+    recorded = {
+        "recipe": "made_up", "arm": arm,
+        "stop": {"features": arm}, "stop_default": {"features": "detach"}, "seed": seed,
+        "mode": "train", "status": "finished", "steps": 100, "metrics": {"score": score, "loss/probe": 1.0},
+        "metrics_declared": METRICS, "weights_sha256": digest, "step_time": 0.01, "saved_bytes": 1000,
+        "graph_nodes": 50, "peak_memory": 10**6, "flow": flow, "versions": {"torch": "2.13.0"}, "commit": "a" * 40,
+        "threads": 1, "started": f"2026-01-01T00:00:{seed:02d}",
+    }  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(recorded | result))
+    if curve:
+        with SummaryWriter(folder) as writer:
+            for step in range(curve):
+                writer.add_scalar("score", score + 0.01 * step + 0.1 * seed, step)
+                writer.add_scalar("loss/probe", 1 / (1 + step), step)
+    return folder
+
+
+def nudge(start: int, size: float = 1e-3, name: str = "head.weight") -> Alter:
+    """One element of one tensor, from step ``start`` on."""
+
+    def alter(step: int, now: dict[str, Tensor]) -> None:
+        if step >= start:
+            now[name][3, 4] += size
+
+    return alter

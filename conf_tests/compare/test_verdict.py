@@ -1,0 +1,335 @@
+"""Verdicts, their precedence and their sentences, on made-up runs whose truth is known; and what cannot be read."""
+
+import json
+import math
+import re
+import shutil
+
+import pytest
+
+from conf_tests.compare.runs import CLOSED, METRICS, nudge, write_run
+from stopgrad.__main__ import main
+from stopgrad.compare import compare
+from stopgrad.compare.verdict import VERDICTS
+
+OPEN = {"state": "open", "norm": 0.5, "cuts": []}
+
+
+def two(tmp_path, scores, *, base=(1.0, 1.1, 0.9), start=8, **result):
+    """The verdict on an arm with these scores against a reference with ``base``."""
+    for seed, score in enumerate(base):
+        write_run(tmp_path, "detach", seed, score)
+    for seed, score in enumerate(scores):
+        write_run(tmp_path, "arm", seed, score, alter=nudge(start) if start is not None else None, **result)
+    return compare([tmp_path])
+
+
+class TestVerdict:
+    def test_equal_weights_are_identical(self, tmp_path):
+        found = two(tmp_path, (1.0, 1.1, 0.9), start=None)
+        assert found["arm"]["verdict"] == "identical"
+        assert found["arm"]["first_difference"] is None
+        assert found["arm"]["same_weights_as"] == ["detach"]
+        assert found["arm"]["paired"] == {"weights": True, "data": True, "random": True}
+        assert found["detach"]["verdict"] == "reference"
+
+    def test_one_seed_with_other_weights_is_not(self, tmp_path):
+        for seed in range(3):
+            write_run(tmp_path, "detach", seed)
+            write_run(tmp_path, "arm", seed, alter=nudge(100) if seed == 2 else None)
+        found = compare([tmp_path])["arm"]
+        assert found["verdict"] == "same_result"
+        assert found["first_difference"]["seed"] == 2
+
+    @pytest.mark.parametrize(
+        ("scores", "verdict"),
+        [
+            ((1.01, 1.09, 0.9), "same_result"),
+            ((3.0, 3.2, 2.8), "different_training"),
+            ((1.3, 0.9, 1.0), "cannot_tell"),  # an effect smaller than the spread
+            ((9.0,), "cannot_tell"),  # one seed, however far
+            ((1.0,), "cannot_tell"),  # one seed, however near
+            ((1.0, 1.1, -0.5), "broken"),  # one of three is beyond the line
+            ((1.0, 1.1, math.nan), "broken"),
+            ((1.0, 1.1, math.inf), "broken"),
+        ],
+    )
+    def test_by_the_metric(self, tmp_path, scores, verdict):
+        assert two(tmp_path, scores)["arm"]["verdict"] == verdict
+
+    def test_a_small_planted_effect_in_three_seeds_is_not_called_different(self, tmp_path):
+        found = two(tmp_path, (1.25, 1.05, 1.2))["arm"]  # + .13 on average, spread .14
+        assert found["verdict"] == "cannot_tell"
+        assert "seeds would tell" in found["because"][0]
+
+    def test_raised_comes_before_broken_and_broken_before_identical(self, tmp_path):
+        assert VERDICTS[:3] == ("raised", "broken", "identical")
+        gone = two(tmp_path / "a", (-1.0, -1.0), start=None, status="raised", message="no", error="RuntimeError")
+        assert gone["arm"]["verdict"] == "raised"
+        assert two(tmp_path / "b", (-1.0, -1.0, -1.0), start=None)["arm"]["verdict"] == "broken"
+
+    def test_loss_that_is_no_number(self, tmp_path):
+        found = two(tmp_path, (1.0,) * 3, metrics={"score": 1.0, "loss/probe": math.nan})["arm"]
+        assert found["verdict"] == "broken"
+        assert found["because"][0] == "seed 0: loss/probe is nan"
+
+    def test_no_declared_metric(self, tmp_path):
+        for arm in ("detach", "arm"):
+            for seed in range(3):
+                write_run(tmp_path, arm, seed, alter=nudge(4) if arm == "arm" else None, metrics_declared={})
+        assert compare([tmp_path])["arm"]["because"] == [
+            "the weights differ; the recipe declares no metric to judge by"
+        ]
+
+    def test_interrupted_runs_are_not_judged(self, tmp_path):
+        found = two(tmp_path, (1.0, 1.0, 1.0), status="interrupted")["arm"]
+        assert (found["verdict"], found["because"]) == ("cannot_tell", ["no seed has finished in both arms"])
+
+    def test_arms_that_share_no_seed(self, tmp_path):
+        write_run(tmp_path, "detach", 0)
+        write_run(tmp_path, "arm", 1)
+        (reason,) = compare([tmp_path])["arm"]["because"]
+        assert reason == "shares no seed with the reference: seeds 1 here, seeds 0 there"
+
+
+class TestFirstDifference:
+    @pytest.mark.parametrize(
+        ("start", "after", "step", "exact"), [(1, 0, 1, True), (0, None, 0, True), (3, 2, 4, False)]
+    )
+    def test_step_and_tensor(self, tmp_path, start, after, step, exact):
+        first = two(tmp_path, (1.0,) * 3, start=start)["arm"]["first_difference"]
+        assert (first["after"], first["step"], first["exact"]) == (after, step, exact)
+        assert (first["tensor"], first["tensors"], first["of"]) == ("head.weight", 1, 3)
+
+    def test_distance_grows_from_zero(self, tmp_path):
+        distance = dict(two(tmp_path, (1.0,) * 3)["arm"]["distance"])
+        assert distance[4] == 0 < distance[8]
+
+    def test_unfair_pair_is_noticed(self, tmp_path):
+        write_run(tmp_path, "detach", 0)
+        write_run(tmp_path, "arm", 0, alter=nudge(0))
+        assert compare([tmp_path])["arm"]["paired"]["weights"] is False
+
+
+class TestSentence:
+    def test_leak_zeroed_in_time(self, tmp_path):
+        write_run(tmp_path, "detach", 0)
+        write_run(tmp_path, "none", 0, cells=OPEN, step_time=0.014)
+        found = compare([tmp_path])
+        assert found["none"]["sentence"] == (
+            "probe reached encoder (|g| 0.5); no step used it (it was zeroed in time), so the weights are identical; "
+            "the step costs about 1.40 times."
+        )
+        assert found["none"]["flow"]["changed"] == [
+            {"loss": "probe", "part": "encoder", "was": "blocked", "is": "open"}
+        ]
+
+    def test_starved(self, tmp_path):
+        write_run(tmp_path, "detach", 0, cells=OPEN)
+        write_run(tmp_path, "cut", 0, cells=CLOSED, alter=nudge(1))
+        sentence = compare([tmp_path])["cut"]["sentence"]
+        assert sentence.startswith(
+            "probe no longer reached encoder (blocked); the weights differ from step 1 on, first"
+        )
+
+    def test_share_of_the_gradient(self, tmp_path):
+        write_run(tmp_path, "detach", 0)
+        folder = write_run(tmp_path, "none", 0, cells=OPEN)
+        result = json.loads((folder / "result.json").read_text())
+        result["flow"]["task"] = {"encoder": {"state": "open", "norm": 1.5, "cuts": []}}
+        (folder / "result.json").write_text(json.dumps(result))
+        assert "(|g| 0.5, 25% of its gradient)" in compare([tmp_path])["none"]["sentence"]
+
+    def test_broken_names_the_line(self, tmp_path):
+        sentence = two(tmp_path, (-1.0, -2.0, 0.5))["arm"]["sentence"]
+        assert "score -1 -2 0.5, below the line 0: broken" in sentence
+
+    def test_raised_gives_the_message(self, tmp_path):
+        write_run(tmp_path, "detach", 0)
+        write_run(tmp_path, "arm", 0, status="raised", message="Inference tensors", error="RuntimeError", metrics={})
+        assert compare([tmp_path])["arm"]["sentence"] == "PyTorch refused: Inference tensors."
+
+    def test_a_gradient_that_begins_weaker(self, tmp_path):
+        write_run(tmp_path, "detach", 0, cells=OPEN)
+        write_run(tmp_path, "arm", 0, cells={**OPEN, "norm": 0.1}, alter=nudge(1))
+        assert "probe's gradient at encoder begins 0.2 times as strong" in compare([tmp_path])["arm"]["sentence"]
+
+
+class TestReference:
+    def test_by_the_config_then_the_papers_cuts_then_the_first(self, tmp_path):
+        for arm in ("aaa", "detach", "zzz"):
+            write_run(tmp_path / "paper", arm, 0)
+            write_run(tmp_path / "config", arm, 0, compare={"reference": "zzz", "arms": ["detach", "zzz", "aaa"]})
+            write_run(tmp_path / "none", arm, 0, stop={}, started=arm)
+        assert compare([tmp_path / "paper"]).content["reference"] == "detach"
+        configured = compare([tmp_path / "config"]).content
+        assert [arm["name"] for arm in configured["arms"]] == ["zzz", "detach", "aaa"]
+        assert compare([tmp_path / "none"]).content["reference"] == "aaa"
+        assert compare([tmp_path / "paper"], "zzz").content["reference"] == "zzz"
+
+    def test_two_equal_arms_under_other_names(self, tmp_path):
+        for arm in ("detach", "left", "right"):
+            for seed in range(2):
+                write_run(tmp_path, arm, seed, alter=None if arm == "detach" else nudge(4))
+        found = compare([tmp_path], "left")
+        assert found["right"]["verdict"] == "identical"
+        assert found["right"]["same_weights_as"] == ["left"]
+
+
+class TestBadInput:
+    def refused(self, capsys, *arguments):
+        assert main(["compare", *map(str, arguments)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    def test_empty_directory(self, tmp_path, capsys):
+        assert self.refused(capsys, tmp_path) == f"error: {tmp_path}: no run to compare below it: no result.json"
+
+    def test_no_directory(self, tmp_path, capsys):
+        line = self.refused(capsys, tmp_path / "nope")
+        assert line == f"error: {tmp_path / 'nope'}: no such directory; choose run directories, or that of a sweep"
+
+    def test_unknown_reference_and_arm(self, tmp_path, capsys):
+        two(tmp_path, (1.0,))
+        line = self.refused(capsys, tmp_path, "--reference", "detatch")
+        assert line == "error: reference=detatch: choose one of arm, detach; did you mean detach?"
+        line = self.refused(capsys, tmp_path, "--picture", tmp_path / "p.png", "--arms", "nope")
+        assert line == "error: arms=nope: choose from detach, arm"
+
+    def test_only_unreadable_runs(self, tmp_path, capsys):
+        folder = write_run(tmp_path, "a", 0)
+        (folder / "result.json").write_text("{")
+        assert re.fullmatch(
+            rf"error: {tmp_path}: no run to compare below it \({folder}: damaged result.json: .*\)",
+            self.refused(capsys, tmp_path),
+        )
+
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            ('{"recipe": "x"', "damaged result.json: .*delimiter.*"),
+            ("[]", "damaged result.json: .*"),
+            ('{"recipe": "x", "arm": "a", "seed": 0, "status": "finished"}', "damaged result.json: no 'metrics'"),
+            ('{"recipe": "x", "arm": "a", "seed": "0"}', "damaged result.json: seed is '0'"),
+            ('{"recipe": "x", "arm": "a", "seed": 0, "status": "odd", "metrics": {}}', ".*: status is 'odd'"),
+            (None, "still going, or killed: it has no result.json"),
+        ],
+    )
+    def test_what_cannot_be_read_is_listed_and_the_rest_compared(self, tmp_path, text, reason):
+        two(tmp_path, (1.0, 1.1, 0.9))
+        bad = tmp_path / "arm" / "seed-3"
+        bad.mkdir()
+        (bad / "config.yaml").write_text("seed: 3")
+        if text is not None:
+            (bad / "result.json").write_text(text)
+        found = compare([tmp_path])
+        (left,) = found.content["left_out"]
+        assert left["path"] == str(bad)
+        assert re.fullmatch(reason, left["reason"])
+        assert found["arm"]["verdict"] == "same_result"
+        assert f"left out: {bad}" in str(found)
+
+    def test_damaged_fingerprints_and_events(self, tmp_path):
+        for arm in ("detach", "arm"):
+            write_run(tmp_path, arm, 0, curve=5)
+        (tmp_path / "arm/seed-0/fingerprints.pt").write_bytes(b"damaged")
+        (events,) = tmp_path.glob("arm/seed-0/events*")
+        events.write_bytes(events.read_bytes()[:-30])
+        found = compare([tmp_path])
+        assert found["arm"]["verdict"] == "identical"  # by the hashes in result.json
+        assert found["arm"]["paired"] is None
+        assert len(found.content["curves"]["loss/probe"]["arm"]["steps"]) >= 3
+        notes = "\n".join(found.content["notes"])
+        assert "no fingerprints: " in notes
+        assert "damaged or cut short; the curves end there" in notes
+
+    @pytest.mark.parametrize("place", [9, 40])
+    def test_a_flipped_byte_in_the_events(self, tmp_path, place):
+        write_run(tmp_path, "detach", 0, curve=5)
+        (events,) = tmp_path.glob("detach/seed-0/events*")
+        content = bytearray(events.read_bytes())
+        content[place] ^= 0xFF
+        events.write_bytes(content)
+        compare([tmp_path])  # no exception, whatever could be read
+
+
+class TestUnequalRuns:
+    @pytest.mark.parametrize(
+        ("change", "word"),
+        [
+            ({"commit": "b" * 40}, "code version"),
+            ({"versions": {"torch": "2.14.0"}}, "torch version"),
+            ({"threads": 4}, "number of threads"),
+            ({"recipe": "other"}, "recipe"),
+        ],
+    )
+    def test_is_said(self, tmp_path, change, word):
+        write_run(tmp_path, "detach", 0)
+        write_run(tmp_path, "arm", 0, **change)
+        found = compare([tmp_path])
+        assert [note.partition(" (")[0] for note in found.content["notes"]] == [f"runs of more than one {word}"]
+        assert found["arm"]["verdict"] == "identical"
+
+    def test_metrics_that_only_one_has(self, tmp_path):
+        for seed in range(3):
+            write_run(tmp_path, "detach", seed)
+            write_run(tmp_path, "arm", seed, alter=nudge(1), metrics={"other": 1.0})
+        assert compare([tmp_path])["arm"]["because"] == ["the weights differ; no declared metric is in both arms"]
+
+    def test_the_same_arms_from_two_sweeps(self, tmp_path):
+        for sweep in ("old", "new"):
+            for arm in ("detach", "arm"):
+                write_run(tmp_path / sweep, arm, 0)
+        found = compare([tmp_path / "old", tmp_path / "new"])
+        assert {arm["name"] for arm in found.content["arms"]} == {"old/detach", "old/arm", "new/detach", "new/arm"}
+
+    def test_a_run_twice_below_one_directory(self, tmp_path):
+        folder = write_run(tmp_path, "detach", 0)
+        shutil.copytree(folder, folder.with_name("seed-0_2"))
+        found = compare([tmp_path])
+        assert [left["reason"] for left in found.content["left_out"]] == [f"the same arm and seed as {folder}"]
+
+
+class TestWritten:
+    def test_json_is_strict_and_complete_and_can_be_made_again(self, tmp_path, capsys):
+        two(tmp_path, (1.0, 1.1, math.inf))
+        assert main(["compare", str(tmp_path)]) == 0
+        text = (tmp_path / "comparison.json").read_text()
+        content = json.loads(text, parse_constant=lambda word: pytest.fail(f"not strict JSON: {word}"))
+        assert content["schema"] == "stopgrad.comparison/1"
+        assert content["metrics_declared"] == METRICS
+        reference, arm = content["arms"]
+        assert set(reference) == set(arm)
+        assert arm["metrics"]["score"]["values"] == {"0": 1.0, "1": 1.1, "2": "inf"}
+        assert main(["compare", str(tmp_path)]) == 0
+        assert (tmp_path / "comparison.json").read_text() == text
+        assert capsys.readouterr().out.count("arm     broken") == 2
+
+    def test_markdown_marks_the_cells_that_differ(self, tmp_path):
+        write_run(tmp_path, "detach", 0)
+        write_run(tmp_path, "none", 0, cells=OPEN)
+        compare([tmp_path]).write(tmp_path)
+        assert "| probe | **open 0.5** (was blocked) | open 2 |" in (tmp_path / "comparison.md").read_text()
+
+    def test_several_directories_are_written_elsewhere(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for arm in ("detach", "arm"):
+            write_run(tmp_path / arm, arm, 0)
+        assert main(["compare", "detach", "arm"]) == 0
+        assert (tmp_path / "comparison" / "comparison.html").exists()
+        assert main(["compare", "detach", "arm", "--out", "here"]) == 0
+        assert (tmp_path / "here" / "comparison.json").exists()
+
+    def test_picture(self, tmp_path):
+        for arm in ("detach", "arm"):
+            write_run(tmp_path, arm, 0, curve=4)
+        assert main(["compare", str(tmp_path), "--picture", str(tmp_path / "p.png")]) == 0
+        assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_curves_are_means_with_their_spread(self, tmp_path):
+        for seed in range(3):
+            write_run(tmp_path, "detach", seed, score=1.0, curve=3)
+        curve = compare([tmp_path]).content["curves"]["score"]["detach"]
+        assert curve["steps"] == [0, 1, 2]
+        assert curve["mean"] == pytest.approx([1.1, 1.11, 1.12])
+        assert (curve["low"][0], curve["high"][0]) == pytest.approx((1.0, 1.2))
