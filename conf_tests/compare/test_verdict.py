@@ -4,6 +4,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -333,3 +335,18 @@ class TestWritten:
         assert curve["steps"] == [0, 1, 2]
         assert curve["mean"] == pytest.approx([1.1, 1.11, 1.12])
         assert (curve["low"][0], curve["high"][0]) == pytest.approx((1.0, 1.2))
+
+
+def test_torch_alone_is_enough(tmp_path):
+    """Without TensorBoard and matplotlib the verdicts are the same; only the curves are missing, and it says so."""
+    for arm in ("detach", "arm"):
+        write_run(tmp_path, arm, 0, curve=3)
+    program = (
+        "import sys; sys.modules.update(dict.fromkeys(['tensorboard', 'matplotlib', 'lightning', 'hydra']))\n"
+        "from stopgrad.__main__ import main; sys.exit(main(['compare', sys.argv[1]]))"
+    )
+    ran = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    assert "arm     identical" in ran.stdout
+    assert "no curves: they need tensorboard; pip install 'stopgrad[compare]'" in ran.stdout
+    assert (tmp_path / "comparison.html").exists()
