@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -23,10 +24,11 @@ class LinearTask(L.LightningDataModule):
         shape: (D,) of an input.
         features: F, the rows of B.
         subspace: dimensions of the training inputs; at least F, so that they tell w, and fewer than D.
-        batch_size: inputs a batch, which are all there are.
+        samples: training inputs.
+        batch_size: inputs a batch, on each rank; by default all.
         steps: batches an epoch.
         seed: of w, B, the subspace and the inputs.
-        cache: not used.
+        cache: folder for features that a recipe keeps.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class LinearTask(L.LightningDataModule):
         shape: Sequence[PositiveInt] = (100,),
         features: PositiveInt = 20,
         subspace: PositiveInt = 30,
+        samples: PositiveInt = 64,
         batch_size: PositiveInt = 64,
         steps: PositiveInt | None = None,
         seed: NonNegativeInt = 0,
@@ -42,6 +45,7 @@ class LinearTask(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.shape, self.batch_size, self.steps, self.seed = tuple(shape), batch_size, steps, seed
+        self.cache = Path(cache)
         if not features <= subspace < shape[0]:
             raise ValueError(f"data.subspace={subspace}: choose from {features} to {shape[0] - 1}")
         random = np.random.default_rng(seed)
@@ -56,7 +60,7 @@ class LinearTask(L.LightningDataModule):
         self.truth = {"backbone.linear.weight": rows(features), "head.weight": normal(1, features)}
         self.truth["head.weight"] /= self.truth["head.weight"].norm()
         inside = rows(subspace)
-        self.train_inputs, self.inputs = normal(batch_size, subspace) @ inside, normal(1000, subspace) @ inside
+        self.train_inputs, self.inputs = normal(samples, subspace) @ inside, normal(1000, subspace) @ inside
         self.ood_inputs = normal(1000, shape[0])
         self.train_labels = self.labels(self.train_inputs)
 
@@ -69,8 +73,15 @@ class LinearTask(L.LightningDataModule):
         return self.truth
 
     def train_dataloader(self) -> Batches:
+        trainer = self.trainer
         return Batches(
-            self.train_inputs, self.train_labels, batch_size=self.batch_size, length=self.steps, seed=self.seed
+            self.train_inputs,
+            self.train_labels,
+            batch_size=self.batch_size,
+            length=self.steps,
+            seed=self.seed,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
         )
 
     def val_dataloader(self) -> Batches:
