@@ -146,6 +146,10 @@ class TestSentence:
         sentence = two(tmp_path, (-1.0, -2.0, 0.5))["arm"]["sentence"]
         assert "score -1 -2 0.5, below the line 0: broken" in sentence
 
+    def test_broken_with_equal_weights(self, tmp_path):
+        sentence = two(tmp_path, (-1.0, -2.0, 0.5), start=None)["arm"]["sentence"]
+        assert sentence.startswith("the weights are identical, bit for bit; score -1 -2 0.5, below the line 0: broken")
+
     def test_raised_gives_the_message(self, tmp_path):
         write_run(tmp_path, "detach", 0)
         write_run(tmp_path, "arm", 0, status="raised", message="Inference tensors", error="RuntimeError", metrics={})

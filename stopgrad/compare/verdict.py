@@ -69,8 +69,8 @@ def judge(found: Found, reference: str | None = None, measured: Mapping[str, Any
     judged = [judge_arm(name, arms[name], arms[chosen], declared, name == chosen) for name in order]
     for arm in judged:
         arm["cost"] |= interleaved(measured, arm["name"], chosen)
-        arm["sentence"] = sentence(arm, judged[0], declared)
         arm["same_weights_as"] = [n for n in order if n != arm["name"] and same_weights(arms[n], arms[arm["name"]])]
+        arm["sentence"] = sentence(arm, judged[0], declared)
     curves = {name: spread(runs.values()) for name, runs in arms.items()}
     tags = list(dict.fromkeys(tag for tagged in curves.values() for tag in tagged))
     return {

@@ -33,7 +33,8 @@ def sentence(arm: Mapping[str, Any], reference: Mapping[str, Any], declared: Map
         return f"the reference{f': {values}' if values else ''}{'; broken' if verdict == 'broken' else ''}."
     opened = [c for c in arm["flow"]["changed"] if c["is"] == "open"]
     parts = [flow_words(arm["flow"]) if arm["flow"]["changed"] else strength_words(arm["flow"])]
-    parts.append(weights_words(arm, bool(opened)))
+    identical = verdict == "identical" or reference["name"] in arm["same_weights_as"]
+    parts.append(weights_words(arm, identical, bool(opened)))
     if verdict == "broken":
         parts.append(f"{broken_words(arm, declared)}: broken")
     elif verdict in ("different_training", "same_result", "cannot_tell"):
@@ -79,9 +80,9 @@ def strength_words(flow: Mapping[str, Any]) -> str:
     return f"the same losses reach the same parts, but {loss}'s gradient at {part} begins {ratio:.2g} times as strong"
 
 
-def weights_words(arm: Mapping[str, Any], opened: bool) -> str:
+def weights_words(arm: Mapping[str, Any], identical: bool, opened: bool) -> str:
     """Whether the weights are the same, and if not from which step and tensor on."""
-    if arm["verdict"] == "identical":
+    if identical:
         if opened:
             return "no step used it (it was zeroed in time), so the weights are identical"
         return "the weights are identical, bit for bit"
