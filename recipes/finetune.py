@@ -3,9 +3,9 @@ r"""Fine-tuning: the loss of the new task must not reach the pretrained backbone
     images ──> backbone ──> features ──‖──> head ──> target_loss      ‖ stop.features: the head learns, the backbone not
                (BatchNorm's statistics move on every forward pass in train mode, whatever is cut: stop.batchnorm)
 
-Linear probing (LP) trains the head alone, full fine-tuning (FT) both. Kumar et al. 2022, arXiv:2202.10054: FT from a
-random head distorts pretrained features along the training inputs alone, and does worse out of distribution (theorem
-3.2); LP first, then FT (LP-FT, section 3.4) does not. Gradual unfreezing, from the last stage down: Howard & Ruder 2018,
+Linear probing (LP) trains the head alone, full fine-tuning (FT) both. Kumar et al. 2022, arXiv:2202.10054: FT from
+a random head distorts pretrained features along the training inputs alone, and does worse out of distribution; LP
+first, then FT (LP-FT) does not. Gradual unfreezing, from the last stage down: Howard & Ruder 2018,
 arXiv:1801.06146, section 3.3. Here the cut moves down the stages instead of flags being flipped, and where it stands
 follows from the step: a resumed run finds it there, and so does every rank.
 
@@ -34,6 +34,7 @@ from torch.nn import functional as F
 from recipes.shared.backbones import backbone as build_backbone
 from recipes.shared.pretrained import kept_features
 from stopgrad import FlowContract, Stops
+from stopgrad.lightning import loss_name
 
 # The first choice is linear probing, and the default.
 BOUNDARIES = {"features": ["detach", "no_grad", "freeze", "freeze_params", "cached", "none", "scale"]}
@@ -92,6 +93,7 @@ class FineTune(L.LightningModule):
         feature_cache: str | None = None,
     ) -> None:
         super().__init__()
+        self.automatic_optimization = False
         self.stop = Stops(stop, BOUNDARIES, SWITCHES)
         self.strategy = self.stop.features.spelled
         self.classes, self.augment, self.feature_cache = classes, augment, feature_cache
@@ -175,11 +177,15 @@ class FineTune(L.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.freeze_below_the_cut()
 
-    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        optimizer: Any = self.optimizers()
         loss = self.target_loss(batch)
+        optimizer.zero_grad()  # to None: a gradient of zeros would let weight decay move what is frozen
+        with loss_name("target_loss"):
+            self.manual_backward(loss)
+        optimizer.step()
         if self.global_step % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
             self.log("loss/target", loss.detach(), prog_bar=True)
-        return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         backbone: dict[str, Any] = {"params": self.backbone.parameters()}

@@ -3,14 +3,14 @@ r"""Loss logging: what is kept of a loss must not keep the loss's graph.
     images ──> network ──> training_loss ──> backward
                                └──‖──> history      ‖ stop.history: a number is kept, and not what made it
 
-A loss tensor owns its graph, and until backward has run the graph owns every activation. Whoever keeps the tensor keeps
-them: `total += loss` chains the graphs of all steps; a list of losses holds one for each. After backward the activations
-are gone and the nodes remain. The loss of a pass that no backward follows, such as a validation loss without no_grad,
-keeps everything. `.item()` gives a Python number, and on an accelerator waits for the device to get there; `.detach()` gives a
-tensor of four bytes, which may be read later.
+A loss tensor owns its graph, and until backward has run the graph owns every activation. Whoever keeps the tensor
+keeps them: `total += loss` chains the graphs of all steps; a list of losses holds one for each. After backward the
+activations are gone and the nodes remain. The loss of a pass that no backward follows, such as a validation loss
+without no_grad, keeps everything. `.item()` gives a Python number, and on an accelerator waits for the device;
+`.detach()` gives a tensor of four bytes, which may be read later.
 
-PyTorch's notes on memory warn of it (docs: "My model reports cuda runtime error(2): out of memory"). The training is
-the same, bit for bit, whatever is kept: only memory and time differ.
+PyTorch's FAQ, "My model reports cuda runtime error(2): out of memory", warns of it. The training is the same, bit for
+bit, whatever is kept: only memory and time differ.
 
     python train.py recipe=loss_logging                                   # right: no node is kept
     python train.py recipe=loss_logging stop.history=before_backward      # broken: 43 nodes and 500 KB more every step

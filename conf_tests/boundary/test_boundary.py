@@ -66,6 +66,19 @@ def test_gate_multiplies_the_gradient_exactly(strategy, factor, dtype):
     assert torch.equal(x.grad, upstream * factor)
 
 
+@pytest.mark.parametrize(("choice", "crosses"), [("freeze_params", "freeze"), ("cached", "no_grad")])
+def test_what_only_a_recipe_offers(choice, crosses):
+    boundary = Stops({"value": choice}, {"value": ["detach", choice]}).value
+    assert (boundary.spelled, boundary.strategy.value) == (choice, crosses)
+    assert boundary.over(nn.Linear(1, 1)).spelled == choice
+    producer, x = producer_and_input()
+    assert not boundary(producer, x).requires_grad
+    assert producer.weight.requires_grad
+    for refuse in (lambda: Boundary("value", choice), lambda: Stops({"value": choice}, {"value": ["detach"]})):
+        with pytest.raises(ValueError, match=f"stop.value={choice}: choose one of .*detach"):
+            refuse()
+
+
 def test_gate_is_exact_where_the_usual_trick_rounds():
     x = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
     assert not torch.equal(0.3 * x + 0.7 * x.detach(), x)  # the trick that the Function replaces

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -27,7 +28,7 @@ class LinearTask(L.LightningDataModule):
         batch_size: inputs a batch on each rank.
         steps: batches an epoch.
         seed: of w, B, the subspace and the inputs.
-        cache: not used.
+        cache: folder for what is kept of it.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class LinearTask(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.shape, self.batch_size, self.steps, self.seed = tuple(shape), batch_size, steps, seed
+        self.cache = Path(cache)
         if not features <= subspace < shape[0]:
             raise ValueError(f"data.subspace={subspace}: choose from {features} to {shape[0] - 1}")
         random = np.random.default_rng(seed)

@@ -26,7 +26,7 @@ def fingerprint(*parts: str | Tensor | Mapping[str, Tensor]) -> str:
             continue
         for name, tensor in ({"": part} if isinstance(part, Tensor) else part).items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -68,7 +68,7 @@ def pretrained(classifier: nn.Module, images: Tensor, labels: Tensor, *, steps: 
 
 @torch.no_grad()
 def kept_features(backbone: nn.Module, inputs: Tensor, file: Path | None, cache: Path) -> Tensor:
-    """Features (N, F) of inputs (N, ...) by a backbone in eval mode, from ``file`` if it is there, else computed and kept.
+    """Features (N, F) of inputs (N, ...) by a backbone in eval mode: from ``file`` if it is there, else into it.
 
     Args:
         file: None for one in ``cache`` under the hash of the backbone and the inputs.
