@@ -53,7 +53,7 @@ class TestCompareGan:
         assert "no step used it (it was zeroed in time), so the weights are identical" in arms["none"]["sentence"]
         assert "the weights differ from step 1 on, first in generator.0.weight" in arms["none-late"]["sentence"]
         assert "Use no_grad, which costs the same" in arms["inference_mode"]["sentence"]
-        assert arms["detach_"]["sentence"].startswith("the weights are identical, bit for bit; ")
+        assert arms["detach_"]["sentence"].startswith("the weights are identical, bit for bit")
         assert "d_loss's gradient at discriminator begins" in arms["penalty-detached"]["sentence"]
 
     def test_streams_and_initial_weights_of_all_arms_are_equal(self, gan):
