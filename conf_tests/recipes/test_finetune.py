@@ -89,7 +89,9 @@ class TestFrozen:
     def test_every_cut_gives_the_same_head_and_the_old_backbone(self):
         reference = trained(30, *DIGITS)
         for strategy in CUTS[1:]:
-            assert equal(reference.state_dict(), trained(30, *DIGITS, f"stop.features={strategy}").state_dict()), strategy
+            assert equal(reference.state_dict(), trained(30, *DIGITS, f"stop.features={strategy}").state_dict()), (
+                strategy
+            )
         now = scores(reference)
         assert now["health/weights_moved"] == now["health/statistics_moved"] == 0.0
         assert equal({f"backbone.{k}": v for k, v in reference.backbone.state_dict().items()}, reference.origin)
@@ -126,7 +128,8 @@ class TestFrozen:
 
 class TestUnfreezing:
     @pytest.mark.parametrize(
-        ("schedule", "cuts"), [("never", [5] * 7), ("at_once", [5, 0, 0, 0, 0, 0, 0]), ("gradual", [5, 4, 3, 2, 1, 0, 0])]
+        ("schedule", "cuts"),
+        [("never", [5] * 7), ("at_once", [5, 0, 0, 0, 0, 0, 0]), ("gradual", [5, 4, 3, 2, 1, 0, 0])],
     )
     @pytest.mark.parametrize("strategy", ["detach", "freeze_params"])
     def test_what_is_below_the_cut_stays_and_what_is_above_learns(self, schedule, cuts, strategy):
@@ -183,7 +186,10 @@ class TestCached:
         (file,) = tmp_path.iterdir()
         kept_features(stages, inputs + 1, None, tmp_path)
         assert len(list(tmp_path.iterdir())) == 2
-        for other_backbone, other_inputs in ((backbone("resnet", [1, 8, 8], 4)[0].eval(), inputs), (stages, inputs + 1)):
+        for other_backbone, other_inputs in (
+            (backbone("resnet", [1, 8, 8], 4)[0].eval(), inputs),
+            (stages, inputs + 1),
+        ):
             with pytest.raises(ValueError, match=r"feature_cache=.*: made by another backbone or from other data"):
                 kept_features(other_backbone, other_inputs, file, tmp_path)
         file.write_text("hello")
@@ -312,7 +318,11 @@ class TestBackbones:
         [
             ("resnett", None, "recipe.backbone=resnett: choose one of resnet, linear, torchvision/NAME, timm/NAME"),
             ("resnet", "DEFAULT", "recipe.weights=DEFAULT: resnet has none to download; choose null"),
-            ("linear", None, r"recipe.backbone=linear: cannot take images of \[3, 8, 8\]|gives \[3, 8, 8\] for an image"),
+            (
+                "linear",
+                None,
+                r"recipe.backbone=linear: cannot take images of \[3, 8, 8\]|gives \[3, 8, 8\] for an image",
+            ),
         ],
     )
     def test_that_is_not_there_or_does_not_fit(self, name, weights, message):
