@@ -5,8 +5,8 @@ r"""Branch: a second head on a trunk that must not feel it, or must feel its opp
 
 One gate, three methods. Closed, the branch is a probe (Alain & Bengio 2016, arXiv:1610.01644): it tells what the
 trunk knows, here whether an image is of the source domain or of the target, and the trunk trains as if it were not
-there. Open, it is an auxiliary task. Reversed, it is domain-adversarial training (DANN; Ganin et al. 2016, arXiv:1505.07818,
-eq. 13-15): the branch learns to tell the domains apart and the trunk learns to make them alike.
+there. Open, it is an auxiliary task. Reversed, it is domain-adversarial training (DANN; Ganin et al. 2016,
+arXiv:1505.07818, eq. 13-15): the branch learns to tell the domains apart and the trunk learns to make them alike.
 
 A gradient is not the only way from a branch to its trunk: a clip by the norm of all gradients scales the trunk's step
 by what the branch's gradient is (stop.clip=global). The trunk has no BatchNorm, whose statistics would be another way.
