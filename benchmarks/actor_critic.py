@@ -28,6 +28,7 @@ from typing import Any
 import lightning as L
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from stable_baselines3 import PPO  # pyright: ignore[reportMissingImports]
 from stable_baselines3.common.callbacks import BaseCallback  # pyright: ignore[reportMissingImports]
 from stable_baselines3.common.env_util import make_vec_env  # pyright: ignore[reportMissingImports]
@@ -61,8 +62,8 @@ class Watch(L.Callback):
 def recipe(seed: int, steps: float, *overrides: str) -> tuple[float, int, bool]:
     """Seconds, transitions, and whether it has learnt; until then, or for ``steps`` transitions."""
     with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        places = [f"callbacks.{name}.dirpath={folder}" for name in ("best", "last")] + [f"logger.save_dir={folder}"]
-        config = compose("train", ["recipe=actor_critic", f"seed={seed}", *places, *overrides])
+        config: Any = compose("train", ["recipe=actor_critic", f"seed={seed}", *overrides])
+        config = OmegaConf.create(OmegaConf.to_yaml(config).replace("${hydra:runtime.output_dir}", folder))
         watch = Watch(steps)
         started = time.perf_counter()
         L.seed_everything(seed, workers=True, verbose=False)
@@ -112,7 +113,7 @@ def sb3(seed: int, steps: float) -> tuple[float, int, bool]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=10_240, help="of the second comparison")
+    parser.add_argument("--steps", type=int, default=25_600, help="of the second comparison")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

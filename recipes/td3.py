@@ -14,7 +14,7 @@ The target comes from averaged copies, which never learn by gradient; without th
 critic keeps what the actor's loss leaves in it, it learns to call every action good. If the actor's action is cut, as
 by a detour through NumPy, nothing crashes and the actor's gradient is 0.
 
-    python train.py recipe=td3                                           # right: return -1200 -> -150, 30 s
+    python train.py recipe=td3                                           # right: return -1200 -> -104, 15 s
     python train.py recipe=td3 stop.critic=none stop.zero_grad=late      # broken: the critic's gradients are kept
     python train.py recipe=td3 stop.action=detach stop.critic=none       # broken: the actor never learns
 

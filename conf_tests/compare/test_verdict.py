@@ -4,6 +4,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -113,16 +115,45 @@ class TestFirstDifference:
 
 class TestSentence:
     def test_leak_zeroed_in_time(self, tmp_path):
-        write_run(tmp_path, "detach", 0)
-        write_run(tmp_path, "none", 0, cells=OPEN, step_time=0.014)
+        for seed, time in enumerate((0.014, 0.0138)):
+            write_run(tmp_path, "detach", seed)
+            write_run(tmp_path, "none", seed, cells=OPEN, step_time=time, graph_nodes=66)
         found = compare([tmp_path])
         assert found["none"]["sentence"] == (
             "probe reached encoder (|g| 0.5); no step used it (it was zeroed in time), so the weights are identical; "
-            "the step costs about 1.40 times."
+            "the step costs about 1.39 times the time and 1.32 times the graph nodes."
         )
         assert found["none"]["flow"]["changed"] == [
             {"loss": "probe", "part": "encoder", "was": "blocked", "is": "open"}
         ]
+
+    @pytest.mark.parametrize(
+        ("times", "words"),
+        [
+            ((0.014,), ""),  # one run is no measurement
+            ((0.014, 0.009), ""),  # nor are two that disagree
+            ((0.0101, 0.0099), "the step costs about the same time"),
+            ((0.006, 0.007), "the step costs about 0.65 times the time"),
+        ],
+    )
+    def test_step_time_of_separate_runs_is_told_where_they_agree(self, tmp_path, times, words):
+        for seed, time in enumerate(times):
+            write_run(tmp_path, "detach", seed)
+            write_run(tmp_path, "arm", seed, step_time=time)
+        assert compare([tmp_path])["arm"]["sentence"] == (
+            "the weights are identical, bit for bit" + (f"; {words}" if words else "") + "."
+        )
+
+    def test_step_times_measured_in_one_process_take_their_place(self, tmp_path):
+        write_run(tmp_path, "detach", 0)
+        write_run(tmp_path, "arm", 0, step_time=0.03)
+        arms = {"arm": {"step_time": 0.011, "ratio": 1.1, "ratios": [1.1]}}
+        measured = {"reference": "detach", "steps": 40, "repeats": 5, "arms": arms}
+        (tmp_path / "step_times.json").write_text(json.dumps(measured))
+        found = compare([tmp_path])["arm"]
+        assert (found["cost"]["step_time"], found["cost"]["step_time_ratio"]) == (0.011, 1.1)
+        assert found["cost"]["step_time_is"] == "medians of 5 interleaved turns of 40 steps in one process"
+        assert found["sentence"].endswith("; the step costs 1.10 times the time.")
 
     def test_starved(self, tmp_path):
         write_run(tmp_path, "detach", 0, cells=OPEN)
@@ -143,6 +174,10 @@ class TestSentence:
     def test_broken_names_the_line(self, tmp_path):
         sentence = two(tmp_path, (-1.0, -2.0, 0.5))["arm"]["sentence"]
         assert "score -1 -2 0.5, below the line 0: broken" in sentence
+
+    def test_broken_with_equal_weights(self, tmp_path):
+        sentence = two(tmp_path, (-1.0, -2.0, 0.5), start=None)["arm"]["sentence"]
+        assert sentence.startswith("the weights are identical, bit for bit; score -1 -2 0.5, below the line 0: broken")
 
     def test_raised_gives_the_message(self, tmp_path):
         write_run(tmp_path, "detach", 0)
@@ -333,3 +368,18 @@ class TestWritten:
         assert curve["steps"] == [0, 1, 2]
         assert curve["mean"] == pytest.approx([1.1, 1.11, 1.12])
         assert (curve["low"][0], curve["high"][0]) == pytest.approx((1.0, 1.2))
+
+
+def test_torch_alone_is_enough(tmp_path):
+    """Without TensorBoard and matplotlib the verdicts are the same; only the curves are missing, and it says so."""
+    for arm in ("detach", "arm"):
+        write_run(tmp_path, arm, 0, curve=3)
+    program = (
+        "import sys; sys.modules.update(dict.fromkeys(['tensorboard', 'matplotlib', 'lightning', 'hydra']))\n"
+        "from stopgrad.__main__ import main; sys.exit(main(['compare', sys.argv[1]]))"
+    )
+    ran = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    assert "arm     identical" in ran.stdout
+    assert "no curves: they need tensorboard; pip install 'stopgrad[compare]'" in ran.stdout
+    assert (tmp_path / "comparison.html").exists()

@@ -32,6 +32,12 @@ FASTER: dict[str, dict[str, Any]] = {  # shorter, and what two ranks need
     "td3": {"data": {"num_envs": 2, "updates_per_step": 4, "batch_size": 16, "warmup": 50, "episodes": 2}},
     "finetune": {"recipe": {"pretrain_steps": 5}},
 }
+NEEDS: dict[tuple[str, str], dict[str, Any]] = {  # (recipe, switch): without which the switch is refused
+    ("td", "prediction"): {"stop": {"target": "none"}},
+    ("td_asplit", "prediction"): {"stop": {"target": "none"}},
+    ("actor_critic", "trunk"): {"recipe": {"network": "shared"}},
+    ("td3", "action"): {"stop": {"critic": "none"}},
+}
 CELL = re.compile(r"(\w+) (?:reaches|does not reach) ([\w.]+)")
 
 
@@ -41,7 +47,8 @@ def arms(recipe: str) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {"default": {}}
     for name, choices in {**declared.boundaries, **declared.switches}.items():
         for choice in choices[1:]:
-            found[f"{name}-{choice}"] = {"stop": {name: FACTOR.get(choice, choice)}}
+            needs = NEEDS.get((recipe, name), {})
+            found[f"{name}-{choice}"] = needs | {"stop": needs.get("stop", {}) | {name: FACTOR.get(choice, choice)}}
     return found
 
 
@@ -68,8 +75,10 @@ def row(recipe: str, arm: str, found: dict[str, Any]) -> str:
     if found["status"] != "finished":
         ended = f"refused by PyTorch: {found['message'].partition(': ')[2].partition(';')[0]}"
         return f"| `{recipe}` | `{arm}` | {ended if found['message'].startswith('stop.') else found['message']} | | |"
-    cells = [sorted({":".join(match) for text in rank["violations"] for match in CELL.findall(text.partition("\n")[0])})
-             for rank in found["ranks"]]
+    cells = [
+        sorted({":".join(match) for text in rank["violations"] for match in CELL.findall(text.partition("\n")[0])})
+        for rank in found["ranks"]
+    ]
     if cells[0] != cells[1]:
         contract = f"ranks differ: {cells}"
     else:

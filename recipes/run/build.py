@@ -224,7 +224,9 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         InputError: the file is truncated, is no checkpoint of ours, or would run code when loaded.
     """
     try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about a file that is none of ours: it is refused below
+            checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     except pickle.UnpicklingError:
         raise InputError(f"ckpt_path={path}: refused, it holds more than tensors and plain values") from None
     except Exception:

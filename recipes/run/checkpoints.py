@@ -101,7 +101,8 @@ class LastCheckpoint(ModelCheckpoint):
         if stage == "fit" and threading.current_thread() is threading.main_thread():
             self._before = {number: signal.getsignal(number) for number in ENDINGS}  # Lightning sets its own after this
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         self._asked = 0
         for number in self._before:
             signal.signal(number, self._ask)

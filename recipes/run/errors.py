@@ -63,6 +63,8 @@ def one_line(error: BaseException) -> str:
         return choose(group, value, options.split())
     if match := re.search(r"Could not override '([\w.@/-]+)'", text):
         return f"{given(match[1])}: {unknown_key(match[1])}"
+    if match := re.match(r"LexerNoViableAltException: (.*) \^", text):
+        return f"{match[1]}: cannot be read; quote a value with special characters: key=\"'VALUE'\""
     if "Error parsing override" in text or "mismatched input" in text or "token recognition" in text:
         return f"{text.split(' See ')[0]}; write key=value"
     return text

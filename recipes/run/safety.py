@@ -102,9 +102,8 @@ def _find(key: str, target: str) -> Any:
         found: Any = importlib.import_module(package)
         for name in names:
             path += f".{name}"
-            if isinstance(found, ModuleType) and hasattr(found, "__path__") and not hasattr(found, name):
-                importlib.import_module(path)
-            found = getattr(found, name)
+            inside = isinstance(found, ModuleType) and hasattr(found, "__path__") and not hasattr(found, name)
+            found = importlib.import_module(path) if inside else getattr(found, name)
             if isinstance(found, ModuleType) and found.__name__.partition(".")[0] != package:
                 return None
     except (ImportError, AttributeError, ValueError) as error:

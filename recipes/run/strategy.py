@@ -91,8 +91,18 @@ class AveragedGradients(DDPStrategy):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         output = super().training_step(*args, **kwargs)
-        average((b for b in self._module.buffers() if b.is_floating_point() or b.is_complex()), exact=True)
+        if not self._module.automatic_optimization:
+            self._average_buffers()
         return output
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().optimizer_step(*args, **kwargs)
+        if self._module.automatic_optimization:  # the forward saved buffers for the backward, which runs in here
+            self._average_buffers()
+        return output
+
+    def _average_buffers(self) -> None:
+        average((b for b in self._module.buffers() if b.is_floating_point() or b.is_complex()), exact=True)
 
     def teardown(self) -> None:
         for hook in self._hooks:

@@ -291,6 +291,7 @@ class Environments(L.LightningDataModule):
         return Iterations(environments, self.steps or 1)
 
     def val_dataloader(self) -> Iterations:
-        return Iterations(VectorEnvironment(self.id, self.episodes, seed=EVALUATION_SEED), 1)  # the same on all ranks
+        """The same episodes on every rank, so that all agree on the best checkpoint."""
+        return Iterations(VectorEnvironment(self.id, self.episodes, seed=EVALUATION_SEED), 1)
 
     test_dataloader = val_dataloader

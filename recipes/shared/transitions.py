@@ -100,7 +100,9 @@ class Draws(Batches):
         count = len(self.tensors[0])
         if self.sampled:
             indices = torch.from_numpy(
-                np.random.default_rng((self.seed, 0, k)).integers(count, size=self.shape)[:, self.rank :: self.world_size]
+                np.random.default_rng((self.seed, 0, k)).integers(count, size=self.shape)[
+                    :, self.rank :: self.world_size
+                ]
             )
         else:
             indices = torch.arange(count).expand(self.shape)

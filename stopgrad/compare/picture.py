@@ -77,7 +77,7 @@ def _curves(part: Any, content: Mapping[str, Any], groups: Sequence[Sequence[str
             if not curve:
                 continue
             colour = COLOURS[k % len(COLOURS)]
-            rest = f"{' = '.join(names[:3])}{f' = {len(names) - 3} more' if len(names) > 3 else ''}"
+            rest = f"{' = '.join(names[:4])}{f' = {len(names) - 4} more' if len(names) > 4 else ''}"
             name = rest if len(names) > 1 else f"{names[0]} ({verdicts[names[0]]})"
             axes.plot(curve["steps"], curve["mean"], color=colour, label=name, linewidth=1.6, marker=".", markersize=4)
             axes.fill_between(curve["steps"], curve["low"], curve["high"], color=colour, alpha=0.18, linewidth=0)

@@ -81,7 +81,7 @@ def scalars(file: Path) -> Iterator[tuple[str, int, float]]:
         ValueError: the file is truncated or damaged.
     """
     from google.protobuf.message import DecodeError
-    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
     with open(file, "rb") as stream:
         while header := stream.read(12):

@@ -69,8 +69,8 @@ def judge(found: Found, reference: str | None = None, measured: Mapping[str, Any
     judged = [judge_arm(name, arms[name], arms[chosen], declared, name == chosen) for name in order]
     for arm in judged:
         arm["cost"] |= interleaved(measured, arm["name"], chosen)
-        arm["sentence"] = sentence(arm, judged[0], declared)
         arm["same_weights_as"] = [n for n in order if n != arm["name"] and same_weights(arms[n], arms[arm["name"]])]
+        arm["sentence"] = sentence(arm, judged[0], declared)
     curves = {name: spread(runs.values()) for name, runs in arms.items()}
     tags = list(dict.fromkeys(tag for tagged in curves.values() for tag in tagged))
     return {
@@ -249,6 +249,7 @@ def cost(runs: Sequence[Run], ended: Sequence[tuple[Run, Run]]) -> dict[str, Any
         ratios = [a.result[key] / r.result[key] for a, r in ended if a.result.get(key) and r.result.get(key)]
         out[key] = median(key)
         out[f"{key}_ratio"] = statistics.median(ratios) if ratios else None
+        out |= {"step_time_ratios": ratios} if key == "step_time" else {}
     return out | {"step_time_is": "medians of separate runs: noisy"}
 
 
@@ -258,7 +259,8 @@ def interleaved(measured: Mapping[str, Any] | None, name: str, reference: str) -
         return {}
     figures = measured["arms"][name]
     said = f"medians of {measured['repeats']} interleaved turns of {measured['steps']} steps in one process"
-    return {"step_time": figures["step_time"], "step_time_ratio": figures["ratio"], "step_time_is": said}
+    ratios = {"step_time_ratio": figures["ratio"], "step_time_ratios": figures["ratios"]}
+    return {"step_time": figures["step_time"], **ratios, "step_time_is": said}
 
 
 def spread(runs: Iterable[Run]) -> dict[str, dict[str, list[float]]]:

@@ -33,7 +33,8 @@ def sentence(arm: Mapping[str, Any], reference: Mapping[str, Any], declared: Map
         return f"the reference{f': {values}' if values else ''}{'; broken' if verdict == 'broken' else ''}."
     opened = [c for c in arm["flow"]["changed"] if c["is"] == "open"]
     parts = [flow_words(arm["flow"]) if arm["flow"]["changed"] else strength_words(arm["flow"])]
-    parts.append(weights_words(arm, bool(opened)))
+    identical = verdict == "identical" or reference["name"] in arm["same_weights_as"]
+    parts.append(weights_words(arm, identical, bool(opened)))
     if verdict == "broken":
         parts.append(f"{broken_words(arm, declared)}: broken")
     elif verdict in ("different_training", "same_result", "cannot_tell"):
@@ -79,9 +80,9 @@ def strength_words(flow: Mapping[str, Any]) -> str:
     return f"the same losses reach the same parts, but {loss}'s gradient at {part} begins {ratio:.2g} times as strong"
 
 
-def weights_words(arm: Mapping[str, Any], opened: bool) -> str:
+def weights_words(arm: Mapping[str, Any], identical: bool, opened: bool) -> str:
     """Whether the weights are the same, and if not from which step and tensor on."""
-    if arm["verdict"] == "identical":
+    if identical:
         if opened:
             return "no step used it (it was zeroed in time), so the weights are identical"
         return "the weights are identical, bit for bit"
@@ -113,17 +114,26 @@ def values_words(arm: Mapping[str, Any], name: str) -> str:
 
 
 def cost_words(cost: Mapping[str, Any]) -> str:
-    """The step's price: time, and bytes saved for backward where they differ."""
-    said = []
-    ratio = cost.get("step_time_ratio")
-    if ratio is not None:
-        about = "about " if "noisy" in cost["step_time_is"] else ""
-        same = abs(ratio - 1) <= NEAR
-        said.append(f"the step costs {about}the same" if same else f"the step costs {about}{ratio:.2f} times")
-    saved = cost.get("saved_bytes_ratio")
-    if saved is not None and abs(saved - 1) >= 0.005:
-        said.append(f"keeps {saved:.2f} times the bytes for backward")
-    return " and ".join(said)
+    """The step's price: time where it can be told, and saved bytes and graph nodes where they differ."""
+    said = [time_words(cost)] if time_words(cost) else []
+    for key, what in (("saved_bytes", "the bytes saved for backward"), ("graph_nodes", "the graph nodes")):
+        ratio = cost.get(f"{key}_ratio")
+        if ratio is not None and abs(ratio - 1) >= 0.005:
+            said.append(f"{ratio:.2f} times {what}")
+    return f"the step costs {joined(said)}" if said else ""
+
+
+def time_words(cost: Mapping[str, Any]) -> str:
+    """How many times the reference's step time; nothing where separate runs do not agree on the side of 1."""
+    ratios, ratio = cost.get("step_time_ratios") or [], cost.get("step_time_ratio")
+    if ratio is None:
+        return ""
+    same = abs(ratio - 1) <= NEAR
+    if "noisy" not in cost["step_time_is"]:
+        return "the same time" if same else f"{ratio:.2f} times the time"
+    if len(ratios) < 2 or not (same or min(ratios) > 1 + NEAR or max(ratios) < 1 - NEAR):
+        return ""
+    return "about the same time" if same else f"about {ratio:.2f} times the time"
 
 
 def headline(comparison: Mapping[str, Any]) -> str:
