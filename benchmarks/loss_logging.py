@@ -3,9 +3,9 @@
     python benchmarks/loss_logging.py
 
 One plain training loop over the recipe's ResNet and mnist5k, in turn with each choice of `stop.history` and with
-`nothing` kept; and the recipe under a Trainer with `item` and with `self_log`, which needs one. A pass of `before_backward`
-runs the network once more: that is its own cost. Steps of all programs are interleaved in blocks of 20; a synchronisation
-is an operation that gives the host a number of the device's (`item`, `tolist`, `cpu` and their like).
+`nothing` kept; and the recipe under a Trainer with `item` and with `self_log`, which needs one. `before_backward` runs
+the network once more at each step: that is its own cost. Steps of all programs are interleaved in blocks of 20; a
+synchronisation is what gives the host a number of the device's (`item`, `tolist`, `cpu` and their like).
 """
 
 from __future__ import annotations

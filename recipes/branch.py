@@ -5,14 +5,14 @@ r"""Branch: a second head on a trunk that must not feel it, or must feel its opp
 
 One gate, three methods. Closed, the branch is a probe (Alain & Bengio 2016, arXiv:1610.01644): it tells what the
 trunk knows, here whether an image is of the source domain or of the target, and the trunk trains as if it were not
-there. Open, it is an auxiliary task. Reversed, it is domain-adversarial training (DANN; Ganin et al. 2016, arXiv:1505.07818,
-eq. 13-15): the branch learns to tell the domains apart and the trunk learns to make them alike.
+there. Open, it is an auxiliary task. Reversed, it is domain-adversarial training (DANN; Ganin et al. 2016,
+arXiv:1505.07818, eq. 13-15): the branch learns to tell the domains apart and the trunk learns to make them alike.
 
 A gradient is not the only way from a branch to its trunk: a clip by the norm of all gradients scales the trunk's step
 by what the branch's gradient is (stop.clip=global). The trunk has no BatchNorm, whose statistics would be another way.
 
     python train.py recipe=branch                               # a probe: the trunk bit for bit as without it
-    python train.py recipe=branch stop.features=reverse:0.1     # DANN: better on the target domain
+    python train.py recipe=branch stop.features=reverse:0.3     # DANN: better on the target domain
     python train.py recipe=branch stop.clip=global              # broken: the probe moves the trunk
 
 Figures of all arms, three seeds each: docs/recipes/branch.md.
@@ -49,17 +49,14 @@ FLOW = FlowContract(
 )
 
 
-def convolutional(shape: Sequence[int], width: int, features: int) -> nn.Sequential:
-    """Images (B, C, H, W) to features (B, features); no BatchNorm."""
-    pixels = math.ceil(shape[1] / 4) * math.ceil(shape[2] / 4)
+def convolutional(shape: Sequence[int], width: int) -> nn.Sequential:
+    """Images (B, C, H, W) to features (B, F), F = 2 width H/4 W/4, rounded up; no BatchNorm."""
     return nn.Sequential(
         nn.Conv2d(shape[0], width, 5, stride=2, padding=2),
         nn.ReLU(),
         nn.Conv2d(width, 2 * width, 5, stride=2, padding=2),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(2 * width * pixels, features),
-        nn.ReLU(),
     )
 
 
@@ -77,7 +74,6 @@ class Branch(L.LightningModule):
         optimizer: from parameters to an optimiser.
         classes: outputs of the classifier.
         width: channels of the trunk's first layer.
-        features: of the trunk.
         hidden: units of each head's hidden layer.
         domain_weight: of the branch's loss; 0 leaves the branch out.
         max_norm: gradients are clipped to this norm: those of trunk and classifier, and those of the branch.
@@ -93,15 +89,15 @@ class Branch(L.LightningModule):
         optimizer: Callable[..., torch.optim.Optimizer],
         classes: PositiveInt = 10,
         width: PositiveInt = 16,
-        features: PositiveInt = 64,
-        hidden: PositiveInt = 64,
+        hidden: PositiveInt = 100,
         domain_weight: NonNegativeFloat = 1.0,
-        max_norm: PositiveFloat = 1.0,
+        max_norm: PositiveFloat = 5.0,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.stop = Stops(stop, BOUNDARIES, SWITCHES)
-        self.trunk = convolutional(shape, width, features)
+        features = 2 * width * math.ceil(shape[1] / 4) * math.ceil(shape[2] / 4)
+        self.trunk = convolutional(shape, width)
         self.classifier = perceptron(features, hidden, classes)
         self.branch = perceptron(features, hidden, 1)
         self.classes, self.domain_weight, self.max_norm = classes, domain_weight, max_norm
