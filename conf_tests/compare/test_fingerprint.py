@@ -45,7 +45,7 @@ def test_structured_changes_are_kept_too():
     """A whole layer that moves by a constant: what a sketch with regular signs would lose or double."""
     flat = torch.zeros(60_000, dtype=torch.float64)
     cases = [(0, 4096, 1), (8192, 20_000, 1)] + [(5, 60_000, step) for step in (64, SKETCH, 1024)]
-    cases += [(start, 60_000, 4096) for start in range(8)]  # one column of a layer that is 4096 wide
+    cases += [(7, 4096 * rows, 4096) for rows in range(2, 15)]  # one column of a layer that is 4096 wide
     for start, size, step in cases:
         x = flat.clone()
         x[start : start + size : step] = 0.01
