@@ -113,7 +113,7 @@ def sb3(seed: int, steps: float) -> tuple[float, int, bool]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=10_240, help="of the second comparison")
+    parser.add_argument("--steps", type=int, default=25_600, help="of the second comparison")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

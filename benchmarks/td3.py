@@ -204,10 +204,15 @@ def products_a_second(updates: int) -> float:
     for k in range(updates):
         forward(1)  # the copy of the actor
         forward(2)  # the copies of the critics
-        forward(2), backward_inputs(2, first=False), backward_weights(2)  # the critics
+        forward(2)  # the critics
+        backward_inputs(2, first=False)
+        backward_weights(2)
         if k % 2:
-            forward(1), forward(1), backward_inputs(1, first=True)  # the actor, and the first critic down to its input
-            backward_inputs(1, first=False), backward_weights(1)  # the actor
+            forward(1)  # the actor
+            forward(1)  # the first critic, and back down to its input
+            backward_inputs(1, first=True)
+            backward_inputs(1, first=False)  # the actor
+            backward_weights(1)
     return updates / (time.perf_counter() - started)
 
 

@@ -295,7 +295,7 @@ class ActorCritic(L.LightningModule):
         value_loss = self.value_loss(rollout, here)
         with loss_name("value_loss"):
             self.manual_backward(value_loss)
-        nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm, foreach=True)
+        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.max_grad_norm, foreach=True)
         optimizer.step()
         return {"loss/policy": policy_loss.detach(), "loss/value": value_loss.detach()}
 

@@ -112,8 +112,8 @@ class TD(L.LightningModule):
                 self.manual_backward(loss)
             (wrapped if update == len(updates) else optimizer).step()
         if self.global_step % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
-            self.log("td_error", finite((2 * loss.detach()).sqrt()))  # of the last update, root mean square
-            self.log("weight_norm", finite(self.value.weight.detach().norm()), prog_bar=True)
+            self.log("td_error", (2 * loss.detach()).sqrt())  # of the last update, root mean square
+            self.log("weight_norm", self.value.weight.detach().norm(), prog_bar=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         cut = ("detach", "no_grad", "freeze", "detach_", "data", "inference_mode")
@@ -128,13 +128,8 @@ class TD(L.LightningModule):
         chain = self.trainer.datamodule.chain  # pyright: ignore[reportAttributeAccessIssue]
         values = self.value(chain.features.to(self.device)).squeeze(-1)  # (S,)
         error = (values - chain.values(self.discount).to(self.device)).square().mean().sqrt()
-        self.log_dict({f"value/{name}": finite(value) for name, value in zip(chain.names, values, strict=True)})
-        self.log("weight_norm", finite(self.value.weight.norm()))
-        self.log("value_error", finite(error), prog_bar=True)
+        self.log_dict({f"value/{name}": value for name, value in zip(chain.names, values, strict=True)})
+        self.log("weight_norm", self.value.weight.norm())
+        self.log("value_error", error, prog_bar=True)
 
     test_step = validation_step
-
-
-def finite(number: Tensor) -> Tensor:
-    """``number``, or the largest float where it has overflowed: a diverged run still ends with a figure."""
-    return torch.nan_to_num(number, nan=torch.finfo(number.dtype).max)

@@ -69,6 +69,7 @@ class audit:
         self._cells: dict[tuple[str, str], Cell] = {}
         self.draw = draw
         self.loss_values: dict[Value, str] = {}
+        self._escape_traces: dict[Value, Trace] = {}
         self._recorder: Recorder | None = None
         self._stack = ExitStack()
         self.names = names_of(modules, self.parts)
@@ -204,13 +205,12 @@ class audit:
 
     def _possible_escapes(self, bit: int) -> tuple[CutSite, ...]:
         """Where the part's value left PyTorch, if no number that left is known to have come back."""
-        escapes = self._running("").escapes
-        sites = [
-            found
-            for escape in escapes
-            if self.loss_values.keys().isdisjoint(escape.parents)  # a loss that is logged
-            for found in trace(escape).escapes_of(bit)
-        ]
+        sites = []
+        for escape in self._running("").escapes:
+            if self.loss_values.keys().isdisjoint(escape.parents):  # else it is a loss that is logged
+                if escape not in self._escape_traces:
+                    self._escape_traces[escape] = trace(escape)
+                sites += self._escape_traces[escape].escapes_of(bit)
         return tuple(dict.fromkeys(sites))
 
     def _path(self, loss: Tensor, value: Value, part: str) -> tuple[str, ...]:

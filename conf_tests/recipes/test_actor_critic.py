@@ -360,7 +360,7 @@ def test_resumed_in_mid_epoch_is_bit_exact(name, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("network", [[], ["recipe.network=shared", "recipe.value_weight=0.02"]])
+@pytest.mark.parametrize("network", [[], ["recipe.network=shared", "recipe.value_weight=0.02", "stop.trunk=scale:0.1"]])
 def test_cartpole_is_learnt(network, seed, tmp_path):
     train("recipe=actor_critic", *network, f"seed={seed}", "hydra.run.dir=run", cwd=tmp_path)
     assert result(tmp_path / "run")["metrics"]["evaluation_return"] >= 475

@@ -189,12 +189,13 @@ class TestDraws:
 def test_overflow_ends_with_a_result(tmp_path):
     run = ["recipe=td", "recipe.optimizer.lr=1", "trainer.max_steps=300", "trainer.val_check_interval=100"]
     ran = train(*run, "hydra.run.dir=run", cwd=tmp_path)
-    assert ran.returncode == 0, ran.stderr
+    assert ran.returncode == 1
+    assert ran.stderr == "error: td_loss is inf at step 125\n"
     recorded = result(tmp_path / "run")
-    assert recorded["status"] == "finished"
-    assert recorded["metrics"]["weight_norm"] > 1e300
-    assert "NaN" not in (tmp_path / "run" / "result.json").read_text()
-    assert "Infinity" not in (tmp_path / "run" / "result.json").read_text()
+    assert (recorded["status"], recorded["message"]) == ("raised", "td_loss is inf at step 125")
+    text = (tmp_path / "run" / "result.json").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,11 @@ class LinearTask(L.LightningDataModule):
         shape: (D,) of an input.
         features: F, the rows of B.
         subspace: dimensions of the training inputs; at least F, so that they tell w, and fewer than D.
-        inputs: of the training, altogether.
-        batch_size: inputs a batch on each rank.
+        samples: training inputs.
+        batch_size: inputs a batch, on each rank; by default all.
         steps: batches an epoch.
         seed: of w, B, the subspace and the inputs.
-        cache: folder for what is kept of it.
+        cache: folder for features that a recipe keeps.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class LinearTask(L.LightningDataModule):
         shape: Sequence[PositiveInt] = (100,),
         features: PositiveInt = 20,
         subspace: PositiveInt = 30,
-        inputs: PositiveInt = 64,
+        samples: PositiveInt = 64,
         batch_size: PositiveInt = 64,
         steps: PositiveInt | None = None,
         seed: NonNegativeInt = 0,
@@ -60,7 +60,7 @@ class LinearTask(L.LightningDataModule):
         self.truth = {"backbone.linear.weight": rows(features), "head.weight": normal(1, features)}
         self.truth["head.weight"] /= self.truth["head.weight"].norm()
         inside = rows(subspace)
-        self.train_inputs, self.inputs = normal(inputs, subspace) @ inside, normal(1000, subspace) @ inside
+        self.train_inputs, self.inputs = normal(samples, subspace) @ inside, normal(1000, subspace) @ inside
         self.ood_inputs = normal(1000, shape[0])
         self.train_labels = self.labels(self.train_inputs)
 

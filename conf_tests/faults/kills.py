@@ -1,0 +1,128 @@
+"""Kill runs with SIGKILL, resume each, and compare its weights with those of a run that was left alone.
+
+    python -m conf_tests.faults.kills                     # 50 kills over all recipes, 10 of them while a checkpoint is written
+    python -m conf_tests.faults.kills --kills 500 --seed 3     # a soak
+
+A kill comes at a random moment of the training, or, every fifth, as soon as a half-written checkpoint is seen. A run that
+had no checkpoint yet is started again. Lost is a run that cannot be resumed to its end; all recipes promise the same bits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from conf_tests.distributed.table import FASTER
+from conf_tests.helpers import PROCESSES, ROOT, _train, result, train
+from recipes.run.declared import recipe_configs
+
+STEPS = {"dirac_gan": 400, "gan": 120, "td": 300, "td_asplit": 300, "finetune_linear": 300}  # else 60
+SECONDS = 120
+
+
+def overrides(recipe: str) -> list[str]:
+    steps = STEPS.get(recipe, 60)
+    smaller = [
+        f"{section}.{key}={value}" for section, some in FASTER.get(recipe, {}).items() for key, value in some.items()
+    ]
+    every = [
+        f"trainer.max_steps={steps}",
+        f"trainer.val_check_interval={steps // 3}",
+        "callbacks.last.every_n_train_steps=3",
+    ]
+    return [f"recipe={recipe}", "logger=none", "trainer.log_every_n_steps=20", *every, *smaller]
+
+
+class Left:
+    """The run that was left alone: its weights, and how long its training took."""
+
+    def __init__(self, recipe: str, folder: Path) -> None:
+        started = time.monotonic()
+        process = start(recipe, folder / "whole")
+        wait(process, lambda: (folder / "whole" / "config.yaml").exists())
+        began = time.monotonic()
+        process.join(SECONDS)
+        process.kill()
+        self.seconds, self.setup = time.monotonic() - began, began - started
+        self.weights = result(folder / "whole")["weights_sha256"]
+
+
+def start(recipe: str, folder: Path) -> Any:
+    arguments = [*overrides(recipe), f"hydra.run.dir={folder}", f"cache={ROOT / '.cache'}"]
+    out = folder.with_suffix(".log")
+    process = PROCESSES.Process(target=_train, args=(arguments, folder.parent, {}, out, out), daemon=True)
+    process.start()
+    return process
+
+
+def wait(process: Any, there: Any, seconds: float = SECONDS) -> bool:
+    """Until ``there()``; False where the process ends before, or the time does."""
+    deadline = time.monotonic() + seconds
+    while process.is_alive() and time.monotonic() < deadline:
+        if there():
+            return True
+        time.sleep(0.0002)
+    return there()
+
+
+def kill(recipe: str, left: Left, folder: Path, aimed: bool, at: random.Random) -> str:
+    """Kill one run, resume it; what came of it."""
+    run = folder / "killed"
+    process = start(recipe, run)
+    wait(process, lambda: (run / "config.yaml").exists())
+    if aimed:
+        skip = at.randrange(1, 6)  # of the checkpoints, so that the one before is there
+        wait(process, lambda: len(list(run.glob("checkpoints/*.ckpt"))) > 0)
+        for _ in range(skip):
+            wait(process, lambda: any(run.glob("checkpoints/.*.tmp")))
+            time.sleep(at.uniform(0, 0.004))
+    else:
+        time.sleep(at.uniform(0, left.seconds))
+    in_the_middle = any(run.glob("checkpoints/.*.tmp"))
+    process.kill()
+    process.join()
+    last = run / "checkpoints" / "last.ckpt"
+    where = ["resumed from its checkpoint", "started again, there was none"][not last.exists()]
+    resume = [f"ckpt_path={last}"] if last.exists() else []
+    ran = train(*overrides(recipe), *resume, f"hydra.run.dir={folder / 'resumed'}", cwd=folder, seconds=SECONDS)
+    if not (folder / "resumed" / "result.json").exists():
+        return f"LOST: {ran.stderr.strip()[-300:]}"
+    found = result(folder / "resumed")
+    if found["status"] != "finished":
+        return f"LOST: {found.get('message')}"
+    same = "same bits" if found["weights_sha256"] == left.weights else "OTHER WEIGHTS"
+    return f"{where}{' (killed in the middle of a write)' if in_the_middle else ''}, {same}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="*", default=list(recipe_configs()))
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="number of the first kill, to run them in pieces")
+    arguments = parser.parse_args()
+    left: dict[str, Left] = {}
+    outcomes: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as name:
+        for number in range(arguments.first, arguments.first + arguments.kills):
+            recipe = arguments.recipes[number % len(arguments.recipes)]
+            if recipe not in left:
+                Path(name, recipe).mkdir()
+                left[recipe] = Left(recipe, Path(name, recipe))
+            folder = Path(name, str(number))
+            folder.mkdir()
+            outcome = kill(recipe, left[recipe], folder, number % 5 == 4, random.Random(f"{arguments.seed} {number}"))
+            outcomes[outcome] += 1
+            print(f"{number:4} {recipe:16} {outcome}", flush=True)
+    print(*(f"{count} {outcome}" for outcome, count in outcomes.most_common()), sep="\n")
+    sys.exit(any("LOST" in outcome or "OTHER" in outcome for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    main()
