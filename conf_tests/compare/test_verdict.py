@@ -75,6 +75,15 @@ class TestVerdict:
         assert found["verdict"] == "broken"
         assert found["because"][0] == "seed 0: loss/probe is nan"
 
+    def test_a_line_above(self, tmp_path):
+        rule = {"score": {"goal": "min", "margin": 0.1, "broken_above": 2.0}}
+        for seed in range(2):
+            write_run(tmp_path, "detach", seed, -5.0, metrics_declared=rule)
+            write_run(tmp_path, "arm", seed, 2.5 - seed, metrics_declared=rule)
+        found = compare([tmp_path])
+        assert found["arm"]["because"] == ["seed 0: score 2.5 is above the line 2"]
+        assert found["detach"]["verdict"] == "reference"
+
     def test_no_declared_metric(self, tmp_path):
         for arm in ("detach", "arm"):
             for seed in range(3):
@@ -317,6 +326,21 @@ class TestUnequalRuns:
                 write_run(tmp_path / sweep, arm, 0)
         found = compare([tmp_path / "old", tmp_path / "new"])
         assert {arm["name"] for arm in found.content["arms"]} == {"old/detach", "old/arm", "new/detach", "new/arm"}
+
+    def test_a_part_that_only_one_has_is_no_change(self, tmp_path):
+        write_run(tmp_path, "detach", 0)
+        folder = write_run(tmp_path, "arm", 0)
+        result = json.loads((folder / "result.json").read_text())
+        result["flow"]["probe"]["target"] = OPEN
+        (folder / "result.json").write_text(json.dumps(result))
+        assert compare([tmp_path])["arm"]["flow"]["changed"] == []
+
+    def test_a_replay_within_a_run_is_no_run(self, tmp_path):
+        folder = write_run(tmp_path, "detach", 0)
+        shutil.copytree(folder, tmp_path / "copy")
+        shutil.move(tmp_path / "copy", folder / "replay")
+        found = compare([tmp_path]).content
+        assert (len(found["arms"]), found["left_out"]) == (1, [])
 
     def test_a_run_twice_below_one_directory(self, tmp_path):
         folder = write_run(tmp_path, "detach", 0)

@@ -119,7 +119,6 @@ def record(config: DictConfig, run: Run) -> Iterator[dict[str, Any]]:
         "started": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
         "metrics_declared": declared.metrics,
         "versions": versions(),
-        "threads": torch.get_num_threads(),
         "commit": commit(),
         "replay": replay_command(hydra),
     }
@@ -144,6 +143,7 @@ def record(config: DictConfig, run: Run) -> Iterator[dict[str, Any]]:
     tested = {name: value.item() for name, value in run.trainer.callback_metrics.items()}
     result |= {
         "steps": run.trainer.global_step,
+        "threads": torch.get_num_threads(),  # Lightning sets them as it starts several ranks
         "metrics": dict(sorted(((meter.metrics if meter else {}) | tested).items())),
         "weights_sha256": weights_sha256(run.recipe),
         "seconds": time.perf_counter() - started,
