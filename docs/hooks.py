@@ -11,6 +11,7 @@ from stopgrad.explain import FIND
 from stopgrad.museum import Exhibit, exhibits
 
 DOCS = Path(__file__).parent
+LAST = {"Audit": "audit.md", "Several processes": "distributed.md", "Design": "design.md"}
 
 
 def on_config(config: Any) -> Any:
@@ -22,7 +23,7 @@ def on_config(config: Any) -> Any:
         {"Semantics": [{"English": "semantics.md"}, {"中文": "zh/semantics.md"}]},
         {"Museum": ["museum/index.md", *(f"museum/{name}.md" for name in exhibits())]},
         *([{"Recipes": recipes}] if recipes else []),
-        *({title: page} for title, page in (("Audit", "audit.md"), ("Design", "design.md")) if (DOCS / page).exists()),
+        *({title: page} for title, page in LAST.items() if (DOCS / page).exists()),
     ]
     return config
 
