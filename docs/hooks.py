@@ -11,7 +11,12 @@ from stopgrad.explain import FIND
 from stopgrad.museum import Exhibit, exhibits
 
 DOCS = Path(__file__).parent
-PAGES = (("Comparison", "comparison.md"), ("Audit", "audit.md"), ("Design", "design.md"))
+PAGES = (
+    ("Comparison", "comparison.md"),
+    ("Audit", "audit.md"),
+    ("Several processes", "distributed.md"),
+    ("Design", "design.md"),
+)
 
 
 def on_config(config: Any) -> Any:

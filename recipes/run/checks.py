@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from recipes.run.declared import declaration
 from recipes.run.errors import InputError, choose, is_input_error, one_line, wants_traceback
-from recipes.run.ranks import check_ranks
+from recipes.run.ranks import check_ranks, under_torchrun
 from recipes.run.safety import check_paths, check_safety
 from stopgrad.strategy import check_stop
 
@@ -119,6 +119,8 @@ class CheckFirst(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
+            if under_torchrun():
+                raise InputError("-m under torchrun: start a sweep without it; trainer=ddp starts its ranks itself")
             configs = sweep_configs(config)
         except Exception as error:
             self._exit(error)
