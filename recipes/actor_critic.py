@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from recipes.shared.environments import Step, VectorEnvironment, play, spaces
 from recipes.shared.policies import Normalise, linear, mlp, policy_for
 from stopgrad import FlowContract, Stops
-from stopgrad.lightning import loss_name
+from stopgrad.lightning import loss_name, unaudited
 
 Share = Annotated[float, Field(ge=0, le=1)]
 AtLeastTwo = Annotated[int, Field(ge=2)]  # every second step may be one that only resets
@@ -206,13 +206,15 @@ class ActorCritic(L.LightningModule):
         if self.normalise_advantages:
             advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
         policy = self.policy(rollout.observations[:-1].flatten(0, 1)[here])
-        log_prob, entropy = self.actor.log_prob(policy, rollout.actions[here])
+        log_prob = self.actor.log_prob(policy, rollout.actions[here])
         if self.objective == "policy_gradient":
             gain = log_prob * advantage
         else:
             ratio, clip = (log_prob - rollout.log_probs[here]).exp(), self.clip * self.remaining
             gain = torch.min(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
-        return -(gain + self.entropy_weight * entropy).mean()
+        if self.entropy_weight:
+            gain = gain + self.entropy_weight * self.actor.entropy(policy)
+        return -gain.mean()
 
     def value_loss(self, rollout: Rollout, here: Tensor | None = None) -> Tensor:
         """c (V - G)^2 of the transitions ``here`` (B,), all valid ones by default."""
@@ -255,7 +257,7 @@ class ActorCritic(L.LightningModule):
             raw.append(steps[-1].observation)
         steps = Step(*(torch.stack(each).to(self.device) for each in zip(*steps, strict=True)))
         observations, chosen = self.seen(torch.stack(raw)), torch.cat(actions)
-        log_probs, _ = self.actor.log_prob(self.policy(observations[:-1].flatten(0, 1)), chosen)
+        log_probs = self.actor.log_prob(self.policy(observations[:-1].flatten(0, 1)), chosen)
         if self.normalise is not None:
             self.normalise.update(torch.cat(raw[:-1]).to(self.device))
         return Rollout(observations, chosen, log_probs, steps, steps.valid.flatten().nonzero().squeeze(1))
@@ -274,7 +276,7 @@ class ActorCritic(L.LightningModule):
         minibatches = [part for _ in range(self.epochs) for part in self.minibatches(rollout, environments.generator)]
         for here in minibatches[:-1]:
             self.update(rollout, here, raw)
-        terms |= self.update(rollout, minibatches[-1], wrapped)  # counted: Lightning's global_step is the iterations
+        terms |= self.update(rollout, minibatches[-1], wrapped, each=True)  # counted: Lightning's global_step is the iterations
         if due:
             terms |= self.policy_health(rollout)
             if environments.episodes:
@@ -287,14 +289,18 @@ class ActorCritic(L.LightningModule):
         order = torch.randperm(len(rollout.valid), generator=generator).to(self.device)
         return rollout.valid[order].tensor_split(min(self.num_minibatches, len(order)))
 
-    def update(self, rollout: Rollout, here: Tensor, optimizer: Any) -> dict[str, Tensor]:
+    def update(self, rollout: Rollout, here: Tensor, optimizer: Any, each: bool = False) -> dict[str, Tensor]:
+        """One step by both losses; with ``each``, in a backward of its own, so that the audit tells them apart."""
         optimizer.zero_grad()
-        policy_loss = self.policy_loss(rollout, here)
-        with loss_name("policy_loss"):
-            self.manual_backward(policy_loss)
-        value_loss = self.value_loss(rollout, here)
-        with loss_name("value_loss"):
-            self.manual_backward(value_loss)
+        policy_loss, value_loss = self.policy_loss(rollout, here), self.value_loss(rollout, here)
+        if each:
+            with loss_name("policy_loss"):
+                self.manual_backward(policy_loss)
+            with loss_name("value_loss"):
+                self.manual_backward(value_loss)
+        else:
+            with unaudited():
+                self.manual_backward(policy_loss + value_loss)
         nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.max_grad_norm, foreach=True)
         optimizer.step()
         return {"loss/policy": policy_loss.detach(), "loss/value": value_loss.detach()}
@@ -317,8 +323,8 @@ class ActorCritic(L.LightningModule):
     def policy_health(self, rollout: Rollout) -> dict[str, Tensor]:
         """How far the policy has moved from the one that acted: the KL divergence, and the share of ratios clipped."""
         policy = self.policy(rollout.observations[:-1].flatten(0, 1)[rollout.valid])
-        log_prob, entropy = self.actor.log_prob(policy, rollout.actions[rollout.valid])
-        log_ratio = log_prob - rollout.log_probs[rollout.valid]
+        log_ratio = self.actor.log_prob(policy, rollout.actions[rollout.valid]) - rollout.log_probs[rollout.valid]
+        entropy = self.actor.entropy(policy)
         gone = (log_ratio.expm1().abs() > self.clip * self.remaining).float()
         kl = log_ratio.expm1() - log_ratio  # the mean of this is the KL divergence too, and it is never negative
         return {"health/entropy": entropy.mean(), "health/kl": kl.mean(), "health/clipped": gone.mean()}

@@ -32,6 +32,7 @@ from stopgrad.strategy import nearest
 OPENING = 20  # batches in which every loss of a contract is awaited
 _V = TypeVar("_V")
 _name: ContextVar[str | None] = ContextVar("stopgrad_loss_name", default=None)
+_skipped: ContextVar[bool] = ContextVar("stopgrad_unaudited", default=False)
 
 
 @contextlib.contextmanager
@@ -46,6 +47,23 @@ def loss_name(name: str) -> Iterator[None]:
         yield
     finally:
         _name.reset(token)
+
+
+@contextlib.contextmanager
+def unaudited() -> Iterator[None]:
+    """Leave the backward that runs inside out of the audit::
+
+        with unaudited():
+            self.manual_backward(policy_loss + value_loss)
+
+    For a sum whose terms the same batch reports one by one as well: one backward is cheaper than one for each term, but
+    nobody could tell from it which term's gradient arrived where.
+    """
+    token = _skipped.set(True)
+    try:
+        yield
+    finally:
+        _skipped.reset(token)
 
 
 def loss_being_named() -> str | None:
@@ -140,7 +158,7 @@ class FlowAudit(_Audit):
             self._run = _FlowRun(trainer, pl_module)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        if self._run is not None:
+        if self._run is not None and not _skipped.get():
             self._run.begin(loss)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:

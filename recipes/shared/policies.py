@@ -12,7 +12,7 @@ import gymnasium
 import torch
 from gymnasium.spaces import Box
 from torch import Tensor, nn
-from torch.nn.functional import log_softmax
+from torch.nn.functional import cross_entropy, log_softmax
 
 
 def linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
@@ -47,10 +47,14 @@ class Categorical(nn.Module):
         """(B,) int64: a sample, or without noise the likeliest choice."""
         return (logits if noise is None else logits + noise).argmax(-1)
 
-    def log_prob(self, logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """log pi(a) (B,) and the entropy (B,), in nats."""
+    def log_prob(self, logits: Tensor, actions: Tensor) -> Tensor:
+        """log pi(a) (B,), in nats."""
+        return -cross_entropy(logits, actions, reduction="none")
+
+    def entropy(self, logits: Tensor) -> Tensor:
+        """(B,), in nats."""
         log_p = log_softmax(logits, -1)
-        return log_p.gather(-1, actions[..., None]).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
+        return -(log_p.exp() * log_p).sum(-1)
 
 
 class Gaussian(nn.Module):
@@ -73,13 +77,20 @@ class Gaussian(nn.Module):
         mean, log_std = policy
         return mean if noise is None else mean + log_std.exp() * noise
 
-    def log_prob(self, policy: tuple[Tensor, Tensor], actions: Tensor) -> tuple[Tensor, Tensor]:
-        """log pi(a) (B,) and the entropy (B,), in nats."""
+    def log_prob(self, policy: tuple[Tensor, Tensor], actions: Tensor) -> Tensor:
+        """log pi(a) (B,), in nats."""
         mean, log_std = policy
         z = (actions - mean) * (-log_std).exp()
-        normaliser = log_std.sum() + log_std.numel() * math.log(2 * math.pi) / 2
-        entropy = (normaliser + log_std.numel() / 2).expand(len(mean))
-        return -z.square().flatten(1).sum(-1) / 2 - normaliser, entropy
+        return -z.square().flatten(1).sum(-1) / 2 - self._normaliser(log_std)
+
+    def entropy(self, policy: tuple[Tensor, Tensor]) -> Tensor:
+        """(B,), in nats."""
+        mean, log_std = policy
+        return (self._normaliser(log_std) + log_std.numel() / 2).expand(len(mean))
+
+    @staticmethod
+    def _normaliser(log_std: Tensor) -> Tensor:
+        return log_std.sum() + log_std.numel() * math.log(2 * math.pi) / 2
 
 
 def policy_for(action: gymnasium.Space, width: int) -> Categorical | Gaussian:
