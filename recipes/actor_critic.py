@@ -276,7 +276,9 @@ class ActorCritic(L.LightningModule):
         minibatches = [part for _ in range(self.epochs) for part in self.minibatches(rollout, environments.generator)]
         for here in minibatches[:-1]:
             self.update(rollout, here, raw)
-        terms |= self.update(rollout, minibatches[-1], wrapped, each=True)  # counted: Lightning's global_step is the iterations
+        terms |= self.update(
+            rollout, minibatches[-1], wrapped, each=True
+        )  # counted: Lightning's global_step is the iterations
         if due:
             terms |= self.policy_health(rollout)
             if environments.episodes:

@@ -171,7 +171,7 @@ class TestLosses:
     def test_the_policy_that_acted_has_ratio_one(self, network):
         recipe = build_recipe(*PENDULUM, f"recipe.network={network}")
         rollout = rollout_of(recipe, "Pendulum-v1")
-        log_prob, _ = recipe.actor.log_prob(recipe.policy(rollout.observations[:-1].flatten(0, 1)), rollout.actions)
+        log_prob = recipe.actor.log_prob(recipe.policy(rollout.observations[:-1].flatten(0, 1)), rollout.actions)
         assert torch.equal(log_prob, rollout.log_probs)
 
 
@@ -269,6 +269,20 @@ class TestBandit:
         assert logged["health/value_bias"].item() == pytest.approx(-1 / (2 * 0.5), abs=0.01)
 
 
+class TestUpdate:
+    @pytest.mark.parametrize("overrides", [SMALL, SHARED], ids=["separate", "shared"])
+    def test_one_backward_of_both_losses_is_a_backward_of_each(self, overrides):
+        """Bit for bit: the audit, which needs them apart, does not change the training."""
+        recipe = build_recipe(*overrides)
+        rollout = rollout_of(recipe)
+        gradients = []
+        for each in (False, True):
+            recipe.manual_backward = lambda loss: loss.backward()
+            recipe.update(rollout, rollout.valid, torch.optim.SGD(recipe.parameters(), lr=0.0), each=each)
+            gradients.append([p.grad.clone() for p in recipe.parameters()])
+        assert all(map(torch.equal, *gradients))
+
+
 class TestPolicies:
     def test_gaussian_is_torchs(self):
         policy = Gaussian(5, (2,))
@@ -277,17 +291,15 @@ class TestPolicies:
         parameters = policy(torch.randn(7, 5))
         theirs = torch.distributions.Normal(parameters[0], parameters[1].exp())
         actions = torch.randn(7, 2)
-        log_prob, entropy = policy.log_prob(parameters, actions)
-        torch.testing.assert_close(log_prob, theirs.log_prob(actions).sum(-1))
-        torch.testing.assert_close(entropy, theirs.entropy().sum(-1))
+        torch.testing.assert_close(policy.log_prob(parameters, actions), theirs.log_prob(actions).sum(-1))
+        torch.testing.assert_close(policy.entropy(parameters), theirs.entropy().sum(-1))
 
     def test_categorical_is_torchs(self):
         policy = Categorical(5, 3)
         logits, actions = torch.randn(7, 3), torch.tensor([0, 1, 2, 0, 1, 2, 0])
         theirs = torch.distributions.Categorical(logits=logits)
-        log_prob, entropy = policy.log_prob(logits, actions)
-        torch.testing.assert_close(log_prob, theirs.log_prob(actions))
-        torch.testing.assert_close(entropy, theirs.entropy())
+        torch.testing.assert_close(policy.log_prob(logits, actions), theirs.log_prob(actions))
+        torch.testing.assert_close(policy.entropy(logits), theirs.entropy())
 
     def test_samples_have_the_policys_shares(self):
         random = torch.Generator().manual_seed(0)
@@ -346,12 +358,12 @@ def test_compiled_networks_train_the_same():
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
 def test_resumed_in_mid_epoch_is_bit_exact(name, tmp_path):
     run = [*SMALL, f"data.id={name}", "data.episodes=2", "recipe.normalise_observations=true", "recipe.anneal=true"]
-    run += ["trainer.max_steps=6", "trainer.val_check_interval=6", "callbacks.last.every_n_train_steps=4"]
-    run += ["trainer.log_every_n_steps=2"]
+    run += ["trainer.max_steps=6", "trainer.val_check_interval=6", "trainer.log_every_n_steps=2"]
+    run += ["callbacks.best.monitor=null", "+callbacks.best.every_n_train_steps=4"]  # in mid-epoch, and not at the end
     train(*run, "hydra.run.dir=whole", cwd=tmp_path)
-    last = tmp_path / "whole/checkpoints/last.ckpt"
-    assert torch.load(last, weights_only=True)["global_step"] == 4  # an iteration counts once, whatever its epochs
-    ran = train(*run, f"ckpt_path={last}", "hydra.run.dir=resumed", cwd=tmp_path)
+    middle = tmp_path / "whole/checkpoints/best.ckpt"
+    assert torch.load(middle, weights_only=True)["global_step"] == 4  # an iteration counts once, whatever its epochs
+    ran = train(*run, f"ckpt_path={middle}", "hydra.run.dir=resumed", cwd=tmp_path)
     assert (ran.returncode, ran.stderr) == (0, "")
     whole, resumed = result(tmp_path / "whole"), result(tmp_path / "resumed")
     assert resumed["weights_sha256"] == whole["weights_sha256"]
