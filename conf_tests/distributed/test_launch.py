@@ -12,7 +12,7 @@ TWO += ["trainer.log_every_n_steps=3"]
 
 
 def test_sweep_makes_one_directory_with_each_arm_once(tmp_path):
-    ran = train(*TWO, "-m", "stop.fakes=detach,inference_mode,none", "seed=0,1", cwd=tmp_path)
+    ran = train("-m", *TWO, "stop.fakes=detach,inference_mode,none", "seed=0,1", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     (sweep,) = (tmp_path / "runs" / "dirac_gan").iterdir()
     runs = sorted(str(file.parent.relative_to(sweep)) for file in sweep.rglob("result.json"))
@@ -72,5 +72,5 @@ def test_torchrun(tmp_path):
     first, second = result(tmp_path / "run")["ranks"]
     assert first["weights_sha256"] == second["weights_sha256"]
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
-    ran = subprocess.run([*launch, *whole, "-m", "seed=0,1"], cwd=tmp_path, capture_output=True, timeout=120)
+    ran = subprocess.run([*launch, "-m", *whole, "seed=0,1"], cwd=tmp_path, capture_output=True, timeout=120)
     assert b"error: -m under torchrun: start a sweep without it" in ran.stderr

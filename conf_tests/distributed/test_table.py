@@ -1,4 +1,4 @@
-"""Every recipe is launched by train.py on two ranks, each of its strategies in turn, and does what the page's table says."""
+"""Every recipe is launched by train.py on two ranks, each of its strategies in turn, and does what the page says."""
 
 import pytest
 

@@ -1,10 +1,11 @@
 """Kill runs with SIGKILL, resume each, and compare its weights with those of a run that was left alone.
 
-    python -m conf_tests.faults.kills                     # 50 kills over all recipes, 10 of them while a checkpoint is written
+    python -m conf_tests.faults.kills                          # 50 kills over all recipes
     python -m conf_tests.faults.kills --kills 500 --seed 3     # a soak
 
-A kill comes at a random moment of the training, or, every fifth, as soon as a half-written checkpoint is seen. A run that
-had no checkpoint yet is started again. Lost is a run that cannot be resumed to its end; all recipes promise the same bits.
+A kill comes at a random moment of the training, or, every fifth, as soon as a half-written checkpoint is seen. A run
+that had no checkpoint yet is started again. Lost is a run that cannot be resumed to its end; all recipes promise the
+same bits.
 """
 
 from __future__ import annotations

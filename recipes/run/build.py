@@ -9,9 +9,10 @@ import logging
 import os
 import pickle
 import re
+import traceback
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -34,7 +35,7 @@ from pydantic import (
 )
 
 from recipes.run.checkpoints import WholeCheckpoints
-from recipes.run.errors import InputError, choose, wants_traceback
+from recipes.run.errors import InputError, RunFailed, choose, wants_traceback
 from recipes.run.ranks import averages, world_size
 
 NOISE = (
@@ -153,8 +154,26 @@ def check_build(config: DictConfig) -> None:
         if hasattr(recipe, "check_data"):  # what only the two together can tell
             attempt(f"recipe={choices.recipe}", lambda: recipe.check_data(data))
         attempt(f"trainer={choices.trainer}", lambda: instantiate(config.trainer, logger=False))
+    for key, section in parts_to_build(config):
+        check_arguments(key, section)
+        attempt(key, lambda section=section: instantiate(section, _convert_="all"))
     if config.ckpt_path is not None:
         check_checkpoint(config.ckpt_path, recipe, world_size(config) if config.mode == "train" else None)
+
+
+def parts_to_build(config: DictConfig) -> Iterator[tuple[str, DictConfig]]:
+    """(key, section) of each callback and of the logger.
+
+    Raises:
+        InputError: it says not what it is.
+    """
+    sections = {f"callbacks.{name}": each for name, each in config.callbacks.items()} | {"logger": config.logger}
+    for key, section in sections.items():
+        if section is None or (key == "logger" and not section):
+            continue
+        if not isinstance(section, DictConfig) or "_target_" not in section:
+            raise InputError(f"{key}={section}: has no _target_; name its class, or choose null")
+        yield key, section
 
 
 def attempt(section: str, make: Callable[[], Any]) -> Any:
@@ -181,14 +200,14 @@ def check_type(key: str, value: Any, hint: Any) -> None:
         raise InputError(f"{key}={value}: {reason[0].lower()}{reason[1:]}") from None
 
 
-def target_class(key: str, path: str) -> type:
-    """The class of a ``_target_``."""
+def target_class(key: str, path: str) -> Callable[..., Any]:
+    """The class, or function, of a ``_target_``."""
     module, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"{key}._target_={path}: {error}") from None
-    if not isinstance(found, type):
+    if not callable(found):
         raise InputError(f"{key}._target_={path}: is no class")
     return found
 
@@ -202,8 +221,9 @@ def check_arguments(key: str, config: DictConfig) -> None:
     target = target_class(key, config._target_)
     parameters = inspect.signature(target).parameters
     try:
-        hints = typing.get_type_hints(target.__init__, include_extras=True)
-    except NameError:  # annotations of a third party that only a type checker can read
+        made_by = target.__init__ if isinstance(target, type) else target
+        hints = typing.get_type_hints(made_by, include_extras=True)
+    except (NameError, TypeError):  # annotations of a third party that only a type checker can read
         hints = {}
     section: Any = OmegaConf.to_container(config, resolve=True)
     for name, value in section.items():
@@ -234,6 +254,17 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "loops" not in checkpoint:
         raise InputError(f"ckpt_path={path}: no checkpoint of a run; choose one of its checkpoints/*.ckpt")
     return checkpoint
+
+
+def not_resumable(error: BaseException, path: str | None) -> RunFailed | None:
+    """What to say of a checkpoint that was damaged with care: it loads, and then Lightning cannot restore from it."""
+    if path is None or isinstance(error, RunFailed) or not error.__traceback__:
+        return None
+    frames = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not any("restore" in name for name in frames):
+        return None
+    reason = " ".join(str(error).split())
+    return RunFailed(f"ckpt_path={path}: cannot be restored from: {type(error).__name__}: {reason}")
 
 
 def check_checkpoint(path: str, recipe: L.LightningModule, ranks: int | None = None) -> None:

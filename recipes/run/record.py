@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import stopgrad
-from recipes.run.build import Run
+from recipes.run.build import Run, not_resumable
 from recipes.run.callbacks import Meter, over_ranks
 from recipes.run.declared import declaration
 from recipes.run.errors import RunFailed
@@ -135,7 +135,7 @@ def record(config: DictConfig, run: Run) -> Iterator[dict[str, Any]]:
         failure = stopped
         result["status"] = "interrupted"
     except Exception as error:
-        failure = error
+        failure = error = not_resumable(error, config.ckpt_path) or error
         result |= {"status": "raised", "error": type(error).__name__, "message": explained(error, stop)}
     callbacks: Any = run.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     meter = next((c for c in callbacks if isinstance(c, Meter)), None)

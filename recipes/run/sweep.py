@@ -66,7 +66,7 @@ def finished_before(config: DictConfig) -> bool:
     folder = Path(hydra.runtime.output_dir)
     if hydra.mode != RunMode.MULTIRUN or not (folder / "config.yaml").exists():
         return False
-    was, now = ((folder / "config.yaml").read_text(), OmegaConf.to_yaml(config, resolve=True))
+    was, now = ((folder / "config.yaml").read_text(errors="replace"), OmegaConf.to_yaml(config, resolve=True))
     if was != now:
         change = first_change(was, now, folder)
         print(f"error: hydra.sweep.dir={folder.parents[1]}: {change}; choose a new directory", file=sys.stderr)
