@@ -135,10 +135,10 @@ def run_peer(
     **settings: Any,
 ) -> None:
     """Train stable-baselines3's TD3, until it is over: as many updates as transitions, as the recipe does."""
-    from stable_baselines3 import TD3
-    from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.env_util import make_vec_env
-    from stable_baselines3.common.noise import NormalActionNoise
+    from stable_baselines3 import TD3  # pyright: ignore[reportMissingImports]
+    from stable_baselines3.common.callbacks import BaseCallback  # pyright: ignore[reportMissingImports]
+    from stable_baselines3.common.env_util import make_vec_env  # pyright: ignore[reportMissingImports]
+    from stable_baselines3.common.noise import NormalActionNoise  # pyright: ignore[reportMissingImports]
 
     class Asks(BaseCallback):
         def _on_step(self) -> bool:
