@@ -49,14 +49,17 @@ FLOW = FlowContract(
 )
 
 
-def convolutional(shape: Sequence[int], width: int) -> nn.Sequential:
-    """Images (B, C, H, W) to features (B, F), F = 2 width H/4 W/4, rounded up; no BatchNorm."""
+def convolutional(shape: Sequence[int], width: int, features: int) -> nn.Sequential:
+    """Images (B, C, H, W) to features (B, features); no BatchNorm."""
+    pixels = math.ceil(shape[1] / 4) * math.ceil(shape[2] / 4)
     return nn.Sequential(
         nn.Conv2d(shape[0], width, 5, stride=2, padding=2),
         nn.ReLU(),
         nn.Conv2d(width, 2 * width, 5, stride=2, padding=2),
         nn.ReLU(),
         nn.Flatten(),
+        nn.Linear(2 * width * pixels, features),
+        nn.ReLU(),
     )
 
 
@@ -74,6 +77,7 @@ class Branch(L.LightningModule):
         optimizer: from parameters to an optimiser.
         classes: outputs of the classifier.
         width: channels of the trunk's first layer.
+        features: of the trunk.
         hidden: units of each head's hidden layer.
         domain_weight: of the branch's loss; 0 leaves the branch out.
         max_norm: gradients are clipped to this norm: those of trunk and classifier, and those of the branch.
@@ -89,6 +93,7 @@ class Branch(L.LightningModule):
         optimizer: Callable[..., torch.optim.Optimizer],
         classes: PositiveInt = 10,
         width: PositiveInt = 16,
+        features: PositiveInt = 64,
         hidden: PositiveInt = 100,
         domain_weight: NonNegativeFloat = 1.0,
         max_norm: PositiveFloat = 5.0,
@@ -96,8 +101,7 @@ class Branch(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.stop = Stops(stop, BOUNDARIES, SWITCHES)
-        features = 2 * width * math.ceil(shape[1] / 4) * math.ceil(shape[2] / 4)
-        self.trunk = convolutional(shape, width)
+        self.trunk = convolutional(shape, width, features)
         self.classifier = perceptron(features, hidden, classes)
         self.branch = perceptron(features, hidden, 1)
         self.classes, self.domain_weight, self.max_norm = classes, domain_weight, max_norm

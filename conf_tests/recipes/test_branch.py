@@ -112,7 +112,7 @@ class TestDomains:
 
     @pytest.mark.parametrize("shift", [inverted, textured])
     def test_shifts_stay_in_range_draw_nothing_and_repeat(self, shift):
-        images = torch.rand(40, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        images = torch.rand(40, 1, 28, 28, generator=torch.Generator().manual_seed(0)) ** 4 * 2 - 1
         before = torch.get_rng_state()
         shifted = shift(images)
         assert torch.equal(before, torch.get_rng_state())
@@ -120,6 +120,12 @@ class TestDomains:
         assert shifted.min() >= -1
         assert shifted.max() <= 1
         assert (shifted - images).abs().mean() > 0.2
+
+    def test_textures_lie_behind_the_ink(self):
+        ink = torch.zeros(40, 1, 28, 28).bernoulli_(0.3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        shifted = textured(ink)
+        assert torch.equal(shifted[ink > 0], ink[ink > 0])
+        assert (shifted[ink < 0] > -1).float().mean() > 0.99
 
 
 def test_labels_beyond_the_classifier_are_refused(tmp_path):
