@@ -3,8 +3,8 @@
     python benchmarks/gpu.py                         # all recipes on the GPU
     python benchmarks/gpu.py gan td3 --device cpu    # what can be tested without one
 
-Columns: milliseconds a step as train.py runs it; the same over a plain loop that calls the same training_step; waits for
-the device in a step that does not log (on a GPU as torch.cuda counts them, on a CPU the operations that would wait:
+Columns: milliseconds a step as train.py runs it; the same over a plain loop that calls the same training_step; waits
+for the device in a step that does not log (on a GPU as torch.cuda counts them, on a CPU the operations that would wait:
 `.item()`, `nonzero` and the like); peak memory; and, with --compile, milliseconds a step after torch.compile over
 without.
 Environments of `actor_critic` and `td3` live on the CPU: their waits are the actions that they are given.
