@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from stopgrad.compare import fingerprint
 from stopgrad.compare.difference import cosine, distances, first_difference, pairing
 from stopgrad.compare.fingerprint import FINE, SKETCH, Fingerprints, sketch, tensor_hash
 
@@ -118,6 +119,14 @@ def test_damaged_file_is_one_line(tmp_path, content):
     with pytest.raises(ValueError, match=r"f\.pt: cannot be read: .+") as caught:
         Fingerprints.load(file)
     assert "\n" not in str(caught.value)
+
+
+def test_other_version_is_not_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(fingerprint, "VERSION", fingerprint.VERSION - 1)
+    taken((0, 1)).save(tmp_path / "f.pt")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="written by another version of stopgrad"):
+        Fingerprints.load(tmp_path / "f.pt")
 
 
 def test_a_replay_that_disagrees_is_none():

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 FILE = "fingerprints.pt"
+VERSION = 2  # of the file: another one means that hashes and sketches cannot be compared with these
 SKETCH = 256  # numbers kept of each group: distances are right to 1 / sqrt(2 * 256) = 4%; exact up to 256 parameters
 FINE = 4093  # of a gradient: a cosine is right to 1 / sqrt(4093) = .016; a prime, no layer repeats with it
 
@@ -106,7 +107,7 @@ class Fingerprints:
     def save(self, file: Path) -> None:
         """Write to ``file``, whole or not at all."""
         content = {
-            "version": 1,
+            "version": VERSION,
             "names": self.names,
             "steps": self.steps,
             "hashes": torch.tensor(self.hashes, dtype=torch.int64),
@@ -130,6 +131,8 @@ class Fingerprints:
         """
         try:
             content = torch.load(file, weights_only=True, map_location="cpu")
+            if content["version"] != VERSION:
+                raise ValueError("written by another version of stopgrad")
             groups = content["sketches"]
             taken = [{group: rows[k] for group, rows in groups.items()} for k in range(len(content["steps"]))]
             streams = [(random, batch) for random, batch in content["streams"].tolist()]
