@@ -197,7 +197,10 @@ class FlowAudit(_Audit):
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 _log(logger, self.matrix, self.violations, self.batches - 1)
-        found = _over_ranks(self.violations)
+        ranks = _over_ranks(self.violations)
+        found = list({(v.loss, v.part, v.kind): v for v in reversed(ranks)}.values())[
+            ::-1
+        ]  # each once, as the first says
         if self.on_violation == "raise":
             raise_for(found, strict=contract.strict)
         elif found:

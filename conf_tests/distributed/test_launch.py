@@ -74,3 +74,20 @@ def test_torchrun(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
     ran = subprocess.run([*launch, "-m", *whole, "seed=0,1"], cwd=tmp_path, capture_output=True, timeout=120)
     assert b"error: -m under torchrun: start a sweep without it" in ran.stderr
+
+
+SMALL = {
+    "gan": ["recipe=gan", "recipe.width=16", "data.batch_size=24"],
+    "bandit": ["recipe=bandit", "data.num_envs=4", "recipe.minibatch=16", "data.episodes=2"],
+}
+
+
+@pytest.mark.parametrize("recipe", SMALL)
+def test_resumed_each_rank_goes_on_with_its_own_streams_and_environments(recipe, tmp_path):
+    run = [*TWO[1:], *SMALL[recipe]]
+    train(*run, "trainer.max_steps=4", "hydra.run.dir=half", cwd=tmp_path)
+    last = tmp_path / "half" / "checkpoints" / "last.ckpt"
+    train(*run, "trainer.max_steps=8", f"ckpt_path={last}", "hydra.run.dir=resumed", cwd=tmp_path)
+    train(*run, "trainer.max_steps=8", "hydra.run.dir=whole", cwd=tmp_path)
+    resumed, whole = result(tmp_path / "resumed"), result(tmp_path / "whole")
+    assert (resumed["steps"], resumed["weights_sha256"]) == (8, whole["weights_sha256"])

@@ -213,7 +213,8 @@ def failures(seed: int, numbers: range | list[int]) -> Iterator[str]:
     for number in numbers:
         case = Case(seed, number, good)
         if wrong := case.wrong():
-            yield f"--seed {seed} --only {number}: {wrong}\n    {[a for a in case.arguments if a not in SMALL]} {sorted(case.files)}"
+            given = [argument for argument in case.arguments if argument not in SMALL]
+            yield f"--seed {seed} --only {number}: {wrong}\n    {given} {sorted(case.files)}"
 
 
 def main() -> None:

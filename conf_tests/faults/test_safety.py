@@ -15,6 +15,7 @@ from recipes.run.checkpoints import WholeCheckpoints
 from recipes.run.checks import as_run_in
 from recipes.run.declared import recipe_configs
 from recipes.run.errors import InputError
+from recipes.run.names import register
 from recipes.run.safety import allowed_by, check_target, targets
 from recipes.shared.cache import cached
 
@@ -82,6 +83,7 @@ def test_target_that_configs_compose_is_not(target):
 
 @pytest.mark.parametrize("recipe", list(recipe_configs()))
 def test_all_targets_of_our_own_configs_pass(recipe):
+    register()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         composed = compose("train", [f"recipe={recipe}"], return_hydra_config=True)
     with as_run_in(composed, "run"):
@@ -136,7 +138,7 @@ def foreign(tmp_path, text):
     [
         (
             "compare: {reference: a, arms: {a: {callbacks: {meter: {_target_: os.system}}}}}",
-            "callbacks.meter._target_=os.system: refused",
+            "compare.arms.a.callbacks.meter._target_=os.system: refused",
         ),
         (
             "hydra: {callbacks: {x: {_target_: os.system, command: touch evil}}}\n"
@@ -176,19 +178,22 @@ class Evil:
         return exec, ("open('evil', 'w')",)
 
 
-def test_checkpoint_with_code_runs_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("zip.ckpt", "refused, it holds more than tensors and plain values"),
+        ("pickle.ckpt", "cannot be read; it is truncated, or no checkpoint"),  # torch's format before 1.6
+    ],
+)
+def test_checkpoint_with_code_runs_nothing(name, reason, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name, save in (
-        ("zip.ckpt", torch.save),
-        ("pickle.ckpt", lambda o, f: f.write_bytes(pickle.dumps(o, protocol=2))),
-    ):
-        save({"state_dict": Evil(), "loops": {}}, tmp_path / name)
-        with pytest.raises(pickle.UnpicklingError):
-            WholeCheckpoints().load_checkpoint(tmp_path / name)
-        ran = train(f"ckpt_path={tmp_path / name}", cwd=tmp_path)
-        assert (
-            ran.stderr == f"error: ckpt_path={tmp_path / name}: refused, it holds more than tensors and plain values\n"
-        )
+    content = {"state_dict": Evil(), "loops": {}}
+    torch.save(content, tmp_path / "zip.ckpt")
+    (tmp_path / "pickle.ckpt").write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(pickle.UnpicklingError):
+        WholeCheckpoints().load_checkpoint(tmp_path / name)
+    ran = train(f"ckpt_path={tmp_path / name}", cwd=tmp_path)
+    assert ran.stderr == f"error: ckpt_path={tmp_path / name}: {reason}\n"
     assert not (tmp_path / "evil").exists()
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.fabric.plugins.environments import TorchElasticEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig, OmegaConf
@@ -87,9 +87,10 @@ def build(config: DictConfig) -> Run:
         "callbacks": callbacks,
         "enable_progress_bar": watched,
     }
-    extras["plugins"] = [WholeCheckpoints()]
-    if averages(config):
-        extras["plugins"].append(TorchElasticEnvironment())  # the ranks are there already: recipes/run/ranks.py
+    elastic = (
+        [TorchElasticEnvironment()] if averages(config) else []
+    )  # the ranks are there already: recipes/run/ranks.py
+    extras["plugins"] = [WholeCheckpoints(), *elastic]
     part = share(config, world_size(config))
     data = instantiate(part.data, _convert_="all")
     recipe = build_recipe(part)
@@ -251,7 +252,8 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         raise InputError(f"ckpt_path={path}: refused, it holds more than tensors and plain values") from None
     except Exception:
         raise InputError(f"ckpt_path={path}: cannot be read; it is truncated, or no checkpoint") from None
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "loops" not in checkpoint:
+    form = {"state_dict": dict, "loops": dict, "ranks": list, "callbacks": dict}
+    if not isinstance(checkpoint, dict) or any(not isinstance(checkpoint.get(k), t) for k, t in form.items()):
         raise InputError(f"ckpt_path={path}: no checkpoint of a run; choose one of its checkpoints/*.ckpt")
     return checkpoint
 
@@ -277,7 +279,7 @@ def check_checkpoint(path: str, recipe: L.LightningModule, ranks: int | None = N
     if ranks is not None and len(checkpoint.get("ranks", ())) != ranks:
         wrote = len(checkpoint.get("ranks", ()))
         raise InputError(f"ckpt_path={path}: written by {wrote} rank(s), which it goes on with; here are {ranks}")
-    found = {name: tuple(t.shape) for name, t in checkpoint["state_dict"].items()}
+    found = {name: tuple(getattr(t, "shape", ["no tensor"])) for name, t in checkpoint["state_dict"].items()}
     wanted = {name: tuple(t.shape) for name, t in recipe.state_dict().items()}
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):

@@ -156,9 +156,9 @@ def _join() -> None:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group(backend, timeout=TIMEOUT)
         return
-    store = dist.FileStore(str(Path(os.environ[FOLDER], "store")), int(os.environ["WORLD_SIZE"]))
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
+    meeting = Path(os.environ[FOLDER], "store").as_uri()
+    dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=world, timeout=TIMEOUT)
 
 
 def _leave() -> None:

@@ -121,8 +121,8 @@ def check_paths(config: DictConfig, folder: str) -> None:
     for section in ("callbacks", "logger", "trainer"):
         for key, value in _strings(config[section], section):
             path = Path(value)
-            leads_out = path.is_absolute() or ".." in path.parts or value.startswith("~") or "://" in value
-            if leads_out and ("://" in value or not (run / path).resolve().is_relative_to(run)):
+            elsewhere = value.startswith("~") or "://" in value
+            if elsewhere or not (run / path).resolve().is_relative_to(run):
                 raise InputError(f"{key}={value}: leads out of the run directory {folder}")
 
 

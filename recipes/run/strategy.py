@@ -31,7 +31,8 @@ def average(tensors: Iterable[Tensor], exact: bool = False) -> None:
         flat = flat.double() if exact else flat
         dist.all_reduce(flat)
         flat = (flat / dist.get_world_size()).to(same[0].dtype)
-        torch._foreach_copy_(same, list(_unflatten_dense_tensors(flat, same)))
+        for tensor, mean in zip(same, _unflatten_dense_tensors(flat, same), strict=True):
+            tensor.copy_(mean)
 
 
 class AveragedGradients(DDPStrategy):
