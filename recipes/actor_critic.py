@@ -274,13 +274,12 @@ class ActorCritic(L.LightningModule):
         rollout = self.collect(environments)
         terms = self.critic_health(rollout) if due else {}
         minibatches = [part for _ in range(self.epochs) for part in self.minibatches(rollout, environments.generator)]
-        for here in minibatches[:-1]:
-            self.update(rollout, here, raw)
-        terms |= self.update(
-            rollout, minibatches[-1], wrapped, each=True
-        )  # counted: Lightning's global_step is the iterations
+        losses = self.update(rollout, minibatches[0], wrapped, each=True)  # counted: global_step is the iterations
+        with unaudited():  # the same two losses again, whose sum takes one backward
+            for here in minibatches[1:]:
+                losses = self.update(rollout, here, raw)
         if due:
-            terms |= self.policy_health(rollout)
+            terms |= losses | self.policy_health(rollout)
             if environments.episodes:
                 terms["episode_return"] = torch.tensor(list(environments.episodes)[-20:]).mean()
             terms["steps_per_second"] = torch.tensor(len(rollout.valid) / (time.perf_counter() - started))
@@ -301,8 +300,7 @@ class ActorCritic(L.LightningModule):
             with loss_name("value_loss"):
                 self.manual_backward(value_loss)
         else:
-            with unaudited():
-                self.manual_backward(policy_loss + value_loss)
+            self.manual_backward(policy_loss + value_loss)
         nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.max_grad_norm, foreach=True)
         optimizer.step()
         return {"loss/policy": policy_loss.detach(), "loss/value": value_loss.detach()}

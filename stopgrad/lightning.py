@@ -27,6 +27,7 @@ from stopgrad.parts import Modules
 from stopgrad.pictures import matrix_figure
 from stopgrad.ranks import Difference, RankDivergence, first_difference
 from stopgrad.retention import GraphRetained, Kept, growth, kept_graphs
+from stopgrad.sites import recorder
 from stopgrad.strategy import nearest
 
 OPENING = 20  # batches in which every loss of a contract is awaited
@@ -51,17 +52,19 @@ def loss_name(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unaudited() -> Iterator[None]:
-    """Leave the backward that runs inside out of the audit::
+    """Leave what runs inside out of the audit::
 
         with unaudited():
-            self.manual_backward(policy_loss + value_loss)
+            self.manual_backward(self.policy_loss(batch) + self.value_loss(batch))
 
-    For a sum whose terms the same batch reports one by one as well: one backward is cheaper than one for each term, but
-    nobody could tell from it which term's gradient arrived where.
+    For what repeats, in the same batch, losses that have been reported one by one: their sum takes one backward, from
+    which nobody could tell whose gradient arrived where; and it is not traced a second time.
     """
+    following = recorder()
     token = _skipped.set(True)
     try:
-        yield
+        with following.pause() if following else contextlib.nullcontext():
+            yield
     finally:
         _skipped.reset(token)
 
