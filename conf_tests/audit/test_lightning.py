@@ -15,7 +15,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils.data import DataLoader, TensorDataset
 
 from stopgrad import FlowContract, GradientLeak, Stops
-from stopgrad.lightning import FlowAudit, loss_name
+from stopgrad.lightning import FlowAudit, loss_name, unaudited
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:.*does not have many workers")
 
@@ -123,6 +123,24 @@ def test_a_gan_with_manual_optimisation(named: bool) -> None:
     assert (cut.kind, cut.boundary) == ("detach", "fakes")
     assert cut.file.endswith("test_lightning.py")
     assert cut.line == Gan.d_loss.__code__.co_firstlineno + 1
+
+
+class RepeatsTheSum(Gan):
+    """Reports each loss once, and then steps on their sum: a leak in it is not what is asked."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        super().training_step(batch, batch_idx)
+        with unaudited():
+            self.manual_backward(self.d_loss(batch[0]) + 3 * self.g_loss(batch[0]))
+
+
+def test_unaudited_backward_is_neither_a_row_nor_in_one() -> None:
+    plain, repeats = FlowAudit(), FlowAudit()
+    fit(Gan(), plain, batches=1)
+    fit(RepeatsTheSum(), repeats, batches=1)
+    assert plain.matrix is not None
+    assert repeats.matrix is not None
+    assert repeats.matrix.to_dict() == plain.matrix.to_dict()
 
 
 def test_names_without_a_contract_follow_the_optimisers() -> None:
