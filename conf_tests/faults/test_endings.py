@@ -58,8 +58,11 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("ranks", [[], TWO], ids=["one", "two"])
+@pytest.mark.parametrize(
+    ("number", "status", "ranks"),
+    [(signal.SIGTERM, 143, []), (signal.SIGINT, 130, []), (signal.SIGTERM, 143, TWO)],
+    ids=["SIGTERM", "Ctrl-C", "SIGTERM, two ranks"],
+)
 def test_asked_to_end_it_saves_and_goes_on_from_there(number, status, ranks, start, tmp_path):
     process = start(*ranks)
     last = checkpoint_of(process, tmp_path)
