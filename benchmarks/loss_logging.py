@@ -4,7 +4,8 @@
 
 One plain training loop over the recipe's ResNet and mnist5k, in turn with each choice of `stop.history` and with
 `nothing` kept; and the recipe under a Trainer with `item` and with `self_log`, which needs one. `before_backward` runs
-the network once more at each step: that is its own cost. Steps of all programs are interleaved in blocks of 20; a
+the network once more at each step: that is its own cost. Steps of all programs are interleaved in blocks of 20. Times are
+CPU seconds of this process, which has one thread: other programs on the machine disturb them less than the clock. A
 synchronisation is what gives the host a number of the device's (`item`, `tolist`, `cpu` and their like).
 """
 
@@ -84,10 +85,10 @@ class Loop:
         self.steps += 1
 
     def block(self) -> None:
-        started = time.perf_counter()
+        started = time.process_time()
         for _ in range(BLOCK):
             self.step()
-        self.times.append((time.perf_counter() - started) / BLOCK)
+        self.times.append((time.process_time() - started) / BLOCK)
 
     def kept(self) -> tuple[int, int]:
         found = kept_graphs({"history": self.recipe.history}, exclude=self.recipe.parameters())
@@ -110,10 +111,10 @@ class Stopwatch(L.Callback):
         self.times: list[float] = []
 
     def on_train_batch_start(self, *args: Any) -> None:
-        self.started = time.perf_counter()
+        self.started = time.process_time()
 
     def on_train_batch_end(self, *args: Any) -> None:
-        self.times.append(time.perf_counter() - self.started)
+        self.times.append(time.process_time() - self.started)
 
 
 def under_a_trainer(kind: str, data: Domains, seed: int, steps: int) -> float:
