@@ -4,8 +4,8 @@
 
 One plain training loop over the recipe's ResNet and mnist5k, in turn with each choice of `stop.history` and with
 `nothing` kept; and the recipe under a Trainer with `item` and with `self_log`, which needs one. `before_backward` runs
-the network once more at each step: that is its own cost. Steps of all programs are interleaved in blocks of 20. Times are
-CPU seconds of this process, which has one thread: other programs on the machine disturb them less than the clock. A
+the network once more at each step: that is its own cost. Steps of all programs are interleaved in blocks of 20. Times
+are CPU seconds of this process, which has one thread: other programs on the machine disturb them less than the clock. A
 synchronisation is what gives the host a number of the device's (`item`, `tolist`, `cpu` and their like).
 """
 
