@@ -104,6 +104,9 @@ def compile_networks(recipe: L.LightningModule) -> None:
 
     Their ``forward`` is compiled: ``nn.Module.compile`` passes over a network that is one of torch's own containers.
     """
+    from torch._dynamo import config as dynamo_config  # takes a second to import
+
+    dynamo_config.recompile_limit = 64  # its 8 are for all compiled networks together, whose wrapper is one function
     networks: Any = recipe.to_compile() if hasattr(recipe, "to_compile") else recipe.children()  # pyright: ignore[reportCallIssue]
     for network in networks:
         network.forward = torch.compile(network.forward)
