@@ -36,8 +36,8 @@ from stable_baselines3.common.env_util import make_vec_env  # pyright: ignore[re
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from recipes.run.build import build  # noqa: E402
-from recipes.run.names import register  # noqa: E402
+from stopgrad.runner.build import build  # noqa: E402
+from stopgrad.runner.names import register  # noqa: E402
 
 LEARNT, EPISODES = 475.0, 20
 ZOO_STEPS = 100_000  # over which the zoo's schedules fall

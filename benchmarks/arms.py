@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from hydra.utils import instantiate
 
-from recipes.run.build import build_recipe, quiet
 from stopgrad.compare import STEP_TIMES, Comparison, compare
+from stopgrad.runner.build import build_recipe, quiet
 
 WARM_UP = 10
 

@@ -26,8 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stopgrad import audit, measure
-from stopgrad.graph import Walk
+from stopgrad import audit
+from stopgrad.flow import measure
+from stopgrad.flow.graph import Walk
 
 
 class Transformer(nn.Module):

@@ -83,9 +83,9 @@ def share(recipe: str, steps: int) -> float:
     import lightning as L
     from hydra import compose, initialize_config_dir
 
-    from recipes.run.build import build_recipe, instantiate, quiet
-    from recipes.run.fingerprints import KeepFingerprints
-    from recipes.run.names import register
+    from stopgrad.runner.build import build_recipe, instantiate, quiet
+    from stopgrad.runner.fingerprints import KeepFingerprints
+    from stopgrad.runner.names import register
 
     register()
     quiet()

@@ -27,8 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 from conf_tests.distributed.pair import on_two_ranks, trainer  # noqa: E402
 from conf_tests.helpers import config  # noqa: E402
-from recipes.run.build import build_recipe, quiet, share  # noqa: E402
-from recipes.run.strategy import AveragedGradients  # noqa: E402
+from stopgrad.runner.averaging import AveragedGradients  # noqa: E402
+from stopgrad.runner.build import build_recipe, quiet, share  # noqa: E402
 
 WARM_UP = 10
 

@@ -41,12 +41,13 @@ from torch.utils.data import DataLoader, TensorDataset
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from recipes.run.build import quiet  # noqa: E402
-from recipes.run.callbacks import Meter, RandomStreams  # noqa: E402
-from recipes.run.names import register  # noqa: E402
-from recipes.shared.domains import Domains  # noqa: E402
-from recipes.shared.images import Batches  # noqa: E402
+from recipes.parts.domains import Domains  # noqa: E402
+from recipes.parts.images import Batches  # noqa: E402
 from stopgrad.lightning import FlowAudit  # noqa: E402
+from stopgrad.runner.build import quiet  # noqa: E402
+from stopgrad.runner.meter import Meter  # noqa: E402
+from stopgrad.runner.names import register  # noqa: E402
+from stopgrad.runner.streams import RandomStreams  # noqa: E402
 
 PASS = 62  # batches of 64 in 4,000 images
 EPOCHS = 6

@@ -38,11 +38,12 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from recipes.gan import GAN  # noqa: E402
-from recipes.run.build import quiet  # noqa: E402
-from recipes.run.callbacks import Meter, RandomStreams  # noqa: E402
-from recipes.run.names import register  # noqa: E402
-from recipes.shared.images import Batches, Images  # noqa: E402
+from recipes.parts.images import Batches, Images  # noqa: E402
 from stopgrad.lightning import FlowAudit  # noqa: E402
+from stopgrad.runner.build import quiet  # noqa: E402
+from stopgrad.runner.meter import Meter  # noqa: E402
+from stopgrad.runner.names import register  # noqa: E402
+from stopgrad.runner.streams import RandomStreams  # noqa: E402
 
 WARM_UP = 20
 

@@ -33,11 +33,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from recipes.run.build import build_recipe, compile_networks, quiet  # noqa: E402
-from recipes.run.callbacks import Finite, Meter, RandomStreams  # noqa: E402
-from recipes.run.declared import recipe_configs  # noqa: E402
-from recipes.run.names import register  # noqa: E402
 from stopgrad.lightning import FlowAudit  # noqa: E402
+from stopgrad.runner.build import build_recipe, compile_networks, quiet  # noqa: E402
+from stopgrad.runner.declared import recipe_configs  # noqa: E402
+from stopgrad.runner.finite import Finite  # noqa: E402
+from stopgrad.runner.meter import Meter  # noqa: E402
+from stopgrad.runner.names import register  # noqa: E402
+from stopgrad.runner.streams import RandomStreams  # noqa: E402
 
 WARM_UP = 10
 WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "equal")

@@ -31,11 +31,11 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from recipes.loss_logging import SWITCHES, LossLogging  # noqa: E402
-from recipes.run.build import quiet  # noqa: E402
-from recipes.run.names import register  # noqa: E402
-from recipes.shared.domains import Domains  # noqa: E402
-from recipes.shared.images import Batches  # noqa: E402
-from stopgrad.retention import kept_graphs  # noqa: E402
+from recipes.parts.domains import Domains  # noqa: E402
+from recipes.parts.images import Batches  # noqa: E402
+from stopgrad.audits.retention import kept_graphs  # noqa: E402
+from stopgrad.runner.build import quiet  # noqa: E402
+from stopgrad.runner.names import register  # noqa: E402
 
 KINDS = [kind for kind in SWITCHES["history"] if kind != "self_log"]
 BLOCK = 20

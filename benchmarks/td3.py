@@ -41,12 +41,13 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from recipes.run.build import quiet  # noqa: E402
-from recipes.run.callbacks import Meter, RandomStreams  # noqa: E402
-from recipes.run.names import register  # noqa: E402
-from recipes.shared.environments import EVALUATION_SEED, VectorEnvironment, play  # noqa: E402
-from recipes.shared.replay import unscaled  # noqa: E402
+from recipes.parts.environments import EVALUATION_SEED, VectorEnvironment, play  # noqa: E402
+from recipes.parts.replay import unscaled  # noqa: E402
 from stopgrad.lightning import FlowAudit  # noqa: E402
+from stopgrad.runner.build import quiet  # noqa: E402
+from stopgrad.runner.meter import Meter  # noqa: E402
+from stopgrad.runner.names import register  # noqa: E402
+from stopgrad.runner.streams import RandomStreams  # noqa: E402
 
 SAME = ["recipe.width=256", "data.batch_size=256", "data.warmup=1000"]
 EVERY = 500  # transitions from one evaluation to the next

@@ -19,10 +19,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from recipes.run import CONFIGS
-from recipes.run.names import register
+from stopgrad.runner.names import register
+from stopgrad.runner.project import open_project
 
-ROOT = CONFIGS.parent
+ROOT = Path(__file__).parents[1]
+open_project(ROOT)
 
 
 PROCESSES = multiprocessing.get_context("forkserver")  # what takes seconds to import is imported once
@@ -80,7 +81,7 @@ def compare(name: str, *overrides: str, cwd: Path, seconds: float = 1800) -> dic
 def config(*overrides: str) -> DictConfig:
     """The composed config of a run."""
     register()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         return compose("train", list(overrides))
 
 

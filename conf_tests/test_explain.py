@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from stopgrad.__main__ import main
-from stopgrad.explain import answer, find
+from stopgrad.museum.explain import answer, find
 
 INPLACE = "RuntimeError: one of the variables needed for gradient computation has been modified by an inplace operation"
 ANOMALY = "Hint: enable anomaly detection to find the operation that failed to compute its gradient, with "

@@ -45,7 +45,7 @@ def test_page_is_whole(name):
 
 @pytest.mark.parametrize("name", [n for n, e in ALL.items() if not e.silent])
 def test_its_own_message_leads_back_to_it(name):
-    from stopgrad.explain import find
+    from stopgrad.museum.explain import find
 
     broken = ALL[name].run(fixed=False)
     assert name in [e.name for e in find(f"{type(broken).__name__}: {broken}")]

@@ -7,8 +7,8 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-from stopgrad.explain import FIND
 from stopgrad.museum import Exhibit, exhibits
+from stopgrad.museum.explain import FIND
 
 DOCS = Path(__file__).parent
 PAGES = (

@@ -33,8 +33,8 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from recipes.shared.environments import Step, VectorEnvironment, play, spaces
-from recipes.shared.policies import Normalise, linear, mlp, policy_for
+from recipes.parts.environments import Step, VectorEnvironment, play, spaces
+from recipes.parts.policies import Normalise, linear, mlp, policy_for
 from stopgrad import FlowContract, Stops
 from stopgrad.lightning import loss_name, unaudited
 

@@ -31,8 +31,8 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recipes.shared.backbones import backbone as build_backbone
-from recipes.shared.pretrained import kept_features
+from recipes.parts.backbones import backbone as build_backbone
+from recipes.parts.pretrained import kept_features
 from stopgrad import FlowContract, Stops
 from stopgrad.lightning import loss_name
 

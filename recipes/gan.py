@@ -34,10 +34,10 @@ from torch.nn.functional import relu, softplus
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from recipes.shared.frechet import sample_quality
-from recipes.shared.pictures import add_grid
+from recipes.parts.frechet import sample_quality
 from stopgrad import FlowContract, Stops
 from stopgrad.lightning import loss_name
+from stopgrad.runner.samples import add_grid
 
 # The first choice is the paper's, and the default.
 BOUNDARIES = {

@@ -30,9 +30,9 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recipes.shared.backbones import backbone
+from recipes.parts.backbones import backbone
 from stopgrad import FlowContract, Stops
-from stopgrad.retention import kept_graphs
+from stopgrad.audits.retention import kept_graphs
 
 BOUNDARIES: dict[str, list[str]] = {}
 SWITCHES = {

@@ -33,7 +33,7 @@ import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
-from recipes.shared.transitions import Transition
+from recipes.parts.transitions import Transition
 from stopgrad import FlowContract, Stops
 from stopgrad.lightning import loss_name
 

@@ -37,8 +37,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from recipes.shared.environments import VectorEnvironment, play, spaces
-from recipes.shared.replay import Transitions, bounded_sizes, unscaled
+from recipes.parts.environments import VectorEnvironment, play, spaces
+from recipes.parts.replay import Transitions, bounded_sizes, unscaled
 from stopgrad import FlowContract, Stops
 from stopgrad.lightning import loss_name
 

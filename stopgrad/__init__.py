@@ -1,7 +1,7 @@
 """stopgrad: named switches for stop-gradients, and the proof of where each loss's gradient goes.
 
 Needs torch alone. Names are imported when they are first used, so that what reads only the declarations
-(``stopgrad.strategy``: the command line's ``--help``) does not pay for importing torch.
+(``stopgrad.cuts.strategies``: the command line's ``--help``) does not pay for importing torch.
 """
 
 from __future__ import annotations
@@ -10,30 +10,30 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stopgrad.boundary import Boundary as Boundary
-    from stopgrad.boundary import Stops as Stops
-    from stopgrad.contract import FlowContract as FlowContract
-    from stopgrad.contract import GradientLeak as GradientLeak
-    from stopgrad.contract import GradientStarved as GradientStarved
-    from stopgrad.flow import assert_flow as assert_flow
-    from stopgrad.flow import audit as audit
-    from stopgrad.matrix import FlowMatrix as FlowMatrix
-    from stopgrad.strategy import Strategy as Strategy
-    from stopgrad.values import CutSite as CutSite
+    from stopgrad.cuts.boundary import Boundary as Boundary
+    from stopgrad.cuts.boundary import Stops as Stops
+    from stopgrad.cuts.strategies import Strategy as Strategy
+    from stopgrad.flow.audit import assert_flow as assert_flow
+    from stopgrad.flow.audit import audit as audit
+    from stopgrad.flow.contract import FlowContract as FlowContract
+    from stopgrad.flow.contract import GradientLeak as GradientLeak
+    from stopgrad.flow.contract import GradientStarved as GradientStarved
+    from stopgrad.flow.matrix import FlowMatrix as FlowMatrix
+    from stopgrad.flow.values import CutSite as CutSite
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Boundary": "stopgrad.boundary",
-    "Stops": "stopgrad.boundary",
-    "CutSite": "stopgrad.values",
-    "FlowContract": "stopgrad.contract",
-    "FlowMatrix": "stopgrad.matrix",
-    "GradientLeak": "stopgrad.contract",
-    "GradientStarved": "stopgrad.contract",
-    "Strategy": "stopgrad.strategy",
-    "assert_flow": "stopgrad.flow",
-    "audit": "stopgrad.flow",
+    "Boundary": "stopgrad.cuts.boundary",
+    "Stops": "stopgrad.cuts.boundary",
+    "CutSite": "stopgrad.flow.values",
+    "FlowContract": "stopgrad.flow.contract",
+    "FlowMatrix": "stopgrad.flow.matrix",
+    "GradientLeak": "stopgrad.flow.contract",
+    "GradientStarved": "stopgrad.flow.contract",
+    "Strategy": "stopgrad.cuts.strategies",
+    "assert_flow": "stopgrad.flow.audit",
+    "audit": "stopgrad.flow.audit",
 }
 __all__ = [
     "Boundary",

@@ -14,9 +14,9 @@ from typing import Any
 
 def audit_command(options: argparse.Namespace) -> int:
     """Audit the step that a generator function yields; 0, or 1 if the contract is broken."""
-    from stopgrad.contract import FlowContract, FlowViolation
-    from stopgrad.flow import audit
-    from stopgrad.pictures import html_page, matrix_svg
+    from stopgrad.flow.audit import audit
+    from stopgrad.flow.contract import FlowContract, FlowViolation
+    from stopgrad.flow.pictures import html_page, matrix_svg
 
     steps: Any = _function(options.target)()
     if not inspect.isgenerator(steps):
@@ -29,7 +29,7 @@ def audit_command(options: argparse.Namespace) -> int:
             a.loss(*step)
     print(a.matrix())
     if options.html is not None:
-        from stopgrad.drawing import flow_svg
+        from stopgrad.flow.drawing import flow_svg
 
         page = html_page(f"Gradient flow of {options.target}", matrix_svg(a.matrix()), flow_svg(a))
         Path(options.html).write_text(page, encoding="utf-8")
@@ -62,7 +62,7 @@ def _function(target: str) -> Callable[[], Any]:
 
 def explain_command(options: argparse.Namespace) -> int:
     """Print cause and fix of an error message; 1 when it is not known."""
-    from stopgrad.explain import answer, tee
+    from stopgrad.museum.explain import answer, tee
 
     piped = not options.message
     if piped and sys.stdin.isatty():

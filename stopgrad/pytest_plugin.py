@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from stopgrad.flow import audit
-    from stopgrad.parts import Modules
+    from stopgrad.flow.audit import audit
+    from stopgrad.flow.parts import Modules
 
 _AUDITS: pytest.StashKey[list[audit]] = pytest.StashKey()
 
@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def flow_audit(request: pytest.FixtureRequest) -> Iterator[Callable[..., audit]]:
     """Start an audit that ends with the test: ``a = flow_audit(model)``, with the arguments of ``stopgrad.audit``."""
-    from stopgrad.flow import audit
+    from stopgrad.flow.audit import audit
 
     audits = request.node.stash.setdefault(_AUDITS, [])
     with ExitStack() as stack:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from stopgrad import FlowContract, FlowMatrix, GradientLeak, GradientStarved
-from stopgrad.matrix import Cell
-from stopgrad.values import CutSite
+from stopgrad.flow.matrix import Cell
+from stopgrad.flow.values import CutSite
 
 DETACH = CutSite("detach", "/models/gan.py", 3)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from conf_tests.audit.test_lightning import fit
-from stopgrad.freeze import FreezeWatch, FrozenDrift, frozen_modules, train_eval_gap
+from stopgrad.audits.freeze import FreezeWatch, FrozenDrift, frozen_modules, train_eval_gap
 from stopgrad.lightning import FreezeAudit
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:.*does not have many workers")

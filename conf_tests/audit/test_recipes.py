@@ -15,9 +15,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from recipes.run.names import register
 from stopgrad import FlowContract, FlowMatrix, audit
-from stopgrad.lightning import boundaries_of, groups_of
+from stopgrad.lightning.audit import boundaries_of, groups_of
+from stopgrad.runner.names import register
 
 ROOT = Path(__file__).parents[2]
 CUTS = {"detach", "detach_", "data", "no_grad", "inference_mode", "freeze", "freeze_params", "cached"}

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from conf_tests.audit.test_lightning import fit
+from stopgrad.audits.retention import GraphRetained, SavedDataCorrupted, graph_size, growth, guard_saved, kept_graphs
 from stopgrad.lightning import RetentionAudit
-from stopgrad.retention import GraphRetained, SavedDataCorrupted, graph_size, growth, guard_saved, kept_graphs
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:.*does not have many workers")
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from stopgrad import Boundary, audit
 from stopgrad.__main__ import main
-from stopgrad.drawing import flow_graph, flow_svg
-from stopgrad.pictures import COLOURS, html_page, matrix_svg
+from stopgrad.flow.drawing import flow_graph, flow_svg
+from stopgrad.flow.pictures import COLOURS, html_page, matrix_svg
 
 pytest_plugins = ["pytester"]
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conf_tests.helpers import ROOT, config, result, train
-from recipes.run.declared import recipe_configs
+from stopgrad.runner.declared import recipe_configs
 
 SHORT = ["trainer.max_steps=120", "trainer.val_check_interval=50", "trainer.log_every_n_steps=10"]
 

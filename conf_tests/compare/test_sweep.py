@@ -15,9 +15,9 @@ import torch
 
 from conf_tests.compare.test_bars import IDENTICAL, verdicts
 from conf_tests.helpers import ROOT, compare, result, train
-from recipes.run.fingerprints import KeepFingerprints
 from stopgrad.__main__ import main
 from stopgrad.compare.fingerprint import FILE, Fingerprints
+from stopgrad.runner.fingerprints import KeepFingerprints
 
 SHORT = ["trainer.max_steps=12", "trainer.val_check_interval=12", "data.batch_size=24"]
 ENDLESS = ["trainer.max_steps=1000000", "trainer.val_check_interval=1000", "data.batch_size=24"]

@@ -20,8 +20,8 @@ from lightning.pytorch.callbacks import Callback
 from torch.overrides import TorchFunctionMode
 
 from conf_tests.helpers import PROCESSES
-from recipes.run.ranks import FOLDER, LOOPBACK, _environment, _join
-from recipes.run.strategy import AveragedGradients
+from stopgrad.runner.averaging import AveragedGradients
+from stopgrad.runner.launch import FOLDER, LOOPBACK, _environment, _join
 
 
 def on_two_ranks(function: Callable[..., Any], *arguments: Any, seconds: float = 120) -> list[Any]:

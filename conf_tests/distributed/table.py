@@ -20,7 +20,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from conf_tests.helpers import ROOT, Ran, result, train
-from recipes.run.declared import declaration, recipe_configs
+from stopgrad.runner.declared import declaration, recipe_configs
 
 PAGE = ROOT / "docs" / "distributed.md"
 FACTOR = {"scale": "scale:0.5", "reverse": "reverse:1"}

@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from conf_tests.distributed.pair import on_two_ranks, trainer
-from recipes.run.strategy import AveragedGradients, average
+from stopgrad.audits.ranks import first_difference
 from stopgrad.lightning import RankAudit
-from stopgrad.ranks import first_difference
+from stopgrad.runner.averaging import AveragedGradients, average
 
 
 class Probe(L.LightningModule):

@@ -10,8 +10,8 @@ from hydra.utils import instantiate
 
 from conf_tests.distributed.pair import SharedNoise, on_two_ranks, trainer
 from conf_tests.helpers import PROCESSES, ROOT, config
-from recipes.run.build import build_recipe, quiet, share
-from recipes.run.declared import recipe_configs
+from stopgrad.runner.build import build_recipe, quiet, share
+from stopgrad.runner.declared import recipe_configs
 
 STEPS = 50
 EXEMPT = {  # why not; the same reasons stand in docs/distributed.md

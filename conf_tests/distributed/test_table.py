@@ -3,7 +3,7 @@
 import pytest
 
 from conf_tests.distributed.table import PAGE, rows
-from recipes.run.declared import recipe_configs
+from stopgrad.runner.declared import recipe_configs
 
 
 @pytest.mark.parametrize("recipe", list(recipe_configs()))

@@ -21,7 +21,7 @@ from typing import Any
 
 from conf_tests.distributed.table import FASTER
 from conf_tests.helpers import PROCESSES, ROOT, _train, result, train
-from recipes.run.declared import recipe_configs
+from stopgrad.runner.declared import recipe_configs
 
 STEPS = {"dirac_gan": 400, "gan": 120, "td": 300, "td_asplit": 300, "finetune_linear": 300}  # else 60
 SECONDS = 120

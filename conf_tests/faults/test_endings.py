@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from conf_tests.helpers import PROCESSES, _train, result, train
-from recipes.run.callbacks import Finite, NonFiniteLoss
-from recipes.run.checkpoints import WholeCheckpoints
-from recipes.run.errors import RunFailed
 from stopgrad.lightning import loss_name
+from stopgrad.runner.checkpoints import WholeCheckpoints
+from stopgrad.runner.errors import RunFailed
+from stopgrad.runner.finite import Finite, NonFiniteLoss
 
 RUN = ["recipe=dirac_gan", "logger=none", "trainer.val_check_interval=10"]
 TWO = ["trainer=ddp", "trainer.devices=2"]

@@ -9,15 +9,14 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from conf_tests.helpers import train
-from recipes.run import CONFIGS
-from recipes.run.checkpoints import WholeCheckpoints
-from recipes.run.checks import as_run_in
-from recipes.run.declared import recipe_configs
-from recipes.run.errors import InputError
-from recipes.run.names import register
-from recipes.run.safety import allowed_by, check_target, targets
-from recipes.shared.cache import cached
+from conf_tests.helpers import ROOT, train
+from recipes.parts.cache import cached
+from stopgrad.runner.check import as_run_in
+from stopgrad.runner.checkpoints import WholeCheckpoints
+from stopgrad.runner.declared import recipe_configs
+from stopgrad.runner.errors import InputError
+from stopgrad.runner.names import register
+from stopgrad.runner.safety import allowed_by, check_target, targets
 
 RUNS_CODE = [
     "os.system",
@@ -42,10 +41,10 @@ RUNS_CODE = [
     "lightning.pytorch.trainer.trainer.os.system",
     "lightning.pytorch.cli.LightningCLI",
     "lightning.pytorch.loggers.logger.os.system",
-    "recipes.run.record.subprocess.run",
-    "recipes.run.record.write_whole",
-    "recipes.run.ranks.follow",
-    "recipes.run.safety.importlib.import_module",
+    "stopgrad.runner.record.subprocess.run",
+    "stopgrad.runner.record.write_whole",
+    "stopgrad.runner.launch.follow",
+    "stopgrad.runner.safety.importlib.import_module",
     "stopgrad.museum.run",
     "hydra.utils.get_method",
     "hydra.utils.call",
@@ -64,7 +63,7 @@ COMPOSES = [
     "lightning.pytorch.callbacks.EarlyStopping",
     "lightning.pytorch.loggers.CSVLogger",
     "recipes.gan.GAN",
-    "recipes.run.callbacks.progress_bar",
+    "stopgrad.runner.terminal.progress_bar",
     "stopgrad.lightning.FreezeAudit",
     "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
 ]
@@ -84,7 +83,7 @@ def test_target_that_configs_compose_is_not(target):
 @pytest.mark.parametrize("recipe", list(recipe_configs()))
 def test_all_targets_of_our_own_configs_pass(recipe):
     register()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         composed = compose("train", [f"recipe={recipe}"], return_hydra_config=True)
     with as_run_in(composed, "run"):
         found = list(targets(composed))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from conf_tests.faults import fuzz, kills
-from recipes.run.declared import recipe_configs
+from stopgrad.runner.declared import recipe_configs
 
 
 def test_twenty_malformed_inputs():

@@ -9,8 +9,8 @@ from torch import nn
 
 from conf_tests.helpers import build_recipe, config, norms, result, train
 from recipes.actor_critic import BOUNDARIES, ActorCritic, Rollout, lambda_returns
-from recipes.shared.environments import Step, VectorEnvironment
-from recipes.shared.policies import Categorical, Gaussian, Normalise
+from recipes.parts.environments import Step, VectorEnvironment
+from recipes.parts.policies import Categorical, Gaussian, Normalise
 
 SMALL = ["recipe=actor_critic", "data.num_envs=4", "recipe.rollout=16", "recipe.minibatch=16", "recipe.width=8"]
 SHARED = [*SMALL, "recipe.network=shared"]

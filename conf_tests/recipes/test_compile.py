@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from conf_tests.helpers import build_recipe, result, train
-from recipes.run.build import compile_networks
-from recipes.run.declared import recipe_configs
+from stopgrad.runner.build import compile_networks
+from stopgrad.runner.declared import recipe_configs
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 
-from recipes.shared.environments import Environments, VectorEnvironment, play, spaces
+from recipes.parts.environments import Environments, VectorEnvironment, play, spaces
 
 SAVED = ["CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Bandit-v0"]
 

@@ -10,11 +10,11 @@ from torch import nn
 
 from conf_tests.helpers import ROOT, build_recipe, compare, config, norms, result, train
 from recipes.finetune import BOUNDARIES, FineTune
-from recipes.shared.backbones import backbone
-from recipes.shared.images import Batches
-from recipes.shared.linear_task import LinearTask
-from recipes.shared.pretrained import kept_features, pretrained
-from stopgrad.freeze import FreezeWatch
+from recipes.parts.backbones import backbone
+from recipes.parts.images import Batches
+from recipes.parts.linear_task import LinearTask
+from recipes.parts.pretrained import kept_features, pretrained
+from stopgrad.audits.freeze import FreezeWatch
 
 CUTS = ["detach", "no_grad", "freeze", "freeze_params", "cached"]
 DIGITS = ["recipe=finetune", "data.name=digits", "data.shape=[1,8,8]", f"cache={ROOT / '.cache'}"]

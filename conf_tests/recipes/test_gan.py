@@ -8,8 +8,8 @@ import torch
 
 from conf_tests.helpers import build_recipe, config, norms, result, train
 from recipes.gan import BOUNDARIES, FLOW, GAN
-from recipes.shared.frechet import Classifier, FrechetDistance, accuracy, cached_classifier
-from recipes.shared.images import Batches, read_images
+from recipes.parts.frechet import Classifier, FrechetDistance, accuracy, cached_classifier
+from recipes.parts.images import Batches, read_images
 
 EQUIVALENT = ["detach", "no_grad", "freeze", "detach_", "data", "none"]
 MLP = ["recipe=gan", "data=digits"]

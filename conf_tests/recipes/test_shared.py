@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from recipes.run.callbacks import RandomStreams, SavedBytes
-from recipes.run.record import explained, weights_sha256
-from recipes.shared.images import Batches, Images, read_images
-from recipes.shared.pictures import image_grid, save_grid
+from recipes.parts.images import Batches, Images, read_images
+from stopgrad.runner.meter import SavedBytes
+from stopgrad.runner.record import explained, weights_sha256
+from stopgrad.runner.samples import image_grid, save_grid
+from stopgrad.runner.streams import RandomStreams
 
 NUMBERS = torch.arange(10)
 

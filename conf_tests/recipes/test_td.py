@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conf_tests.helpers import build_recipe, config, norms, result, train
-from recipes.shared.transitions import Chain, Draws, Transition, Transitions, a_split, star
+from recipes.parts.transitions import Chain, Draws, Transition, Transitions, a_split, star
 from recipes.td import BOUNDARIES, TD
 
 EQUIVALENT = ["detach", "no_grad", "freeze", "detach_", "data", "inference_mode"]

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from conf_tests.helpers import build_recipe, norms, result, train
-from recipes.shared.environments import VectorEnvironment
-from recipes.shared.replay import Experience, Replay, ReplayedEnvironments, Transitions, unscaled
+from recipes.parts.environments import VectorEnvironment
+from recipes.parts.replay import Experience, Replay, ReplayedEnvironments, Transitions, unscaled
 from recipes.td3 import CUTS, TD3, TwinCritic
 
 ONLINE = "stop.target_network=online"

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stopgrad.matrix import Cell, FlowMatrix
+from stopgrad.flow.matrix import Cell, FlowMatrix
 
 if TYPE_CHECKING:
     from stopgrad.compare import Comparison
@@ -73,7 +73,7 @@ def matrix_figure(cells: Mapping[str, Mapping[str, Any]]) -> Any:
     """The flow matrix of ``comparison.json`` as a figure; cells that differ from the reference's are framed."""
     from matplotlib.patches import Rectangle
 
-    from stopgrad.pictures import matrix_figure as draw
+    from stopgrad.flow.pictures import matrix_figure as draw
 
     parts = list(dict.fromkeys(part for row in cells.values() for part in row))
     matrix = FlowMatrix(

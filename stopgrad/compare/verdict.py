@@ -11,7 +11,7 @@ from stopgrad.compare.difference import over_seeds
 from stopgrad.compare.read import Found, Run
 from stopgrad.compare.statistics import difference
 from stopgrad.compare.words import number, sentence
-from stopgrad.strategy import nearest
+from stopgrad.cuts.strategies import nearest
 
 SCHEMA = "stopgrad.comparison/1"
 VERDICTS = (

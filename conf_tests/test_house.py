@@ -1,0 +1,67 @@
+"""The house: every concept has one home, and the arrows between the homes point one way. docs/design.md draws it."""
+
+import ast
+import sys
+
+import pytest
+
+from conf_tests.helpers import ROOT
+
+# Each folder of stopgrad/ may import itself and what stands before it. The museum needs the words of the cuts alone.
+LAYERS = ["cuts", "flow", "audits", "compare", "watch", "lightning", "runner"]
+MAY_IMPORT = {layer: LAYERS[: place + 1] for place, layer in enumerate(LAYERS)} | {"museum": ["cuts", "museum"]}
+# What an extra adds to torch is imported late.
+OTHERS = {"torch", "tensorboard", "google", "matplotlib", "PIL", "yaml", "pytest"}
+MAY_NEED = {
+    "lightning": OTHERS | {"lightning"},
+    "runner": OTHERS | {"lightning", "hydra", "omegaconf", "pydantic", "numpy"},
+}
+
+
+def files(folder):
+    return [file for file in sorted((ROOT / folder).rglob("*.py")) if ".venv" not in file.parts]
+
+
+def imports(file):
+    """The module of every import in the file, wherever it stands."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def test_every_folder_of_the_library_has_a_place():
+    folders = {file.parent.name for file in (ROOT / "stopgrad").glob("*/__init__.py")}
+    assert folders <= set(MAY_IMPORT)
+    assert {"cuts", "flow", "audits", "compare", "museum", "lightning", "runner"} <= folders
+
+
+@pytest.mark.parametrize("layer", MAY_IMPORT)
+def test_arrows_point_one_way(layer):
+    for file in files(f"stopgrad/{layer}"):
+        for module in imports(file):
+            first, _, rest = module.partition(".")
+            assert first not in ("recipes", "configs", "conf_tests", "train"), f"{file}: {module}"
+            if first == "stopgrad" and rest:
+                assert rest.partition(".")[0] in MAY_IMPORT[layer], f"{file}: {module}"
+
+
+@pytest.mark.parametrize("layer", MAY_IMPORT)
+def test_a_layer_needs_only_what_its_extra_installs(layer):
+    allowed = MAY_NEED.get(layer, OTHERS) | set(sys.stdlib_module_names) | {"stopgrad"}
+    for file in files(f"stopgrad/{layer}"):
+        assert {module.partition(".")[0] for module in imports(file)} <= allowed, file
+
+
+def test_no_recipe_imports_another():
+    recipes = {file.stem for file in (ROOT / "recipes").glob("*.py")} - {"__init__"}
+    assert "gan" in recipes
+    for file in files("recipes"):
+        for module in imports(file):
+            if module.startswith("recipes."):
+                assert module.split(".")[1] == "parts", f"{file}: {module}"
+
+
+def test_train_py_stays_short():
+    assert len((ROOT / "train.py").read_text().splitlines()) < 80

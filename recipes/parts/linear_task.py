@@ -1,0 +1,92 @@
+"""Regression on a two-layer linear network whose pretrained first layer is perfect: Kumar et al. 2022, section 3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+
+from recipes.parts.images import Batches
+
+
+class LinearTask(L.LightningDataModule):
+    """y = w B x with B (F, D) of orthonormal rows and |w| = 1; training inputs fill a subspace only.
+
+    The inputs out of distribution are N(0, 1) in all D dimensions, so that a mean squared error on them is
+    ``|w B - w' B'|^2`` of a learnt pair (w', B').
+
+    Args:
+        shape: (D,) of an input.
+        features: F, the rows of B.
+        subspace: dimensions of the training inputs; at least F, so that they tell w, and fewer than D.
+        samples: training inputs.
+        batch_size: inputs a batch, on each rank; by default all.
+        steps: batches an epoch.
+        seed: of w, B, the subspace and the inputs.
+        cache: folder for features that a recipe keeps.
+    """
+
+    def __init__(
+        self,
+        *,
+        shape: Sequence[PositiveInt] = (100,),
+        features: PositiveInt = 20,
+        subspace: PositiveInt = 30,
+        samples: PositiveInt = 64,
+        batch_size: PositiveInt = 64,
+        steps: PositiveInt | None = None,
+        seed: NonNegativeInt = 0,
+        cache: str = ".cache",
+    ) -> None:
+        super().__init__()
+        self.shape, self.batch_size, self.steps, self.seed = tuple(shape), batch_size, steps, seed
+        self.cache = Path(cache)
+        if not features <= subspace < shape[0]:
+            raise ValueError(f"data.subspace={subspace}: choose from {features} to {shape[0] - 1}")
+        random = np.random.default_rng(seed)
+
+        def rows(n: int) -> Tensor:
+            """(n, D), orthonormal."""
+            return torch.from_numpy(np.linalg.qr(random.normal(size=(shape[0], n)))[0].T.copy()).float()
+
+        def normal(*size: int) -> Tensor:
+            return torch.from_numpy(random.normal(size=size)).float()
+
+        self.truth = {"backbone.linear.weight": rows(features), "head.weight": normal(1, features)}
+        self.truth["head.weight"] /= self.truth["head.weight"].norm()
+        inside = rows(subspace)
+        self.train_inputs, self.inputs = normal(samples, subspace) @ inside, normal(1000, subspace) @ inside
+        self.ood_inputs = normal(1000, shape[0])
+        self.train_labels = self.labels(self.train_inputs)
+
+    def labels(self, inputs: Tensor) -> Tensor:
+        """(N, D) to (N, 1)."""
+        return inputs @ self.truth["backbone.linear.weight"].T @ self.truth["head.weight"].T
+
+    def pretrain(self, network: nn.Module, steps: int) -> dict[str, Tensor]:
+        """The weights that know the truth."""
+        return self.truth
+
+    def train_dataloader(self) -> Batches:
+        trainer = self.trainer
+        return Batches(
+            self.train_inputs,
+            self.train_labels,
+            batch_size=self.batch_size,
+            length=self.steps,
+            seed=self.seed,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
+
+    def val_dataloader(self) -> Batches:
+        """In one batch: inputs (N, D) like the training's and labels (N, 1), inputs out of distribution and labels."""
+        held_out = self.inputs, self.labels(self.inputs), self.ood_inputs, self.labels(self.ood_inputs)
+        return Batches(*held_out, batch_size=len(self.inputs))
+
+    test_dataloader = val_dataloader

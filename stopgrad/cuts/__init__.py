@@ -1,0 +1,1 @@
+"""The switch: where a gradient is stopped, and how."""

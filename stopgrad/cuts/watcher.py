@@ -1,0 +1,59 @@
+"""Who watches the crossings. An audit stands here while it is on, so that a cut need not know what an audit is."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Watcher(Protocol):
+    """What a boundary tells of everything that crosses it."""
+
+    thread: int  # of the audit: what other threads do is not its business
+
+    def inside(self, name: str, kind: str) -> AbstractContextManager[None]:
+        """The producer of the boundary ``name`` runs, and makes a cut of this kind."""
+        ...
+
+    def gate(self, name: str, leaf: Tensor, cut: Callable[[Tensor], Tensor]) -> Tensor:
+        """``leaf`` crosses a boundary that lets gradient through. Returns what ``cut`` makes of it."""
+        ...
+
+    def cut(self, name: str, kind: str, leaf: Tensor, cut: Callable[[Tensor], Tensor]) -> Tensor:
+        """``leaf`` crosses a boundary that stops its gradient. Returns what ``cut`` makes of it."""
+        ...
+
+    def freeze(self, name: str, leaf: Tensor, args: Any) -> Tensor:
+        """``leaf`` was made from ``args`` by a producer whose parameters were frozen."""
+        ...
+
+
+_standing: Watcher | None = None
+
+
+def watcher() -> Watcher | None:
+    """The one that watches this thread, or None."""
+    return _standing if _standing is not None and _standing.thread == threading.get_ident() else None
+
+
+def stand(new: Watcher) -> None:
+    """Let ``new`` watch, from here on.
+
+    Raises:
+        RuntimeError: another one does.
+    """
+    global _standing
+    if _standing is not None:
+        where = "in another thread" if _standing.thread != threading.get_ident() else "already, around this one"
+        raise RuntimeError(f"an audit is on {where}; one at a time: leave it first")
+    _standing = new
+
+
+def leave() -> None:
+    """Let nobody watch."""
+    global _standing
+    _standing = None

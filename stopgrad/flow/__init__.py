@@ -1,0 +1,1 @@
+"""The proof: which loss reaches which part of a model, and the line that stopped it."""

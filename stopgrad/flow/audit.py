@@ -1,0 +1,292 @@
+"""The audit: which loss reaches which part of a model, measured by the gradient itself and explained by the values."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stopgrad.flow.contract import FlowContract
+from stopgrad.flow.graph import Walk
+from stopgrad.flow.matrix import Cell, FlowMatrix
+from stopgrad.flow.measure import as_found, gradient_norms
+from stopgrad.flow.parts import Modules, module_names, modules_in, names_of, parts_of
+from stopgrad.flow.sites import Recorder
+from stopgrad.flow.values import CutSite, Trace, Value, live_path, place, trace
+
+# At or below this fraction of the largest gradient of the same loss, a gradient is rounding noise.
+RTOL = 4 * torch.finfo(torch.float32).eps
+
+
+class audit:
+    """Follow one or more steps and tell where each loss's gradient goes::
+
+        with audit(model) as a:
+            loss = criterion(model(x), y)      # the forward runs inside: values are followed and lines are named
+            a.loss("loss", loss)
+        print(a.matrix())
+        a.check(FlowContract({"loss": {"head": "open", "backbone": "blocked"}}))
+
+    The gradient is measured by ``torch.autograd.grad`` where :meth:`loss` is called: no ``.grad`` is touched, and the
+    loss's own backward may follow. Tensor hooks of the user fire. Compiled modules run eagerly inside.
+
+    Args:
+        modules: a module (its parts are its named children, and parameters of its own by their names), or
+            ``{name: module, parameter, or nested lists and dicts of parameters}``. A parameter may be in several parts.
+        backward: report each loss whose ``backward()`` runs inside under this name, unless it was reported: so is a
+            training audited without touching it.
+        boundaries: names of boundaries that are columns even if nothing crosses them.
+        draw: also note in which module each operation runs, for :func:`stopgrad.drawing.flow_svg`; it installs hooks
+            for all modules while the audit is on.
+        rtol: a gradient at or below ``rtol`` times the largest of the same loss is ``zero``.
+
+    Raises:
+        ValueError: a part without parameters.
+        RuntimeError: on entering: gradients are disabled, or another audit is on.
+    """
+
+    def __init__(
+        self,
+        modules: Modules,
+        *,
+        backward: str | None = None,
+        boundaries: Sequence[str] = (),
+        rtol: float = RTOL,
+        draw: bool = False,
+    ) -> None:
+        self.parts = parts_of(modules)
+        self._modules = modules_in(modules)
+        self._module_names = module_names(modules)
+        self._columns = [*self.parts, *(f"stop.{name}" for name in boundaries)]
+        self._rtol = rtol
+        self._backward = backward
+        self._cells: dict[tuple[str, str], Cell] = {}
+        self.draw = draw
+        self.loss_values: dict[Value, str] = {}
+        self._escape_traces: dict[Value, Trace] = {}
+        self._recorder: Recorder | None = None
+        self._stack = ExitStack()
+        self.names = names_of(modules, self.parts)
+
+    def __enter__(self) -> audit:
+        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            raise RuntimeError("audit: gradients are disabled here; leave torch.no_grad() or inference_mode() first")
+        self._recorder = Recorder(self._roots(), self._bit)
+        self._recorder.on_backward = self._report_backward if self._backward else None
+        with ExitStack() as stack:
+            stack.enter_context(self._recorder)
+            if self.draw:
+                stack.enter_context(self._recorder.follow_modules(self._module_names))
+            if "torch._dynamo" in sys.modules:  # a compiled graph hides its values and links every parameter
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._stack.close()
+        self._recorder = None
+
+    def _roots(self) -> dict[Tensor, tuple[int, str]]:
+        bits: dict[Tensor, int] = {}
+        for name, tensors in self.parts.items():
+            for tensor in tensors:
+                bits[tensor] = bits.get(tensor, 0) | self._bit(name)
+        return {tensor: (mask, self.names[id(tensor)]) for tensor, mask in bits.items()}
+
+    def _bit(self, column: str) -> int:
+        if column not in self._columns:  # a boundary that is crossed for the first time
+            self._columns.append(column)
+        return 1 << self._columns.index(column)
+
+    def on_crossing(self, watch: Callable[[str, Tensor], None]) -> None:
+        """Hand every live tensor that crosses a boundary to ``watch(boundary, tensor)`` instead of keeping it."""
+        self._running("").on_probe = watch
+
+    def loss(self, name: str, loss: Tensor) -> Tensor:
+        """Measure a loss, before its backward, and return it.
+
+        Raises:
+            ValueError: it is no scalar tensor, has no graph, or the same graph was reported before.
+            RuntimeError: outside the ``with`` block, in another thread, under ``no_grad``, or its graph was freed.
+        """
+        recorder = self._running(name)
+        if not torch.is_grad_enabled():
+            raise RuntimeError(f"loss {name!r}: reported under no_grad; report it where gradients are enabled")
+        self.admit(name, loss)
+        crossings = [(boundary, tensor) for boundary, live in recorder.probes.items() for tensor in live]
+        tensors = list({id(t): t for part in self.parts.values() for t in part if t.requires_grad}.values())
+        wanted = tensors + [tensor for _, tensor in crossings]
+        with recorder.pause(), as_found(self._modules):
+            norms = gradient_norms(name, loss, wanted, recorder.leaves)
+        if norms is None:
+            self.record(name, loss, None, {})
+            return loss
+        by_tensor = {id(t): n for t, n in zip(tensors, norms, strict=False) if n is not None}
+        by_boundary: dict[str, list[float]] = {}
+        for (boundary, _), norm in zip(crossings, norms[len(tensors) :], strict=True):
+            if norm is not None:
+                by_boundary.setdefault(boundary, []).append(norm)
+        self.record(name, loss, by_tensor, by_boundary)
+        return loss
+
+    def _report_backward(self, loss: Tensor) -> None:
+        node: Any = loss.grad_fn
+        if self._backward and node is not None and loss.numel() == 1 and not self._was_reported(node):
+            self.loss(self._backward, loss)
+
+    def _was_reported(self, node: Any) -> bool:
+        return node.metadata.get("stopgrad.reported") is self
+
+    def admit(self, name: str, loss: Tensor) -> None:
+        """Refuse what is no loss, and a graph that was reported before."""
+        recorder = self._running(name)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise ValueError(f"loss {name!r}: expected a scalar tensor, got {what}")
+        if not loss.requires_grad:
+            value = recorder.value(loss)
+            cuts = [str(site) for _, site in trace(value).cuts] if value else []
+            raise ValueError(f"loss {name!r} has no graph: {'; '.join(cuts) or 'nothing that it uses requires grad'}")
+        node: Any = loss.grad_fn
+        if node is not None:
+            if self._was_reported(node):
+                raise ValueError(f"loss {name!r}: this graph was reported already; report each graph once")
+            node.metadata["stopgrad.reported"] = self
+
+    def record(
+        self,
+        name: str,
+        loss: Tensor,
+        norms: Mapping[int, float] | None,
+        crossings: Mapping[str, Sequence[float]],
+    ) -> None:
+        """Enter a loss whose gradients were measured elsewhere (the Lightning callback does so in the real backward).
+
+        Args:
+            norms: the gradient's norm by ``id`` of the parameter, for those that got one; None if it is unknown.
+            crossings: norms of the gradients at what crossed each boundary, by its name.
+        """
+        recorder = self._running(name)
+        value = recorder.value(loss)
+        if value is None:
+            raise ValueError(f"loss {name!r} depends on nothing that requires grad")
+        self.loss_values[value] = name
+        found = trace(value)
+        largest = max([0.0, *(norms or {}).values(), *(n for ns in crossings.values() for n in ns)])
+        for part in self._columns:
+            got = [norms[id(t)] for t in self.parts.get(part, ()) if id(t) in norms] if norms is not None else []
+            got += crossings.get(part.removeprefix("stop."), ()) if part not in self.parts else ()
+            norm = math.sqrt(sum(n * n for n in got))
+            if got:
+                state = "zero" if norm <= self._rtol * largest else "open"
+                cell = Cell(state, norm, found.cuts_of(self._bit(part)), self._path(loss, value, part))
+            else:
+                note = "" if norms is not None else "a probe would disturb DDP or a hook; use FlowAudit"
+                cell = self._unreached(found, self._bit(part), note)
+            known = self._cells.get((name, part))
+            self._cells[name, part] = known.merge(cell) if known else cell
+
+    def _unreached(self, found: Trace, bit: int, note: str) -> Cell:
+        """The cell of a part at which no gradient arrived."""
+        unseen = self._running("").unseen
+        if note:
+            return Cell("opaque", note=note)
+        if found.connected & bit:
+            return Cell("blocked", cuts=found.cuts_of(bit))
+        if found.foreign or unseen:
+            return Cell("opaque", note=unseen or "the loss uses values that were computed before the audit began")
+        return Cell("independent", cuts=found.escapes_of(bit) or self._possible_escapes(bit))
+
+    def _possible_escapes(self, bit: int) -> tuple[CutSite, ...]:
+        """Where the part's value left PyTorch, if no number that left is known to have come back."""
+        sites = []
+        for escape in self._running("").escapes:
+            if self.loss_values.keys().isdisjoint(escape.parents):  # else it is a loss that is logged
+                if escape not in self._escape_traces:
+                    self._escape_traces[escape] = trace(escape)
+                sites += self._escape_traces[escape].escapes_of(bit)
+        return tuple(dict.fromkeys(sites))
+
+    def _path(self, loss: Tensor, value: Value, part: str) -> tuple[str, ...]:
+        steps = live_path(value, self._bit(part))
+        if steps and not any(v.foreign for v in steps):
+            return tuple(f"{v.op} ({place(v.file, v.line)})" if v.file else v.op for v in steps if v.op)
+        walk = Walk(loss)
+        paths = [[*walk.path(t)[:-1], self.names[id(t)]] for t in self.parts.get(part, ()) if id(t) in walk.leaves]
+        return tuple(min(paths, key=len, default=[]))
+
+    def matrix(self) -> FlowMatrix:
+        """The matrix of all losses reported so far."""
+        return FlowMatrix(self._columns, self._cells)
+
+    def check(self, contract: FlowContract | Mapping[str, Mapping[str, str]]) -> None:
+        """Raise :class:`~stopgrad.GradientLeak` or :class:`~stopgrad.GradientStarved` if the contract is broken."""
+        __tracebackhide__ = True
+        (contract if isinstance(contract, FlowContract) else FlowContract(contract)).check(self.matrix())
+
+    def _running(self, name: str) -> Recorder:
+        if self._recorder is None:
+            raise RuntimeError(f"loss {name!r}: reported outside the audit; call a.loss() inside the with block")
+        if self._recorder.thread != threading.get_ident():
+            raise RuntimeError(f"loss {name!r}: reported from another thread than the one that began the audit")
+        return self._recorder
+
+
+def assert_flow(
+    loss: Tensor | Callable[[], Tensor],
+    modules: Modules,
+    *,
+    reaches: str | Sequence[str] = (),
+    not_reaches: str | Sequence[str] = (),
+) -> None:
+    """Assert which parts a loss reaches, and which it does not.
+
+    Args:
+        loss: a finished loss, before its backward; or a function that computes it, which also gives lines and
+            reasons. The function runs once, and the model is left as it was: grads, buffers, random state, mode.
+        modules: as for :class:`audit`.
+        reaches: parts at which a gradient must arrive.
+        not_reaches: parts at which none may.
+
+    Raises:
+        GradientLeak, GradientStarved: the assertion does not hold.
+        ValueError: an unknown part, or a loss that is no scalar or has no graph.
+    """
+    __tracebackhide__ = True  # pytest shows the caller's line
+    wanted = dict.fromkeys(_listed(reaches), "open")
+    for part in _listed(not_reaches):
+        if part in wanted:
+            raise ValueError(f"assert_flow: {part!r} is in both reaches and not_reaches")
+        wanted[part] = "blocked"
+    if not wanted:
+        raise ValueError("assert_flow: name at least one part in reaches or not_reaches")
+    contract = FlowContract({"loss": wanted})
+    if not isinstance(loss, Tensor):
+        with audit(modules) as a, as_found(modules_in(modules), parts_of(modules)):
+            a.loss("loss", loss())
+        return a.check(contract)
+    if not loss.requires_grad:
+        raise ValueError("loss has no graph: nothing that it uses requires grad; pass a function to learn the line")
+    walk, parts = Walk(loss), parts_of(modules)
+    asked = [id(t) for part in wanted for t in parts.get(part, ())]
+    if not reaches and not walk.opaque and wanted.keys() <= parts.keys() and walk.leaves.keys().isdisjoint(asked):
+        return None  # absent from the graph: no need to measure
+    with audit(modules) as a:
+        a.loss("loss", loss)
+    contract.check(FlowMatrix(tuple(a.parts), {key: _finished(cell) for key, cell in a.matrix().items()}))
+
+
+def _finished(cell: Cell) -> Cell:
+    """Of a finished loss, what its gradient does not reach is not reached, for whatever reason."""
+    known = cell.state != "opaque" or "before the audit" not in cell.note
+    return cell if known else Cell("blocked", note="pass a function to learn the line")
+
+
+def _listed(names: str | Sequence[str]) -> Sequence[str]:
+    return [names] if isinstance(names, str) else names

@@ -1,0 +1,242 @@
+"""A flow contract: which loss must reach, and must not reach, which part of a model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from stopgrad.cuts.strategies import nearest
+from stopgrad.flow.matrix import Cell, FlowMatrix
+from stopgrad.flow.values import CutSite
+
+WANTED = ("open", "blocked")
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One broken promise. ``kind`` is ``leak``, ``starved``, ``opaque`` or ``cut``; ``text`` says it all in words."""
+
+    kind: str
+    loss: str
+    part: str
+    text: str
+
+
+class FlowViolation(AssertionError):
+    """A gradient went where the contract says it must not, or did not go where it must."""
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        self.violations = tuple(violations)
+        super().__init__("\n".join(v.text for v in violations))
+
+
+class GradientLeak(FlowViolation):
+    """A loss reaches a part that its contract calls blocked (or a cut is not allowed, or nothing can be told)."""
+
+
+class GradientStarved(FlowViolation):
+    """A loss does not reach a part that its contract calls open."""
+
+
+class FlowContract(Mapping[str, Mapping[str, str]]):
+    """``{loss: {part: "open" | "blocked"}}``: a part is a parameter group, or a boundary written ``stop.NAME``.
+
+    ``open`` asks for a gradient that is not zero; ``blocked`` is met when none arrives, for whatever reason. Names of
+    losses and parts may hold wildcards (``"*_loss"``, ``"target*"``); an exact name goes before a wildcard.
+
+    Args:
+        rows: the wanted state of each part, by loss. Parts that are not named may be in any state.
+        frozen: parts that no loss may reach.
+        strict: also fail where the audit cannot tell (``opaque``), and at every cut on a loss's value path that is
+            neither a boundary nor allowed by :meth:`allow_cut`.
+
+    Raises:
+        ValueError: a state other than ``open`` and ``blocked``, or a part that is both frozen and open.
+    """
+
+    def __init__(
+        self, rows: Mapping[str, Mapping[str, str]], *, frozen: Sequence[str] = (), strict: bool = False
+    ) -> None:
+        for loss, row in rows.items():
+            if not isinstance(row, Mapping):
+                raise ValueError(f"contract {loss}: {row!r} is no mapping of parts to 'open' or 'blocked'")
+            for part, state in row.items():
+                if state not in WANTED:
+                    hint = nearest(state, WANTED)
+                    raise ValueError(f"contract {loss} -> {part}: {state!r} is neither 'open' nor 'blocked'{hint}")
+                if state == "open" and part in frozen:
+                    raise ValueError(f"contract {loss} -> {part}: 'open', but {part} is frozen")
+        self._rows = {loss: dict(row) for loss, row in rows.items()}
+        self.frozen = tuple(frozen)
+        self.strict = strict
+        self.allowed: tuple[str, ...] = ()
+
+    def __getitem__(self, loss: str) -> Mapping[str, str]:
+        return self._rows[loss]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __repr__(self) -> str:
+        return f"FlowContract({self._rows!r})"
+
+    def allow_cut(self, *places: str) -> FlowContract:
+        """The same contract, with cuts in these files (``"models/ema.py"``) or modules (``"torchrl"``) intended."""
+        allowed = FlowContract(self._rows, frozen=self.frozen, strict=self.strict)
+        allowed.allowed = self.allowed + places
+        return allowed
+
+    @classmethod
+    def from_yaml(cls, source: str | Path) -> FlowContract:
+        """Read a contract from a YAML file, or from YAML text (a string with a line break or a colon in it).
+
+        The text is the mapping of rows itself, or has the keys ``losses``, ``frozen``, ``allow_cut`` and ``strict``.
+
+        Raises:
+            ImportError: PyYAML is not installed.
+            ValueError: an unknown key or a wrong state.
+        """
+        try:
+            import yaml
+        except ImportError:
+            raise ImportError("FlowContract.from_yaml needs PyYAML: pip install pyyaml") from None
+        is_text = isinstance(source, str) and ("\n" in source or ": " in source)
+        data = yaml.safe_load(str(source) if is_text else Path(source).read_text(encoding="utf-8"))
+        if not isinstance(data, Mapping):
+            raise ValueError(f"contract: expected a mapping of losses, got {type(data).__name__}")
+        if "losses" not in data:
+            return cls(data)
+        keys = ("losses", "frozen", "allow_cut", "strict")
+        for key in data:
+            if key not in keys:
+                raise ValueError(f"contract: unknown key {key!r}; choose from {', '.join(keys)}{nearest(key, keys)}")
+        contract = cls(data["losses"], frozen=data.get("frozen", ()), strict=bool(data.get("strict", False)))
+        return contract.allow_cut(*data.get("allow_cut", ()))
+
+    def wanted(self, losses: Sequence[str], parts: Sequence[str], *, partial: bool = False) -> dict[Any, str]:
+        """``{(loss, part): "open" | "blocked"}`` for the losses and parts that exist, wildcards filled in.
+
+        Args:
+            partial: losses that the contract names may be missing: they were not computed in this step.
+
+        Raises:
+            ValueError: the contract names a loss or a part that does not exist, or two wildcards disagree.
+        """
+        found: dict[tuple[str, str], tuple[bool, str]] = {}
+        rows = {**self._rows, **({"*": dict.fromkeys(self.frozen, "blocked")} if "*" not in self._rows else {})}
+        if "*" in self._rows:
+            rows["*"] = {**self._rows["*"], **dict.fromkeys(self.frozen, "blocked")}
+        for loss_pattern, row in rows.items():
+            matching = _match(loss_pattern, losses, "loss", optional=partial or loss_pattern == "*")
+            for part_pattern, state in row.items():
+                for part in _match(part_pattern, parts, "part", optional=False):
+                    for loss in matching:
+                        exact = loss == loss_pattern and part == part_pattern
+                        known_exact, known = found.get((loss, part), (False, state))
+                        if exact or known == state:
+                            found[loss, part] = (exact or known_exact, state)
+                        elif not known_exact:
+                            raise ValueError(f"contract {loss} -> {part}: wildcards say both {known!r} and {state!r}")
+        return {key: state for key, (_, state) in found.items()}
+
+    def violations(self, matrix: FlowMatrix, *, partial: bool = False) -> list[Violation]:
+        """Every way in which a matrix breaks this contract; see :meth:`wanted` for ``partial`` and the errors."""
+        found = []
+        for (loss, part), state in self.wanted(matrix.losses, matrix.parts, partial=partial).items():
+            cell = matrix[loss, part]
+            if cell.state == "opaque":
+                text = f"{loss} -> {part}: cannot tell whether it is {state}: {cell.note}"
+                found.append(Violation("opaque", loss, part, text))
+            elif state == "blocked" and cell.state in ("open", "zero"):
+                found.append(Violation("leak", loss, part, _leak(matrix, loss, part)))
+            elif state == "open" and cell.state != "open":
+                found.append(Violation("starved", loss, part, _starved(cell, loss, part)))
+        return found + (self._unexpected_cuts(matrix) if self.strict else [])
+
+    def check(self, matrix: FlowMatrix, *, partial: bool = False) -> None:
+        """Raise :class:`GradientLeak` or :class:`GradientStarved` for a matrix that breaks this contract.
+
+        The error names every violation; a leak goes before a starved part. ``opaque`` cells warn, unless strict.
+        """
+        __tracebackhide__ = True  # pytest shows the caller's line
+        raise_for(self.violations(matrix, partial=partial), strict=self.strict)
+
+    def _unexpected_cuts(self, matrix: FlowMatrix) -> list[Violation]:
+        cuts = {cut: key for key, cell in matrix.items() if cell.state != "independent" for cut in cell.cuts}
+        return [
+            Violation(
+                "cut", loss, part, f"{loss} -> {part}: unexpected {cut}; use a Boundary, or allow_cut({cut.file!r})"
+            )
+            for cut, (loss, part) in cuts.items()
+            if cut.boundary is None and cut.kind != "requires_grad" and not self._allows(cut)
+        ]
+
+    def _allows(self, cut: CutSite) -> bool:
+        path = Path(cut.file).as_posix()
+        return any(path.endswith(f"/{p.lstrip('/')}") or f"/{p.replace('.', '/')}/" in path for p in self.allowed)
+
+
+def raise_for(violations: Sequence[Violation], *, strict: bool = False) -> None:
+    """Raise the error that fits the violations, if any counts; warn of what could not be told."""
+    __tracebackhide__ = True
+    if not strict:
+        for violation in violations:
+            if violation.kind == "opaque":
+                warnings.warn(violation.text, stacklevel=3)
+        violations = [v for v in violations if v.kind != "opaque"]
+    if any(v.kind != "starved" for v in violations):
+        raise GradientLeak(violations)
+    if violations:
+        raise GradientStarved(violations)
+
+
+def _match(pattern: str, names: Sequence[str], kind: str, *, optional: bool) -> list[str]:
+    if pattern in names:
+        return [pattern]
+    matching = [name for name in names if fnmatchcase(name, pattern)]
+    if not matching and not optional:
+        raise ValueError(
+            f"the contract names {kind} {pattern!r}; there is {', '.join(names) or 'none'}{nearest(pattern, names)}"
+        )
+    return matching
+
+
+def _leak(matrix: FlowMatrix, loss: str, part: str) -> str:
+    cell = matrix[loss, part]
+    strength = f"norm {cell.norm:.3g}, {matrix.share(loss, part):.0%} of all that the reported losses send there"
+    if cell.state == "zero":
+        strength = "a gradient that is numerically zero, but not absent"
+    lines = [f"{loss} reaches {part}, which the contract calls blocked: {strength}"]
+    if cell.path:
+        lines.append(f"  through {' <- '.join(_shortened(cell.path))}")
+    name = part.removeprefix("stop.")
+    advice = f"set stop.{name}=detach" if part.startswith("stop.") else f"Boundary({part!r}, 'detach')"
+    return "\n".join([*lines, f"  to stop it, cut the value where it crosses: {advice}"])
+
+
+def _starved(cell: Cell, loss: str, part: str) -> str:
+    reason = {
+        "zero": "the gradient arrives, but is numerically zero (a dead unit, a saturated clamp, a factor 0)",
+        "independent": "the loss does not depend on it",
+        "blocked": "the loss depends on it, but the gradient was stopped",
+    }[cell.state]
+    lines = [f"{loss} does not reach {part}, which the contract calls open: {reason}"]
+    lines += [f"  {'stopped by' if cell.state == 'blocked' else 'it left PyTorch by'} {cut}" for cut in cell.cuts]
+    if cell.state == "blocked":
+        lines.append(
+            "  to let it through, remove that cut" if cell.cuts else "  no operation seen stops it: a Function?"
+        )
+    return "\n".join(lines)
+
+
+def _shortened(path: Sequence[str], ends: int = 4) -> list[str]:
+    if len(path) <= 2 * ends + 1:
+        return list(path)
+    return [*path[:ends], f"... {len(path) - 2 * ends} more ...", *path[-ends:]]

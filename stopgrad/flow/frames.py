@@ -1,0 +1,63 @@
+"""Whose line it is: the innermost frame that is the user's, not PyTorch's or ours."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from functools import cache
+from types import CodeType
+
+import torch
+
+_STDLIB = os.path.dirname(os.__file__) + os.sep
+_LIBRARIES = tuple(os.path.dirname(str(path)) + os.sep for path in (torch.__file__, os.path.dirname(__file__)))
+_OPTIMIZERS = os.path.join(_LIBRARIES[0], "optim") + os.sep
+_KNOWN_FILES: dict[str, bool] = {}
+
+
+def _is_library(file: str) -> bool:
+    """True for frames that are nobody's model: torch, stopgrad, Lightning's trainer, the standard library."""
+    path = os.path.abspath(file)
+    parts = path.split(os.sep)
+    installed = "site-packages" in parts or "dist-packages" in parts
+    known = path.startswith(_LIBRARIES) or file.startswith("<frozen")
+    known |= path.startswith(_STDLIB) and not installed
+    known |= installed and bool({"lightning", "pytorch_lightning", "lightning_fabric"} & set(parts))
+    _KNOWN_FILES[file] = known
+    return known
+
+
+@cache
+def _is_function_forward(code: CodeType) -> bool:
+    """True for the forward of a custom Function. ``apply``, which calls it, has a frame in some torch versions only."""
+    classes = [torch.autograd.Function]
+    for cls in classes:
+        classes += cls.__subclasses__()
+    return any(getattr(inspect.unwrap(cls.forward), "__code__", None) is code for cls in classes[1:])
+
+
+def user_line(function_calls: bool = False) -> tuple[str, int]:
+    """File and line of the innermost frame that is the user's.
+
+    Args:
+        function_calls: an operation inside a custom Function's forward belongs to the line that applies the Function.
+    """
+    frame, found = sys._getframe(1), None
+    while frame is not None:
+        file = frame.f_code.co_filename
+        known = _KNOWN_FILES.get(file)  # this loop runs for every operation
+        if found is None and not (_is_library(file) if known is None else known):
+            found = file, frame.f_lineno
+            if not function_calls:
+                return found
+        if function_calls and frame.f_code.co_name == "forward" and _is_function_forward(frame.f_code):
+            found = None
+        frame = frame.f_back
+    return found or ("", 0)
+
+
+def in_optimizer() -> bool:
+    """True if one of torch's optimisers calls the caller: to follow its many operations would only cost time."""
+    file = sys._getframe(2).f_code.co_filename
+    return file.startswith(_OPTIMIZERS) and not file.endswith("swa_utils.py")  # an average does carry values

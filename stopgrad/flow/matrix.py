@@ -1,0 +1,123 @@
+"""The flow matrix: one cell for each loss and each part of a model, with its state, strength and reasons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stopgrad.cuts.strategies import nearest
+from stopgrad.flow.values import CutSite
+
+# The five states. Of several reports of one loss, the first in this order counts.
+STATES = ("open", "zero", "opaque", "blocked", "independent")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one loss does to one part.
+
+    Attributes:
+        state: ``open`` (gradient arrives), ``zero`` (it arrives and is numerically zero), ``blocked`` (the loss
+            depends on the part, but the gradient was stopped), ``independent`` (the loss does not depend on it, or
+            only through Python numbers or NumPy), ``opaque`` (this graph cannot tell).
+        norm: L2 norm of the gradient that arrived, over the whole part. A loss that is reported several times keeps
+            the largest.
+        cuts: every cut between the loss and the part, nearest to the loss first; for ``independent``, the lines where
+            the value left PyTorch.
+        path: the operations from the loss to the nearest parameter reached, in words.
+        note: why the cell is ``opaque``.
+    """
+
+    state: str
+    norm: float = 0.0
+    cuts: tuple[CutSite, ...] = ()
+    path: tuple[str, ...] = ()
+    note: str = ""
+
+    def merge(self, other: Cell) -> Cell:
+        """One cell for two reports of the same loss."""
+        first, second = sorted((self, other), key=lambda cell: STATES.index(cell.state))
+        cuts = tuple(dict.fromkeys(first.cuts + second.cuts))
+        norm = self.norm if math.isnan(self.norm) else max(self.norm, other.norm)
+        return Cell(first.state, norm, cuts, first.path, first.note)
+
+    def __str__(self) -> str:
+        return f"{self.state} {self.norm:.1e}" if self.state == "open" else self.state
+
+
+class FlowMatrix(Mapping[tuple[str, str], Cell]):
+    """``matrix["d_loss", "generator"]`` is a :class:`Cell`. ``print(matrix)`` shows the table and every cut.
+
+    Raises:
+        KeyError: a loss that was not reported or a part that does not exist; with the choices.
+    """
+
+    def __init__(self, parts: Sequence[str], cells: Mapping[tuple[str, str], Cell]) -> None:
+        self.parts = tuple(parts)
+        self.losses = tuple(dict.fromkeys(loss for loss, _ in cells))
+        # A boundary crossed for the first time after a loss was reported: that loss cannot depend on it.
+        self._cells = {(x, y): cells.get((x, y), Cell("independent")) for x in self.losses for y in self.parts}
+
+    def __getitem__(self, key: tuple[str, str]) -> Cell:
+        if key in self._cells:
+            return self._cells[key]
+        loss, part = key
+        known, name, kind = (self.parts, part, "part") if loss in self.losses else (self.losses, loss, "loss")
+        raise KeyError(f"no {kind} {name!r}; there is {', '.join(known) or 'none'}{nearest(name, known)}")
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(self._cells)
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    def updated(self, newer: FlowMatrix) -> FlowMatrix:
+        """This matrix with the losses of a newer one beside its own, or in their place."""
+        parts = dict.fromkeys((*self.parts, *newer.parts))
+        return FlowMatrix(
+            list(parts), {key: cell for key, cell in self.items() if key[0] not in newer.losses} | dict(newer)
+        )
+
+    def share(self, loss: str, part: str) -> float:
+        """The loss's norm at a part over the sum of all losses' norms there, in [0, 1]; 0 where nothing arrives."""
+        total = sum(self[other, part].norm for other in self.losses)
+        return self[loss, part].norm / total if total else 0.0
+
+    def to_dict(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Plain numbers and strings, for JSON."""
+        return {
+            loss: {
+                part: {
+                    "state": (cell := self[loss, part]).state,
+                    "norm": cell.norm,
+                    "cuts": [str(c) for c in cell.cuts],
+                }
+                for part in self.parts
+            }
+            for loss in self.losses
+        }
+
+    def reasons(self) -> list[str]:
+        """One line for each cut, or escape, that keeps a loss from a part."""
+        lines = []
+        for (loss, part), cell in self.items():
+            if cell.state in ("blocked", "independent"):
+                verb = "stopped by" if cell.state == "blocked" else "only through"
+                lines += [f"{loss} -> {part}: {verb} {cut}" for cut in cell.cuts]
+            elif cell.state == "opaque":
+                lines.append(f"{loss} -> {part}: {cell.note}")
+        return lines
+
+    def text(self) -> str:
+        """The matrix as a table, followed by the reasons."""
+        rows = [["", *self.parts], *([loss, *(str(self[loss, p]) for p in self.parts)] for loss in self.losses)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        table = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([*table, *(f"  {reason}" for reason in self.reasons())])
+
+    __str__ = text
+
+    def __repr__(self) -> str:
+        return f"<FlowMatrix {len(self.losses)} losses x {len(self.parts)} parts>"

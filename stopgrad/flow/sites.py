@@ -1,0 +1,380 @@
+"""The mode that follows values through a step and names the line of each operation. It is on inside an audit only."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+
+from stopgrad.cuts import watcher
+from stopgrad.flow.frames import in_optimizer, user_line
+from stopgrad.flow.graph import Walk
+from stopgrad.flow.ops import (
+    CUTS,
+    ESCAPES,
+    NO_WRITE,
+    OVERWRITES,
+    PAIRWISE,
+    VALUELESS,
+    graphless_mode,
+    leaves_of,
+    loses_type,
+    name_of,
+    next_sequence_number,
+    node_name,
+    storage_of,
+    written_by,
+)
+from stopgrad.flow.values import Value, place
+
+_functorch_stack = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
+_Known = tuple[Tensor, Value]
+
+
+class _Ref(weakref.ref):
+    """A weak reference that knows the id of what it referred to."""
+
+    __slots__ = ("key",)
+
+    def __new__(cls, tensor: Tensor, forget: Callable[[Any], None], key: int) -> _Ref:
+        self = super().__new__(cls, tensor, forget)
+        self.key = key
+        return self
+
+    def __init__(self, tensor: Tensor, forget: Callable[[Any], None], key: int) -> None:
+        super().__init__(tensor, forget)  # pyright: ignore[reportCallIssue]
+
+
+def recorder() -> Recorder | None:
+    """The recorder of the audit that is on in this thread, or None."""
+    standing = watcher.watcher()
+    return standing if isinstance(standing, Recorder) else None
+
+
+class Recorder(TorchFunctionMode):
+    """Follows values from the parts of a model to its losses, through every operation and every cut.
+
+    Args:
+        roots: each leaf tensor to follow, with the bits of the parts that it belongs to and its name.
+        bit_of: gives the bit of a boundary, by its column ``stop.NAME``.
+
+    Attributes:
+        escapes: values that left as Python numbers or arrays, in order.
+        unseen: the line where functorch ran, whose inner values cannot be followed, or "".
+        probes: the live tensors that crossed a boundary, by its name; kept only while ``on_probe`` is None.
+        leaves: leaf tensors that were used, require grad and are no part of the model.
+        on_probe: called with the name of the boundary and the live tensor that crosses it.
+        on_backward: called with a tensor before its ``backward()``.
+        modules: the stack of names of the modules that run now.
+    """
+
+    def __init__(self, roots: Mapping[Tensor, tuple[int, str]], bit_of: Callable[[str], int]) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+        self.escapes: list[Value] = []
+        self.unseen = ""
+        self.probes: dict[str, list[Tensor]] = {}
+        self.leaves: dict[int, Tensor] = {}
+        self.on_probe: Callable[[str, Tensor], None] | None = None
+        self.on_backward: Callable[[Tensor], None] | None = None
+        self.modules: list[str] = []
+        self._paused = False
+        self._bit_of = bit_of
+        self._seq = 0
+        self._began = 0  # autograd's own count when the audit began
+        self._values: dict[int, tuple[Any, Value]] = {}
+        self._writes: dict[int, Value] = {}  # storage -> the last in-place write into it
+        self._numbers: dict[float, Value] = {}  # numbers that left through item or tolist
+        self._boundaries: list[tuple[str, str, tuple[str, int]]] = []  # name, kind of cut that it makes, line
+        self._roots = {id(tensor): tensor for tensor in roots}
+        for tensor, (bits, name) in roots.items():
+            self._values[id(tensor)] = (None, self._new(name, (), parts=bits, live=True, site=("", 0)))
+
+    def __enter__(self) -> Recorder:
+        watcher.stand(self)
+        self._began = next_sequence_number()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        watcher.leave()
+        super().__exit__(*exc)
+        for store in (self._values, self._writes, self._numbers, self.probes, self.leaves, self._roots):
+            store.clear()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Nothing is recorded inside: the audit's own measurements, an optimiser's step."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
+    @contextmanager
+    def follow_modules(self, names: Mapping[nn.Module, str]) -> Iterator[None]:
+        """Note in which of these modules each operation runs."""
+
+        def enter(module: nn.Module, args: Any) -> None:
+            if module in names:
+                self.modules.append(names[module])
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            if module in names and self.modules:
+                self.modules.pop()
+
+        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.modules.clear()
+
+    # ---- operations
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.backward and self.on_backward is not None and not self._paused:
+            self.on_backward(args[0])
+        if self._paused or func in VALUELESS or in_optimizer():
+            return func(*args, **kwargs)
+        inputs = [*leaves_of(args), *leaves_of(kwargs)] if kwargs else leaves_of(args)
+        known = [(t, v) for t in inputs if (v := self.value(t)) is not None]
+        numbers = leaves_of((args, kwargs), float) if self._numbers else []
+        numbers = [self._numbers[n] for n in numbers if n in self._numbers]
+        live = any(t.requires_grad for t, _ in known)
+        result = func(*args, **kwargs)
+        if not self.unseen and _functorch_stack() is not None:
+            self.unseen = "functorch at " + place(*user_line())
+        if known or numbers:
+            if func in ESCAPES:
+                self._escape(ESCAPES[func], [v for _, v in known], result)
+            elif (targets := written_by(func, args, kwargs)) is not None:
+                self._write(func, targets, args, known, numbers)
+            else:
+                self._result(func, inputs, leaves_of(result), known, numbers, live)
+        elif self._writes:
+            for tensor in leaves_of(result):
+                self._writes.pop(storage_of(tensor), None)  # a new tensor in the memory of one that is gone
+        return result
+
+    def _result(
+        self,
+        func: Any,
+        inputs: list[Tensor],
+        outputs: list[Tensor],
+        known: list[_Known],
+        numbers: list[Value],
+        live: bool,
+    ) -> None:
+        """An operation made new tensors. Outputs that are alike share one value."""
+        mode = graphless_mode()
+        site = user_line(function_calls=bool(mode))
+        if func in PAIRWISE:  # the i-th output is the i-th input, reshaped
+            pairs = [(out, [v for t, v in known if t is source]) for out, source in zip(outputs, inputs, strict=True)]
+        else:
+            pairs = [(out, [value for _, value in known] + numbers) for out in outputs]
+        made: dict[Any, Value] = {}
+        for out, parents in pairs:
+            if not parents or any(out is tensor for tensor, _ in known):
+                continue  # handed through as it was: contiguous(), to(the same dtype)
+            cut = CUTS.get(func, "")
+            if not (cut or mode or out.requires_grad) and (live or loses_type(out, [t for t, _ in known])):
+                cut = "no_derivative"
+            key = (out.requires_grad, cut, *parents)
+            if key not in made:
+                made[key] = self._new(name_of(func), parents, cut=cut, mode=mode, live=out.requires_grad, site=site)
+            self._attach(out, made[key])
+
+    def _write(
+        self, func: Any, targets: Sequence[Tensor], args: Any, known: list[_Known], numbers: list[Value]
+    ) -> None:
+        """An operation in place: its targets now depend on its inputs too, and so does every alias of them."""
+        mode, cut = graphless_mode(), CUTS.get(func, "")
+        site = user_line(function_calls=bool(mode))
+        lists = [a for a in args if isinstance(a, list | tuple) and len(a) == len(targets)] if len(targets) > 1 else []
+        for i, target in enumerate(targets):
+            others = {
+                id(a[j]) for a in lists for j in range(len(a)) if j != i
+            }  # torch._foreach_*: the i-th of each list
+            overwritten = id(target) if func in OVERWRITES else None
+            parents = numbers + [v for t, v in known if id(t) not in others and id(t) != overwritten]
+            if id(target) in self._roots and parents == [self._values[id(target)][1]]:
+                continue  # a parameter changed by itself alone
+            live = target.requires_grad
+            value = self._new(name_of(func), parents, cut=cut, mode=mode, live=live, site=site)
+            self._attach(target, value)
+            if func not in NO_WRITE:
+                self._writes[storage_of(target)] = value
+
+    def _escape(self, kind: str, parents: list[Value], result: Any) -> None:
+        value = self._new(kind, parents, cut=kind)
+        self.escapes.append(value)
+        if kind != "numpy":
+            numbers = leaves_of([result], float)
+            self._numbers.update((n, value) for n in numbers if n != n // 1)  # 0.0 and 1.0 prove nothing
+
+    # ---- boundaries
+
+    @contextmanager
+    def inside(self, name: str, kind: str) -> Iterator[None]:
+        """The producer of a boundary runs: cuts of this kind are the boundary's, and take its line."""
+        self._boundaries.append((name, kind, user_line()))
+        try:
+            yield
+        finally:
+            self._boundaries.pop()
+
+    def gate(self, name: str, leaf: Tensor, cut: Callable[[Tensor], Tensor]) -> Tensor:
+        """``leaf`` crosses a boundary that lets gradient through: it gets a node of its own, which is then gated."""
+        before, line = self.value(leaf), user_line()
+        with self.pause():
+            crossing = torch.ops.aten.alias(leaf)
+            result = cut(crossing)
+        value = self._crossing(name, before, live=crossing.requires_grad, line=line)
+        if crossing.requires_grad:
+            if self.on_probe is None:
+                self.probes.setdefault(name, []).append(crossing)
+            else:
+                self.on_probe(name, crossing)
+        else:
+            value = self._new("alias", (value,), cut="requires_grad", site=line, boundary=name)
+        self._attach(crossing, value)
+        self._attach(result, value)
+        return result
+
+    def cut(self, name: str, kind: str, leaf: Tensor, cut: Callable[[Tensor], Tensor]) -> Tensor:
+        """``leaf`` crosses a boundary that cuts it."""
+        before, line = self.value(leaf), user_line()
+        with self.pause():
+            result = cut(leaf)
+        crossing = self._crossing(name, before, live=False, line=line)
+        self._attach(result, self._new(kind, (crossing,), cut=kind, site=line, boundary=name))
+        return result
+
+    def freeze(self, name: str, leaf: Tensor, args: Any) -> Tensor:
+        """``leaf`` was made under ``freeze``: blocked, unless a parameter that nobody froze made it live."""
+        inputs = [t for t in leaves_of(args) if t.requires_grad]
+        walk = Walk(leaf, stop={t.grad_fn for t in inputs})
+        reached = walk.leaves.keys() - {id(t) for t in inputs}
+        # A view of a parameter is called live once that is unfrozen again, but nothing flows from it.
+        if reached and not (leaf.grad_fn is None and leaf._is_view()):
+            return self.gate(name, leaf, lambda crossing: crossing)
+        before, line = self.value(leaf), user_line()
+        frozen = self._new(
+            "freeze",
+            (self._crossing(name, None, live=False, line=line),),
+            cut="requires_grad",
+            site=line,
+            boundary=name,
+        )
+        self._attach(leaf, self._new("freeze", [v for v in (before, frozen) if v], live=leaf.requires_grad, site=line))
+        return leaf
+
+    def _crossing(self, name: str, before: Value | None, *, live: bool, line: tuple[str, int]) -> Value:
+        parents = (before,) if before else ()
+        return self._new(f"stop.{name}", parents, parts=self._bit_of(f"stop.{name}"), live=live, site=line)
+
+    # ---- values
+
+    def value(self, tensor: Tensor) -> Value | None:
+        """What the tensor was computed from, or None if it depends on no part of the model."""
+        entry = self._values.get(id(tensor))
+        if entry is None:
+            value = self._from_graph(tensor) if tensor.grad_fn is not None else None
+            if value is None and tensor.requires_grad:
+                self.leaves[id(tensor)] = tensor
+        elif id(tensor) in self._roots:
+            value = entry[1]
+            if not tensor.requires_grad:
+                value = self._new(value.op, (value,), cut="requires_grad")
+        else:
+            value = entry[1]
+            if value.mode and not value.live and tensor.grad_fn is not None:
+                value = self._from_function(tensor, value)
+        write = self._writes.get(storage_of(tensor)) if self._writes else None
+        if write is not None and (value is None or write.seq > value.seq):
+            value = self._new("view", [v for v in (value, write) if v], live=tensor.requires_grad)
+        return value
+
+    def _from_graph(self, tensor: Tensor) -> Value:
+        """A live tensor that no operation was seen to make (a custom Function, a wrapper): ask its graph."""
+        parents: list[Value] = []
+        seen: set[Any] = {tensor.grad_fn}
+        stack: list[Any] = [tensor.grad_fn]
+        while stack:
+            node = stack.pop()
+            owner, value = node.metadata.get("stopgrad", (None, None))
+            variable = getattr(node, "variable", None)
+            if owner is self:
+                parents.append(value)
+            elif variable is not None and id(variable) in self._roots:
+                parents.append(self._values[id(variable)][1])
+            else:
+                fresh = {n for n, _ in node.next_functions if n is not None} - seen
+                seen |= fresh
+                stack += fresh
+        foreign = any(node._sequence_nr() < self._began for node in seen)
+        value = self._new(node_name(tensor), parents, live=True, foreign=foreign)
+        self._attach(tensor, value)
+        return value
+
+    def _from_function(self, tensor: Tensor, value: Value) -> Value:
+        """A custom Function's output: the operations of its forward ran without a graph, and are no cuts."""
+        parents, seen, stack = [], {value}, [value]
+        while stack:
+            for parent in stack.pop().parents:
+                if parent not in seen:
+                    seen.add(parent)
+                    (stack if parent.mode and not parent.live else parents).append(parent)
+        value = self._new(node_name(tensor), parents, live=True, site=(value.file, value.line))
+        self._attach(tensor, value)
+        return value
+
+    def _attach(self, tensor: Tensor, value: Value) -> None:
+        key = id(tensor)
+        if key in self._roots:  # a write into a parameter: it stays what it is, and depends on more
+            root = self._values[key][1]
+            value = self._new(root.op, (root, value), live=True)
+        if key in self._values:
+            self._values[key] = (self._values[key][0], value)
+        else:
+            self._values[key] = (_Ref(tensor, self._forget, key), value)
+        node: Any = tensor.grad_fn if value.live else None
+        if node is not None:
+            node.metadata["stopgrad"] = (self, value)
+
+    def _forget(self, ref: _Ref) -> None:
+        self._values.pop(ref.key, None)
+
+    def _new(
+        self,
+        op: str,
+        parents: Sequence[Value],
+        *,
+        parts: int = 0,
+        cut: str = "",
+        mode: str = "",
+        live: bool = False,
+        site: tuple[str, int] | None = None,
+        boundary: str | None = None,
+        foreign: bool = False,
+    ) -> Value:
+        self._seq += 1
+        mode = "" if cut or live else mode
+        if boundary is None and (cut or mode):
+            for name, kind, line in reversed(self._boundaries):
+                if kind == (cut or mode):
+                    boundary, site = name, line
+                    break
+        file, line = site or user_line()
+        module = self.modules[-1] if self.modules else ""
+        return Value(self._seq, op, tuple(parents), file, line, parts, cut, mode, boundary, live, module, foreign)

@@ -1,0 +1,145 @@
+"""What can be refused is refused before a run directory exists, and before the first arm of a sweep starts."""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from stopgrad.cuts.strategies import check_stop
+from stopgrad.runner.declared import declaration
+from stopgrad.runner.errors import InputError, choose, is_input_error, one_line, wants_traceback
+from stopgrad.runner.launch import check_ranks, under_torchrun
+from stopgrad.runner.safety import check_paths, check_safety
+
+SECTIONS = ("recipe", "stop", "data", "trainer", "callbacks", "logger")
+
+
+def pinned(config: DictConfig) -> DictConfig:
+    """The config of one run: where an arm of a comparison is chosen, with what that arm changes.
+
+    Raises:
+        InputError: an arm that the comparison does not have, or a comparison without an arm.
+    """
+    if config.compare is None:
+        if config.arm is not None:
+            raise InputError(f"arm={config.arm}: an arm belongs to a comparison; add compare=NAME")
+        return config
+    if config.arm is None:
+        name = config.hydra.runtime.choices.compare if "hydra" in config else "NAME"
+        raise InputError(f"compare={name}: a comparison is many runs; write python train.py -m compare={name}")
+    if config.arm not in config.compare.arms:
+        raise InputError(choose("arm", config.arm, config.compare.arms))
+    merged = OmegaConf.merge(config, config.compare.arms[config.arm])
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+@contextmanager
+def as_run_in(config: DictConfig, folder: str) -> Iterator[None]:
+    """Let ``${hydra:...}`` resolve as it will in the run, whose directory is ``folder``."""
+    before = HydraConfig.instance().cfg
+    with read_write(config), open_dict(config):
+        config.hydra.runtime.output_dir = os.path.abspath(folder)
+    HydraConfig.instance().set_config(config)
+    try:
+        yield
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+def check(config: DictConfig, folder: str) -> None:
+    """Refuse one run's config, from the cheapest check to the dearest.
+
+    Raises:
+        InputError: with the key, the value and the choices in one line.
+    """
+    config = copy.deepcopy(config)
+    with as_run_in(config, folder):
+        hydra = config.hydra
+        config = pinned(config)
+        for section in SECTIONS:
+            if not isinstance(config[section], DictConfig) and not (section == "logger" and config[section] is None):
+                raise InputError(f"{section}={config[section]}: a section has keys; write {section}.KEY=VALUE")
+        check_safety(config, hydra)
+        check_paths(config, folder)
+        check_ranks(config)
+        check_run(config)
+
+
+def check_run(config: DictConfig) -> None:
+    """The part of the check that belongs to the recipe, and builds it."""
+    if config.mode not in ("train", "evaluate"):
+        raise InputError(choose("mode", config.mode, ["train", "evaluate"]))
+    if config.mode == "evaluate" and config.ckpt_path is None:
+        raise InputError("ckpt_path=null: mode=evaluate needs a checkpoint; write ckpt_path=FILE")
+    if config.ckpt_path is not None and not os.path.isfile(config.ckpt_path):
+        raise InputError(f"ckpt_path={config.ckpt_path}: no such file")
+    declared = declaration(config.recipe._target_)
+    stop: Any = OmegaConf.to_container(config.stop, resolve=True)
+    try:
+        check_stop(stop, declared.boundaries, declared.switches)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+    from stopgrad.runner.build import check_build  # torch comes in only now
+
+    check_build(config)
+
+
+def sweep_configs(config: DictConfig) -> list[DictConfig]:
+    """The config of every run of a sweep; only its own where the sweeper is not Hydra's basic one."""
+    if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
+        return [config]
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    loader = GlobalHydra.instance().config_loader()
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    overrides = OverridesParser.create(loader).parse_overrides([*params, *config.hydra.overrides.task])
+    (runs,) = BasicSweeper.split_arguments(overrides, None)
+    return [loader.load_configuration("train", list(run), RunMode.RUN) for run in runs]
+
+
+class CheckFirst(Callback):
+    """Hydra's hook before anything is written. Hydra turns a callback's exception into a warning, so this one exits."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self._check([config], config.hydra.run.dir)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            if under_torchrun():
+                raise InputError("-m under torchrun: start a sweep without it; trainer=ddp starts its ranks itself")
+            configs = sweep_configs(config)
+        except Exception as error:
+            self._exit(error)
+        self._check(configs, config.hydra.sweep.dir)
+
+    def _check(self, configs: list[DictConfig], folder: str) -> None:
+        try:
+            for config in configs:
+                check(config, folder)
+            try:
+                os.makedirs(folder, exist_ok=True)  # Hydra would do it next, but with a traceback where it cannot
+            except OSError as error:
+                raise InputError(f"hydra.run.dir={folder}: cannot be written: {error.strerror}") from None
+        except Exception as error:
+            self._exit(error)
+
+    def _exit(self, error: Exception) -> NoReturn:
+        if is_input_error(error) and not wants_traceback():
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            sys.exit(2)
+        traceback.print_exception(error)
+        sys.exit(1)

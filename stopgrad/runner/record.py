@@ -1,0 +1,201 @@
+"""What a run leaves behind: ``config.yaml``, ``result.json``, and a closing summary for the person who watches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+import stopgrad
+from stopgrad.audits.ranks import gathered
+from stopgrad.lightning import FlowAudit
+from stopgrad.runner.build import Run, not_resumable
+from stopgrad.runner.declared import declaration
+from stopgrad.runner.errors import RunFailed
+from stopgrad.runner.launch import failures_of_others
+from stopgrad.runner.meter import Meter
+from stopgrad.runner.project import project
+from stopgrad.runner.samples import save_grid
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers: equal weights, equal hash."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    found = {"stopgrad": stopgrad.__version__, "torch": str(torch.__version__)}
+    for name in ("lightning", "hydra-core", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the project that runs, with ``+`` where the tree differs from it; None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=project(), capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file so that a reader sees all of it or the one before."""
+    half_written = file.with_name(f".{file.name}.tmp")
+    half_written.write_text(text)
+    half_written.replace(file)
+
+
+def explained(error: BaseException, stop: dict[str, str]) -> str:
+    """The first line of an error; with the reason and the way out where a strategy is what caused it."""
+    message = str(error).partition("\n")[0] or type(error).__name__
+    if "Inference tensors cannot be saved for backward" in message:
+        names = [name for name, choice in stop.items() if choice == "inference_mode"]
+        return (
+            f"stop.{', stop.'.join(names)}=inference_mode: {message.partition('.')[0]}; what crosses is an inference "
+            "tensor, and the consumer must save its input for its own gradient. Use no_grad, which costs the same"
+        )
+    return message
+
+
+def replay_command(hydra: Any) -> dict[str, Any]:
+    """How a comparison runs this training again, from ``first`` to ``last`` with a fingerprint after every step."""
+    window = ["callbacks.fingerprints.window=[{first},{last}]", "hydra.run.dir={folder}", "logger=none"]
+    return {
+        "cwd": hydra.runtime.cwd,
+        "arguments": [os.path.abspath(sys.argv[0]), *hydra.overrides.task, *window],
+    }
+
+
+@contextmanager
+def record(config: DictConfig, run: Run) -> Iterator[dict[str, Any]]:
+    """Write ``config.yaml`` at the start and ``result.json`` at the end, however it comes; then print the summary.
+
+    In a sweep an arm that raises is a result: it is recorded and the next arm starts. Of several ranks the first
+    writes. Yields the result, which is filled at the end.
+    """
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    if run.trainer.is_global_zero:
+        write_whole(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    stop: Any = OmegaConf.to_container(config.stop, resolve=True)
+    declared = declaration(config.recipe._target_)
+    result: dict[str, Any] = {
+        "recipe": hydra.runtime.choices["recipe"],
+        "arm": folder.parent.name,
+        "stop": stop,
+        "stop_default": declared.default_stop,
+        "compare": {"name": hydra.runtime.choices["compare"], "reference": config.compare.reference}
+        | {"arms": list(config.compare.arms)}
+        if config.compare
+        else None,
+        "seed": config.seed,
+        "mode": config.mode,
+        "started": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+        "metrics_declared": declared.metrics,
+        "versions": versions(),
+        "commit": commit(),
+        "replay": replay_command(hydra),
+    }
+    started = time.perf_counter()
+    failure: BaseException | None = None
+    try:
+        with failures_of_others():
+            yield result
+            result |= of_ranks(run)
+        result["status"] = "finished"
+        if run.trainer.is_global_zero:
+            leave_samples(run.recipe, folder / "samples.png")
+    except (KeyboardInterrupt, SystemExit) as stopped:  # Lightning turns Ctrl-C into an exit
+        failure = stopped
+        result["status"] = "interrupted"
+    except Exception as error:
+        failure = error = not_resumable(error, config.ckpt_path) or error
+        result |= {"status": "raised", "error": type(error).__name__, "message": explained(error, stop)}
+    callbacks: Any = run.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    meter = next((c for c in callbacks if isinstance(c, Meter)), None)
+    flow = next((c for c in callbacks if isinstance(c, FlowAudit)), None)
+    tested = {name: value.item() for name, value in run.trainer.callback_metrics.items()}
+    result |= {
+        "steps": run.trainer.global_step,
+        "threads": torch.get_num_threads(),  # Lightning sets them as it starts several ranks
+        "metrics": dict(sorted(((meter.metrics if meter else {}) | tested).items())),
+        "weights_sha256": weights_sha256(run.recipe),
+        "seconds": time.perf_counter() - started,
+        **(meter.costs() if meter else {}),
+        "flow": flow.matrix.to_dict() if flow and flow.matrix else None,
+        "violations": [violation.text for violation in flow.violations] if flow else [],
+    }
+    if run.trainer.is_global_zero:
+        write_whole(folder / "result.json", json.dumps(result, indent=2) + "\n")
+        print(summary(result, folder))
+    if failure is None:
+        return
+    if result["status"] == "interrupted" or not run.trainer.is_global_zero:
+        raise failure
+    expected = result["message"].startswith("stop.") or isinstance(failure, RunFailed)
+    if not expected and hydra.mode != RunMode.MULTIRUN:
+        raise failure
+    if not expected:
+        traceback.print_exception(failure)  # a mistake in the code more likely than a result
+    if hydra.mode != RunMode.MULTIRUN:
+        print(f"error: {result['message']}", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def of_ranks(run: Run) -> dict[str, Any]:
+    """``ranks``: the hash of the weights, and the contract's violations, on each of several ranks."""
+    if run.trainer.world_size == 1:
+        return {}
+    callbacks: Any = run.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    found = [violation.text for c in callbacks if isinstance(c, FlowAudit) for violation in c.violations]
+    return {"ranks": gathered({"weights_sha256": weights_sha256(run.recipe), "violations": found})}
+
+
+def leave_samples(recipe: Any, file: Path) -> None:
+    """Write a grid of what the recipe samples, where it samples images."""
+    if hasattr(recipe, "sample"):
+        images = recipe.sample(64)
+        if images.ndim == 4:
+            save_grid(file, images)
+
+
+def summary(result: dict[str, Any], folder: Path) -> str:
+    """The closing lines: what ran, how it ended, what it cost, where it is."""
+    chosen = " ".join(f"{name}={choice}" for name, choice in result["stop"].items())
+    numbers = "  ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items())
+    cost = f"{result['steps']} steps in {result['seconds']:.1f} s"
+    if result.get("step_time"):
+        cost += f", {result['step_time'] * 1e3:.2f} ms a step, {result['saved_bytes'] >> 10} KiB saved for backward"
+    with suppress(ValueError):
+        folder = folder.relative_to(Path.cwd())
+    ending = result["status"] + (f": {result['message']}" if "message" in result else "")
+    return f"\n{result['recipe']}  {chosen}  seed {result['seed']}: {ending}\n{numbers}\n{cost}\n{folder}"
