@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from stopgrad.flow.graph import REENTRANT, Walk
+from stopgrad.flow.graph import Reach, Walk
 
 
 def norm(grad: Tensor) -> Tensor:
@@ -20,14 +20,26 @@ def norm(grad: Tensor) -> Tensor:
     return torch.linalg.vector_norm(grad, dtype=torch.float32 if grad.dtype.itemsize == 2 else None)
 
 
-def gradient_norms(
-    name: str, loss: Tensor, tensors: Sequence[Tensor], others: Mapping[int, Tensor]
-) -> list[float | None] | None:
-    """The norm of ``loss``'s gradient at each tensor, None where none arrives. No ``.grad`` changes.
+def norms_of(grads: Sequence[Tensor | None]) -> list[float | None]:
+    """The norm of each gradient, as numbers: one synchronisation for all of a device."""
+    plain = [g for g in grads if g is not None and g.layout is torch.strided and g.dtype.itemsize > 2]
+    norms: dict[int, float] = {}
+    for device in {g.device for g in plain}:
+        there = [g.detach() for g in plain if g.device == device]
+        found = torch.stack([n.double() for n in torch._foreach_norm(there)]).tolist()
+        norms.update(zip((id(g) for g in plain if g.device == device), found, strict=True))
+    return [None if g is None else norms[id(g)] if id(g) in norms else float(norm(g)) for g in grads]
+
+
+def gradients(
+    name: str, loss: Tensor, tensors: Sequence[Tensor], others: Mapping[int, Tensor], reach: Reach | None
+) -> Sequence[Tensor | None] | None:
+    """``loss``'s gradient at each tensor, None where none arrives. No ``.grad`` changes.
 
     Args:
         name: the loss's name, for errors.
         others: leaf tensors besides ``tensors`` that a full backward would also reach.
+        reach: what lies behind the loss, or None if that is not known.
 
     Returns:
         None if it cannot be measured without a trace: under DDP with ``static_graph``, and under a reentrant checkpoint
@@ -36,27 +48,26 @@ def gradient_norms(
     Raises:
         RuntimeError: the graph was freed by a backward.
     """
-    walk = Walk(loss)
-    if walk.static_ddp:
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if reach is not None and reach.static_ddp or reach is None and distributed:
         return None
     try:
-        if REENTRANT in walk.opaque:  # refuses autograd.grad
-            leaves = {**walk.leaves, **others, **{id(t): t for t in tensors if t.is_leaf}}
-            grads = _by_backward(loss, tensors, list(leaves.values()))
-            if grads is None:
-                return None
-        else:
-            grads = torch.autograd.grad(loss, tensors, retain_graph=True, allow_unused=True) if tensors else ()
+        if reach is not None and reach.reentrant:
+            return _by_backward(loss, tensors, others)
+        return torch.autograd.grad(loss, tensors, retain_graph=True, allow_unused=True) if tensors else ()
     except RuntimeError as error:
+        if reach is None and "use_reentrant" in str(error):  # a reentrant checkpoint refuses autograd.grad
+            return _by_backward(loss, tensors, others)
         if "second time" not in str(error):
             raise
         raise RuntimeError(f"loss {name!r}: its graph was freed; report it before its backward") from None
-    norms = [None if grad is None else norm(grad) for grad in grads]
-    return [None if n is None else float(n) for n in norms]
 
 
-def _by_backward(loss: Tensor, tensors: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Tensor | None] | None:
+def _by_backward(
+    loss: Tensor, tensors: Sequence[Tensor], others: Mapping[int, Tensor]
+) -> list[Tensor | None] | None:
     """A real backward with every ``.grad`` put aside."""
+    leaves = list({**Walk(loss).leaves, **others, **{id(t): t for t in tensors if t.is_leaf}}.values())
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return None  # DDP's hooks would reduce
     if any(leaf._post_accumulate_grad_hooks for leaf in leaves):
