@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -16,7 +16,7 @@ from stopgrad.flow.contract import FlowContract
 from stopgrad.flow.escapes import Escapes
 from stopgrad.flow.graph import Reach, Reaches, Walk
 from stopgrad.flow.matrix import Cell, FlowMatrix
-from stopgrad.flow.measure import as_found, gradients, norms_of
+from stopgrad.flow.measure import Found, as_found, gradients, norms_of
 from stopgrad.flow.parts import Modules, module_names, modules_in, names_of, parts_of
 from stopgrad.flow.sites import Recorder
 from stopgrad.flow.values import Trace, Value
@@ -62,8 +62,8 @@ class audit:
         draw: bool = False,
     ) -> None:
         self.parts = parts_of(modules)
-        self._modules = modules_in(modules)
-        self._module_names = module_names(modules)
+        self._modules = modules
+        self._found = Found(modules_in(modules))
         self._columns = [*self.parts, *(f"stop.{name}" for name in boundaries)]
         self._rtol = rtol
         self._backward = backward
@@ -92,7 +92,7 @@ class audit:
         with ExitStack() as stack:
             stack.enter_context(self._recorder)
             if self.draw:
-                stack.enter_context(self._recorder.follow_modules(self._module_names))
+                stack.enter_context(self._recorder.follow_modules(module_names(self._modules)))
             if "torch._dynamo" in sys.modules:  # a compiled graph hides its values and links every parameter
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             self._stack = stack.pop_all()
@@ -135,8 +135,14 @@ class audit:
             self._reaches.add_crossing(*crossing)
         reach = self._reaches.behind(loss)
         asked = self._asked(recorder, None if reach is None else self._reaches.tensors(reach), reach)
-        with recorder.pause(), as_found(self._modules):
-            grads = gradients(name, loss, asked, recorder.leaves, reach)
+        self._found.note()
+        if loss.device.type != "cpu":  # else its operations, if there are any, are seen here
+            self._found.copy()
+        try:
+            with recorder.pause(self._found.copy):
+                grads = gradients(name, loss, asked, recorder.leaves, reach)
+        finally:
+            self._found.restore()
         if grads is None:
             self.record(name, loss, None, {})
             return loss
@@ -205,7 +211,7 @@ class audit:
             state = "zero" if norm <= self._rtol * largest else "open"
             self._enter(name, part, Cell(state, norm, found.cuts_of(bit), self._path(loss, found, part)))
         note = "" if norms is not None else "a probe would disturb DDP or a hook; use FlowAudit"
-        self._enter_unreached(name, found, note, [part for part in self._columns if part not in arrived])
+        self._enter_unreached(name, found, note, sum(self._bits[part] for part in arrived))
 
     def _arrived(
         self, norms: Mapping[int, float], crossings: Mapping[str, Sequence[float]]
@@ -216,25 +222,31 @@ class audit:
         arrived |= {f"stop.{name}": list(got) for name, got in crossings.items() if f"stop.{name}" not in self.parts}
         return {part: arrived[part] for part in sorted(arrived, key=self._bit)}
 
-    def _enter_unreached(self, name: str, found: Trace, note: str, parts: Sequence[str]) -> None:
+    def _enter_unreached(self, name: str, found: Trace, note: str, arrived: int) -> None:
         """The cells of the parts at which no gradient arrived. What no cell is entered for is independent."""
         opaque = note or self._running("").unseen
         opaque = opaque or ("the loss uses values that were computed before the audit began" if found.foreign else "")
-        hidden = Cell("opaque", note=opaque)
-        shared: dict[Any, Cell] = {}  # parts that are told the same hold one cell
-        escaped = found.escaped | self._escapes.bits
-        known = found.connected | (0 if opaque else escaped)
-        for part in parts if opaque else [part for part in parts if self._bits[part] & known]:
-            bit = self._bits[part]
-            if note or (opaque and not found.connected & bit):
+        if opaque:
+            hidden = Cell("opaque", note=opaque)
+            for part in self._listed(((1 << len(self._columns)) - 1) & ~arrived & ~(0 if note else found.connected)):
                 self._enter(name, part, hidden)
-                continue
-            blocked = bool(found.connected & bit)
-            cuts = found.cuts_of(bit) if blocked else found.escapes_of(bit) or self._escapes.of(bit)
-            key = blocked, *((cut, cut.op) for cut in cuts)
-            if key not in shared:
-                shared[key] = Cell("blocked" if blocked else "independent", cuts=cuts)
-            self._enter(name, part, shared[key])
+        if note:
+            return
+        blocked: dict[Any, Cell] = {}  # parts that are told the same hold one cell
+        for part in self._listed(found.connected & ~arrived):
+            cuts = found.cuts_of(self._bits[part])
+            key = tuple((cut, cut.op) for cut in cuts)
+            self._enter(name, part, blocked.setdefault(key, Cell("blocked", cuts=cuts)))
+        escaped = found.escaped | self._escapes.bits
+        for part in self._listed(0 if opaque else escaped & ~found.connected & ~arrived):
+            bit = self._bits[part]
+            self._enter(name, part, Cell("independent", cuts=found.escapes_of(bit) or self._escapes.of(bit)))
+
+    def _listed(self, bits: int) -> Iterator[str]:
+        """The columns that these bits stand for."""
+        while bits:
+            yield self._columns[(bits & -bits).bit_length() - 1]
+            bits &= bits - 1
 
     def _enter(self, name: str, part: str, cell: Cell) -> None:
         known = self._cells.get((name, part))
@@ -250,7 +262,7 @@ class audit:
 
     def matrix(self) -> FlowMatrix:
         """The matrix of all losses reported so far."""
-        return FlowMatrix(self._columns, self._cells)
+        return FlowMatrix(self._columns, self._cells, list(dict.fromkeys(self.loss_values.values())))
 
     def check(self, contract: FlowContract | Mapping[str, Mapping[str, str]]) -> None:
         """Raise :class:`~stopgrad.GradientLeak` or :class:`~stopgrad.GradientStarved` if the contract is broken."""

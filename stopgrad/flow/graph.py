@@ -87,13 +87,13 @@ def _is_static_ddp(node: Any) -> bool:
     return ddp is not None and ddp.static_graph
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reach:
     """What lies behind a node.
 
     Attributes:
         found: bits of tensors, as :meth:`Reaches.tensors` tells them.
-        depth: the longest way to a leaf, in nodes.
+        depth: at most so many nodes that were looked at lie in a row.
         reentrant, static_ddp: a reentrant checkpoint, or a DDP with ``static_graph=True``, is among the nodes.
     """
 
@@ -102,23 +102,16 @@ class Reach:
     reentrant: bool = False
     static_ddp: bool = False
 
-    def __or__(self, other: Reach) -> Reach:
-        return Reach(
-            self.found | other.found,
-            max(self.depth, other.depth),
-            self.reentrant or other.reentrant,
-            self.static_ddp or other.static_ddp,
-        )
-
 
 class Reaches:
-    """What each of several losses reaches. What they share is walked once: the answer is noted on the nodes."""
+    """What each of several losses reaches. What they share is walked twice at most: then its answer is noted on it."""
 
     def __init__(self) -> None:
         self._tensors: list[Tensor] = []
         self._leaves: dict[int, int] = {}  # id of a leaf -> its bit
         self._crossings: dict[int, int] = {}  # autograd's number of a node -> the bit of the tensor that it made
         self._mark = object()
+        self._newest = -1  # the number of the last loss's node: what is older may be shared
         self._gave_up = False
 
     def clear(self) -> None:
@@ -143,50 +136,59 @@ class Reaches:
 
     def behind(self, tensor: Tensor) -> Reach | None:
         """What a tensor reaches, or None if its graph is too large to look at all of it."""
-        if tensor.grad_fn is None:
-            return self._alone(tensor)
-        if self._gave_up:
-            return None
-        stack: list[tuple[Any, list[Any] | None]] = [(tensor.grad_fn, None)]
-        fresh = 0  # nodes looked at, or the longest row of such nodes
+        node = tensor.grad_fn
+        if node is None:
+            return Reach(self._leaf(tensor))
+        reach = None if self._gave_up else self._walk(node, shared=False)
+        self._newest = max(self._newest, node._sequence_nr())
+        self._gave_up |= reach is None
+        return reach
+
+    def _walk(self, root: Any, *, shared: bool) -> Reach | None:
+        """Look at every node behind ``root``; ``shared`` says that an earlier loss may have led here too."""
+        reach = Reach()
+        depth, seen, stack = 0, {root}, [root]
         while stack:
-            node, children = stack[-1]
-            if fresh > MOST_NODES:
-                self._gave_up = True
+            node = stack.pop()
+            number = node._sequence_nr()
+            if number <= self._newest and (shared or node is not root):
+                known = self._noted(node)
+                if known is None and not shared:
+                    known = self._walk(node, shared=True)
+                    if known is None:
+                        return None
+                    node.metadata["stopgrad"] = self._mark, known
+                if known is not None:
+                    reach.found |= known.found
+                    reach.reentrant |= known.reentrant
+                    reach.static_ddp |= known.static_ddp
+                    depth = max(depth, known.depth)
+                    continue
+            if isinstance(node, BackwardCFunction):
+                reach.reentrant |= type(node).__name__ == REENTRANT
+                reach.static_ddp |= _is_static_ddp(node)
+            reach.found |= self._crossings.get(number, 0)
+            for child, _ in node.next_functions:
+                if child is not None and child not in seen:
+                    seen.add(child)
+                    variable = getattr(child, "variable", None)  # only AccumulateGrad has one
+                    if variable is None:
+                        stack.append(child)
+                    else:
+                        reach.found |= self._leaf(variable)
+            if len(seen) + depth > MOST_NODES:
                 return None
-            if children is None and self._noted(node) is None:
-                fresh += 1
-                children = [child for child, _ in node.next_functions if child is not None]
-                stack[-1] = node, children
-                stack += [(child, None) for child in children if self._noted(child) is None]
-                continue
-            stack.pop()
-            if children is not None:
-                reach = self._of(node, [self._noted(child) or Reach() for child in children])
-                fresh = max(fresh, reach.depth)
-                node.metadata["stopgrad"] = self._mark, reach
-        return self._noted(tensor.grad_fn)
+        reach.depth = len(seen) + depth
+        return reach
 
     def _noted(self, node: Any) -> Reach | None:
         mark, reach = node.metadata.get("stopgrad", (None, None))
         return reach if mark is self._mark else None
 
-    def _alone(self, leaf: Tensor) -> Reach:
+    def _leaf(self, leaf: Tensor) -> int:
         if id(leaf) not in self._leaves:
             self._leaves[id(leaf)] = self._bit(leaf)
-        return Reach(self._leaves[id(leaf)])
-
-    def _of(self, node: Any, behind: list[Reach]) -> Reach:
-        if isinstance(node, BackwardCFunction):
-            own = Reach(0, 0, type(node).__name__ == REENTRANT, _is_static_ddp(node))
-        elif (variable := getattr(node, "variable", None)) is not None:
-            own = self._alone(variable)
-        else:
-            own = Reach()
-        crossing = self._crossings.get(node._sequence_nr(), 0)
-        for reach in behind:
-            own |= reach
-        return Reach(own.found | crossing, own.depth + 1, own.reentrant, own.static_ddp)
+        return self._leaves[id(leaf)]
 
 
 class Nodes:

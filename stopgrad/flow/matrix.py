@@ -47,6 +47,9 @@ class Cell:
         return f"{self.state} {self.norm:.1e}" if self.state == "open" else self.state
 
 
+INDEPENDENT = Cell("independent")
+
+
 class FlowMatrix(Mapping[tuple[str, str], Cell]):
     """``matrix["d_loss", "generator"]`` is a :class:`Cell`. ``print(matrix)`` shows the table and every cut.
 
@@ -54,31 +57,32 @@ class FlowMatrix(Mapping[tuple[str, str], Cell]):
         KeyError: a loss that was not reported or a part that does not exist; with the choices.
     """
 
-    def __init__(self, parts: Sequence[str], cells: Mapping[tuple[str, str], Cell]) -> None:
+    def __init__(
+        self, parts: Sequence[str], cells: Mapping[tuple[str, str], Cell], losses: Sequence[str] | None = None
+    ) -> None:
         self.parts = tuple(parts)
-        self.losses = tuple(dict.fromkeys(loss for loss, _ in cells))
-        # A boundary crossed for the first time after a loss was reported: that loss cannot depend on it.
-        self._cells = {(x, y): cells.get((x, y), Cell("independent")) for x in self.losses for y in self.parts}
+        self.losses = tuple(dict.fromkeys(loss for loss, _ in cells) if losses is None else losses)
+        self._known = {*self.losses}, {*self.parts}
+        self._cells = {key: cell for key, cell in cells.items() if key[0] in self._known[0] and key[1] in self._known[1]}
 
     def __getitem__(self, key: tuple[str, str]) -> Cell:
-        if key in self._cells:
-            return self._cells[key]
         loss, part = key
+        if loss in self._known[0] and part in self._known[1]:
+            return self._cells.get(key, INDEPENDENT)
         known, name, kind = (self.parts, part, "part") if loss in self.losses else (self.losses, loss, "loss")
         raise KeyError(f"no {kind} {name!r}; there is {', '.join(known) or 'none'}{nearest(name, known)}")
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        return iter(self._cells)
+        return ((loss, part) for loss in self.losses for part in self.parts)
 
     def __len__(self) -> int:
-        return len(self._cells)
+        return len(self.losses) * len(self.parts)
 
     def updated(self, newer: FlowMatrix) -> FlowMatrix:
         """This matrix with the losses of a newer one beside its own, or in their place."""
-        parts = dict.fromkeys((*self.parts, *newer.parts))
-        return FlowMatrix(
-            list(parts), {key: cell for key, cell in self.items() if key[0] not in newer.losses} | dict(newer)
-        )
+        parts, losses = (list(dict.fromkeys(a + b)) for a, b in ((self.parts, newer.parts), (self.losses, newer.losses)))
+        kept = {key: cell for key, cell in self._cells.items() if key[0] not in newer.losses}
+        return FlowMatrix(parts, kept | newer._cells, losses)
 
     def share(self, loss: str, part: str) -> float:
         """The loss's norm at a part over the sum of all losses' norms there, in [0, 1]; 0 where nothing arrives."""

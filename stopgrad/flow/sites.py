@@ -89,6 +89,7 @@ class Recorder(TorchFunctionMode):
         self.on_backward: Callable[[Tensor], None] | None = None
         self.modules: list[str] = []
         self._paused = False
+        self._at_first: Callable[[], None] | None = None
         self._bit_of = bit_of
         self._nodes = Nodes(0)
         self._refs: dict[int, _Ref] = {}  # id of each tensor that is alive -> its value
@@ -116,13 +117,17 @@ class Recorder(TorchFunctionMode):
         self._fresh.clear()
 
     @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Nothing is recorded inside: the audit's own measurements, an optimiser's step."""
-        before, self._paused = self._paused, True
+    def pause(self, at_first: Callable[[], None] | None = None) -> Iterator[None]:
+        """Nothing is recorded inside: the audit's own measurements, an optimiser's step.
+
+        Args:
+            at_first: called before the first operation inside, such as one of a checkpoint that runs again.
+        """
+        before, self._paused, self._at_first = self._paused, True, at_first
         try:
             yield
         finally:
-            self._paused = before
+            self._paused, self._at_first = before, None
 
     @contextmanager
     def follow_modules(self, names: Mapping[nn.Module, str]) -> Iterator[None]:
@@ -150,6 +155,9 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is Tensor.backward and self.on_backward is not None and not self._paused:
             self.on_backward(args[0])
+        if self._paused and self._at_first is not None:
+            at_first, self._at_first = self._at_first, None
+            at_first()
         if self._paused or func in VALUELESS or in_optimizer():
             return func(*args, **kwargs)
         inputs = [*leaves_of(args), *leaves_of(kwargs)] if kwargs else leaves_of(args)
