@@ -27,15 +27,17 @@ def audit_command(options: argparse.Namespace) -> int:
             if not (isinstance(step, tuple) and len(step) == 2):
                 raise ValueError(f"{options.target}: yielded a {type(step).__name__}; yield (name, loss)")
             a.loss(*step)
-    print(a.matrix())
+    contract = None if options.contract is None else FlowContract.from_yaml(Path(options.contract))
+    broken = [] if contract is None else contract.violations(a.matrix())
+    print(a.matrix().text([(v.loss, v.part) for v in broken]))
     if options.html is not None:
         from stopgrad.flow.drawing import flow_svg
 
         page = html_page(f"Gradient flow of {options.target}", matrix_svg(a.matrix()), flow_svg(a))
         Path(options.html).write_text(page, encoding="utf-8")
-    if options.contract is not None:
+    if contract is not None:
         try:
-            FlowContract.from_yaml(Path(options.contract)).check(a.matrix())
+            contract.check(a.matrix())
         except FlowViolation as violation:
             print(f"\n{violation}", file=sys.stderr)
             return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,6 +15,7 @@ from stopgrad.flow.matrix import Cell, FlowMatrix
 from stopgrad.flow.values import CutSite
 
 WANTED = ("open", "blocked")
+_MOST = 12  # violations that an error tells in full
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,11 @@ class FlowViolation(AssertionError):
 
     def __init__(self, violations: Sequence[Violation]) -> None:
         self.violations = tuple(violations)
-        super().__init__("\n".join(v.text for v in violations))
+        told = [v.text for v in violations[:_MOST]]
+        if len(violations) > _MOST:
+            kinds = Counter(v.kind for v in violations[_MOST:])
+            told.append(f"and {', '.join(f'{n:,} more: {kind}' for kind, n in kinds.items())}; .violations has each")
+        super().__init__("\n".join(told))
 
 
 class GradientLeak(FlowViolation):

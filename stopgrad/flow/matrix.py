@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from stopgrad.cuts.strategies import nearest
+from stopgrad.flow.fold import matrix_text
 from stopgrad.flow.values import CutSite
 
 # The five states. Of several reports of one loss, the first in this order counts.
@@ -103,25 +104,48 @@ class FlowMatrix(Mapping[tuple[str, str], Cell]):
             for loss in self.losses
         }
 
+    def told(self) -> dict[tuple[str, str], Cell]:
+        """The cells that say more than ``independent``, in order."""
+        rows, columns = ({name: i for i, name in enumerate(names)} for names in (self.losses, self.parts))
+        cells = [(key, cell) for key, cell in self._cells.items() if cell != INDEPENDENT]
+        return dict(sorted(cells, key=lambda item: (rows[item[0][0]], columns[item[0][1]])))
+
+    def counts(self) -> dict[str, int]:
+        """How many cells are in each state."""
+        told = self.told()
+        counts = dict.fromkeys(STATES, 0)
+        for cell in told.values():
+            counts[cell.state] += 1
+        counts["independent"] += len(self) - len(told)
+        return counts
+
+    def reasons_of(self) -> list[tuple[tuple[str, str], str]]:
+        """Loss and part, and the cut or escape that keeps the one from the other, in words."""
+        found, words = [], {}
+        for key, cell in self.told().items():
+            if cell.state in ("blocked", "independent"):
+                if (cell.state, cell.cuts) not in words:
+                    verb = "stopped by" if cell.state == "blocked" else "only through"
+                    words[cell.state, cell.cuts] = [f"{verb} {cut}" for cut in cell.cuts]
+                found += [(key, reason) for reason in words[cell.state, cell.cuts]]
+            elif cell.state == "opaque":
+                found.append((key, cell.note))
+        return found
+
     def reasons(self) -> list[str]:
         """One line for each cut, or escape, that keeps a loss from a part."""
-        lines = []
-        for (loss, part), cell in self.items():
-            if cell.state in ("blocked", "independent"):
-                verb = "stopped by" if cell.state == "blocked" else "only through"
-                lines += [f"{loss} -> {part}: {verb} {cut}" for cut in cell.cuts]
-            elif cell.state == "opaque":
-                lines.append(f"{loss} -> {part}: {cell.note}")
-        return lines
+        return [f"{loss} -> {part}: {reason}" for (loss, part), reason in self.reasons_of()]
 
-    def text(self) -> str:
-        """The matrix as a table, followed by the reasons."""
-        rows = [["", *self.parts], *([loss, *(str(self[loss, p]) for p in self.parts)] for loss in self.losses)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        table = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*table, *(f"  {reason}" for reason in self.reasons())])
+    def text(self, broken: Collection[tuple[str, str]] = ()) -> str:
+        """The matrix as a table, followed by the reasons. Where a screen cannot hold it, what is alike is told once.
 
-    __str__ = text
+        Args:
+            broken: losses and parts that must not be folded away, such as those of a contract's violations.
+        """
+        return matrix_text(self, broken)
+
+    def __str__(self) -> str:
+        return self.text()
 
     def __repr__(self) -> str:
         return f"<FlowMatrix {len(self.losses)} losses x {len(self.parts)} parts>"

@@ -222,6 +222,6 @@ def _log(logger: Any, matrix: FlowMatrix, violations: Sequence[Violation], step:
     logger.log_metrics(scalars, step=step)
     writer: Any = getattr(logger, "experiment", None)
     if hasattr(writer, "add_text"):
-        writer.add_text("flow/matrix", f"```\n{matrix}\n```", step)
+        writer.add_text("flow/matrix", f"```\n{matrix.text([(v.loss, v.part) for v in violations])}\n```", step)
     if hasattr(writer, "add_figure") and find_spec("matplotlib") is not None:
         writer.add_figure("flow/matrix", matrix_figure(matrix), step)
