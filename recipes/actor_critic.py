@@ -41,6 +41,7 @@ from stopgrad.lightning import loss_name, unaudited
 Share = Annotated[float, Field(ge=0, le=1)]
 AtLeastTwo = Annotated[int, Field(ge=2)]  # every second step may be one that only resets
 
+PAPER = "Mnih 2016; Schulman 2017; Cobbe 2021"
 # The first choice is the paper's, and the default.
 BOUNDARIES = {
     "target": ["no_grad", "detach", "data", "freeze", "none", "scale", "reverse"],
@@ -54,6 +55,14 @@ METRICS = {
     "evaluation_return": {"goal": "max", "margin": 25.0},
     "health/value_bias": {"goal": None, "margin": 0.02},  # exact on the bandit: 0, or H(pi) / 2c
 }
+WITHOUT = {
+    "target": "a residual gradient: the target moves towards the value",
+    "advantage": "the policy's loss teaches the critic: V is off by H(pi) / 2c",
+    "trunk": "cut, V has no features of its own",
+}
+NEEDS = {"stop.trunk": ["recipe.network=shared"]}
+EXEMPT = {"ranks": "each rank has environments of its own"}
+SMALL = ["data.num_envs=4", "data.episodes=2", "recipe.rollout=8", "recipe.minibatch=16", "recipe.epochs=2"]
 POLICY = {"actor": "open", "trunk": "open", "critic": "blocked", "stop.advantage": "blocked"}
 VALUE = {"critic": "open", "actor": "blocked", "stop.target": "blocked"}
 FLOW = FlowContract({"policy_loss": POLICY, "value_loss": VALUE | {"trunk": "open", "stop.trunk": "open"}})

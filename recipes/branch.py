@@ -33,6 +33,7 @@ from torch.nn.utils import clip_grad_norm_
 from stopgrad import FlowContract, Stops
 from stopgrad.lightning import loss_name
 
+PAPER = "Alain & Bengio 2016; Ganin 2016"
 # The first choice is the probe's, and the default.
 BOUNDARIES = {"features": ["detach", "no_grad", "freeze", "data", "none", "scale", "reverse"]}
 SWITCHES = {"clip": ["group", "global"]}  # global: by one norm, the branch's gradient in it
@@ -41,6 +42,11 @@ METRICS = {
     "target_accuracy": {"goal": "max", "margin": 0.02},
     "source_accuracy": {"goal": "max", "margin": 0.02, "broken_below": 0.5},
 }
+WITHOUT = {
+    "features": "the probe trains what it measures",
+    "clip": "global, the probe moves the trunk, though no gradient flows",
+}
+SMALL = ["data.batch_size=16"]
 FLOW = FlowContract(
     {
         "label_loss": {"trunk": "open", "classifier": "open", "branch": "blocked"},

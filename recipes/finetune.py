@@ -36,6 +36,7 @@ from recipes.parts.pretrained import kept_features
 from stopgrad import FlowContract, Stops
 from stopgrad.lightning import loss_name
 
+PAPER = "Kumar 2022; Howard & Ruder 2018"
 # The first choice is linear probing, and the default.
 BOUNDARIES = {"features": ["detach", "no_grad", "freeze", "freeze_params", "cached", "none", "scale"]}
 SWITCHES = {
@@ -48,6 +49,12 @@ METRICS = {
     "old_task": {"goal": "max", "margin": 0.02, "broken_below": 0.5},
     "ood_error": {"goal": "min", "margin": 0.01, "broken_above": 0.3},
 }
+WITHOUT = {
+    "features": "features are distorted before the head is in place",
+    "batchnorm": "train, the old task is lost, whatever is cut",
+    "unfreeze": "at once from a random head, features that were perfect are wrong elsewhere",
+}
+SMALL = ["recipe.pretrain_steps=5", "data.batch_size=16"]
 FLOW = FlowContract({"target_loss": {"head": "open", "backbone": "blocked", "stop.features": "blocked"}})
 
 

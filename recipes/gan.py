@@ -39,6 +39,7 @@ from stopgrad import FlowContract, Stops
 from stopgrad.lightning import loss_name
 from stopgrad.runner.samples import add_grid
 
+PAPER = "Goodfellow 2014; Gulrajani 2017; Mescheder 2018"
 # The first choice is the paper's, and the default.
 BOUNDARIES = {
     "fakes": ["detach", "no_grad", "freeze", "detach_", "data", "inference_mode", "none", "scale", "reverse"],
@@ -58,6 +59,14 @@ METRICS = {
         "broken_above": 3.0,
     },  # of the Dirac-GAN; it starts at, and circles on, 1.41
 }
+WITHOUT = {
+    "fakes": "G is trained to help D, where its gradients are not zeroed in time",
+    "discriminator": "gradients of D that nobody uses",
+    "zero_grad": "late, G steps on what D's loss left in it",
+    "penalty": "cut, the penalty is a constant and D's slope leaves 1",
+}
+REFUSES = {"stop.fakes=inference_mode": "Inference tensors cannot be saved for backward"}
+SMALL = ["recipe.width=32", "data.batch_size=24"]
 FLOW = FlowContract(
     {
         "d_loss": {"discriminator": "open", "generator": "blocked", "stop.fakes": "blocked"},

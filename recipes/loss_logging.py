@@ -34,6 +34,7 @@ from recipes.parts.backbones import backbone
 from stopgrad import FlowContract, Stops
 from stopgrad.audits.retention import kept_graphs
 
+PAPER = "PyTorch FAQ"
 BOUNDARIES: dict[str, list[str]] = {}
 SWITCHES = {
     "history": [
@@ -51,6 +52,12 @@ METRICS = {
     "nodes_a_step": {"goal": "min", "margin": 0.01, "broken_above": 0.5},
     "bytes_a_step": {"goal": "min", "margin": 1.0, "broken_above": 100.0},
 }
+WITHOUT = {"history": "memory grows at every step: by the nodes of a graph, or by its activations too"}
+EXEMPT = {
+    "ranks": "BatchNorm normalises by the rank's own half of the batch",
+    "picture": "what is kept of a step is one number",
+}
+SMALL = ["recipe.width=2", "data.batch_size=16"]
 FLOW = FlowContract({"training_loss": {"network": "open"}})
 
 

@@ -37,6 +37,7 @@ from recipes.parts.transitions import Transition
 from stopgrad import FlowContract, Stops
 from stopgrad.lightning import loss_name
 
+PAPER = "Baird 1995; Sutton & Barto 2018"
 # The first choice is the usual one, and the default.
 BOUNDARIES = {
     "target": ["detach", "no_grad", "freeze", "detach_", "data", "inference_mode", "none", "scale", "reverse"],
@@ -47,6 +48,12 @@ METRICS = {
     "value_error": {"goal": "min", "margin": 0.01},  # root mean square over the states; all of order 1
     "weight_norm": {"goal": None, "margin": 1.0, "broken_above": 1e3},  # the star begins at 10.3; true values need 0
 }
+WITHOUT = {
+    "target": "it moves to the prediction: wrong values where transitions are random; with the cut the star diverges",
+    "prediction": "cut, no reward is learnt",
+}
+NEEDS = {"stop.prediction": ["stop.target=none"]}
+SMALL = ["data.batch_size=2"]  # of which two ranks have one each
 FLOW = FlowContract({"td_loss": {"value": "open", "stop.prediction": "open", "stop.target": "blocked"}})
 
 

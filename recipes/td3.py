@@ -42,6 +42,7 @@ from recipes.parts.replay import Transitions, bounded_sizes, unscaled
 from stopgrad import FlowContract, Stops
 from stopgrad.lightning import loss_name
 
+PAPER = "Fujimoto 2018; Silver 2014"
 # The first choice is the paper's, and the default.
 BOUNDARIES = {
     "target": ["no_grad", "detach", "data", "freeze", "none", "scale", "reverse"],
@@ -57,6 +58,17 @@ SWITCHES = {
 METRICS = {
     "evaluation_return": {"goal": "max", "margin": 50.0, "broken_below": -900.0},  # of Pendulum; random actions: -1200
 }
+WITHOUT = {
+    "target": "a residual gradient; behind averaged copies, which no optimiser holds, waste",
+    "action": "cut, the actor's gradient is exactly 0",
+    "critic": "the critic learns to call every action good; waste where it is zeroed in time",
+    "zero_grad": "late, an optimiser steps on what the other loss left",
+    "target_network": "online, the target moves with every step",
+    "target_cut": "action, the critic's own share stays live: a residual gradient",
+}
+NEEDS = {"stop.action": ["stop.critic=none"]}
+EXEMPT = {"ranks": "each rank has environments and a replay of its own"}
+SMALL = ["data.num_envs=2", "data.updates_per_step=4", "data.batch_size=16", "data.warmup=50", "data.episodes=2"]
 FLOW = FlowContract(
     {
         "critic_loss": {"critic": "open", "actor": "blocked", "stop.target": "blocked"},
