@@ -45,6 +45,30 @@ def pinned(config: DictConfig) -> DictConfig:
     return merged
 
 
+def check_compare(config: DictConfig) -> None:
+    """Refuse a comparison whose ``expect``, where it has one, does not give each arm but the reference a verdict.
+
+    Raises:
+        InputError: an arm that it does not have, one of which nothing is said, or a word that is no verdict.
+    """
+    if config.compare is None or "expect" not in config.compare:
+        return
+    from stopgrad.compare.verdict import VERDICTS  # imports torch, as every run does soon after
+
+    reference, expect = config.compare.reference, config.compare.expect
+    others = [arm for arm in config.compare.arms if arm != reference]
+    if not isinstance(expect, DictConfig):
+        raise InputError(f"compare.expect={expect}: give each arm a verdict; write ARM: VERDICT")
+    for arm, word in expect.items():
+        if arm not in others:
+            raise InputError(choose("compare.expect", arm, others))
+        if word not in VERDICTS:
+            raise InputError(choose(f"compare.expect.{arm}", word, VERDICTS))
+    for arm in others:
+        if arm not in expect:
+            raise InputError(f"compare.expect: says nothing of the arm {arm}; write {arm}: {'|'.join(VERDICTS)}")
+
+
 @contextmanager
 def as_run_in(config: DictConfig, folder: str) -> Iterator[None]:
     """Let ``${hydra:...}`` resolve as it will in the run, whose directory is ``folder``."""
@@ -68,6 +92,7 @@ def check(config: DictConfig, folder: str) -> None:
     with as_run_in(config, folder):
         hydra = config.hydra
         config = pinned(config)
+        check_compare(config)
         for section in SECTIONS:
             if not isinstance(config[section], DictConfig) and not (section == "logger" and config[section] is None):
                 raise InputError(f"{section}={config[section]}: a section has keys; write {section}.KEY=VALUE")
