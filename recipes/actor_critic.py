@@ -62,7 +62,7 @@ WITHOUT = {
 }
 NEEDS = {"stop.trunk": ["recipe.network=shared"]}
 EXEMPT = {"ranks": "each rank has environments of its own"}
-SMALL = ["data.num_envs=4", "data.episodes=2", "recipe.rollout=8", "recipe.minibatch=16", "recipe.epochs=2"]
+SMALL = ["data.num_envs=4", "data.episodes=2", "recipe.rollout=8", "recipe.minibatch=32"]
 POLICY = {"actor": "open", "trunk": "open", "critic": "blocked", "stop.advantage": "blocked"}
 VALUE = {"critic": "open", "actor": "blocked", "stop.target": "blocked"}
 FLOW = FlowContract({"policy_loss": POLICY, "value_loss": VALUE | {"trunk": "open", "stop.trunk": "open"}})
