@@ -1,4 +1,4 @@
-"""What there is to test: recipes, their configs, their comparisons, and what each declares. No list is kept anywhere."""
+"""What there is to test: recipes, their configs and comparisons, and what each declares. No list is kept anywhere."""
 
 from __future__ import annotations
 

@@ -6,8 +6,18 @@ import importlib
 
 import pytest
 
-from conf_tests.conformance.catalogue import CHECKS, COMPARES, CONFIGS, RECIPES, arms, composed, declared, recipe_of, refusal
-from conf_tests.conformance.catalogue import stop_overrides
+from conf_tests.conformance.catalogue import (
+    CHECKS,
+    COMPARES,
+    CONFIGS,
+    RECIPES,
+    arms,
+    composed,
+    declared,
+    recipe_of,
+    refusal,
+    stop_overrides,
+)
 from conf_tests.helpers import ROOT
 from stopgrad.cuts.strategies import check_stop
 from stopgrad.runner.build import check_arguments
