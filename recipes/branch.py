@@ -30,8 +30,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
+from recipes.parts.labels import check_labels
 from stopgrad import FlowContract, Stops
 from stopgrad.lightning import loss_name
+from stopgrad.lightning.manual import counted, log_is_due
 
 PAPER = "Alain & Bengio 2016; Ganin 2016"
 # The first choice is the probe's, and the default.
@@ -133,8 +135,8 @@ class Branch(L.LightningModule):
     # ---- the step
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        optimizer = self.optimizers()
-        optimizer.zero_grad()  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer = counted(self)
+        optimizer.zero_grad()
         terms = {}
         for name, loss, weight in (("label", self.label_loss, 1.0), ("domain", self.domain_loss, self.domain_weight)):
             if weight:
@@ -143,8 +145,8 @@ class Branch(L.LightningModule):
                     self.manual_backward(value)
                 terms[f"loss/{name}"] = value.detach()
         terms |= self.clip()
-        optimizer.step()  # pyright: ignore[reportAttributeAccessIssue]
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.step()
+        if log_is_due(self):
             self.log_dict(terms, prog_bar=True)
 
     def clip(self) -> dict[str, Tensor]:
@@ -164,9 +166,7 @@ class Branch(L.LightningModule):
 
     def check_data(self, data: L.LightningDataModule) -> None:
         """Refuse, before a run, labels that the classifier has no output for."""
-        most = int(data.train_labels.max())  # pyright: ignore[reportAttributeAccessIssue]
-        if most >= self.classes:
-            raise ValueError(f"recipe.classes={self.classes}: the data has labels up to {most}; choose {most + 1}")
+        check_labels(data, self.classes)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.trunk(images))

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recipes.parts.backbones import backbone
+from recipes.parts.labels import check_labels
 from stopgrad import FlowContract, Stops
 from stopgrad.audits.retention import kept_graphs
 
@@ -161,9 +162,7 @@ class LossLogging(L.LightningModule):
 
     def check_data(self, data: L.LightningDataModule) -> None:
         """Refuse, before a run, labels that the network has no output for."""
-        most = int(data.train_labels.max())  # pyright: ignore[reportAttributeAccessIssue]
-        if most >= self.classes:
-            raise ValueError(f"recipe.classes={self.classes}: the data has labels up to {most}; choose {most + 1}")
+        check_labels(data, self.classes)
 
     # ---- what is kept, by the count of the retention audit
 

@@ -26,7 +26,6 @@ Figures of all arms, three seeds each: docs/recipes/td.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import lightning as L
 import torch
@@ -36,6 +35,7 @@ from torch import Tensor, nn
 from recipes.parts.transitions import Transition
 from stopgrad import FlowContract, Stops
 from stopgrad.lightning import loss_name
+from stopgrad.lightning.manual import counted, data_of, log_is_due, raw
 
 PAPER = "Baird 1995; Sutton & Barto 2018"
 # The first choice is the usual one, and the default.
@@ -109,16 +109,15 @@ class TD(L.LightningModule):
 
     def training_step(self, batch: Transition, batch_idx: int) -> None:
         """One update for each of the batch's first dimension; Lightning counts the batch as one step."""
-        wrapped: Any = self.optimizers()
-        optimizer = wrapped.optimizer  # not counted: Lightning's global_step is the batches
+        last, optimizer = counted(self), raw(self)  # Lightning's global_step is the batches
         updates = [Transition(*parts) for parts in zip(*batch, strict=True)]
         for update, transitions in enumerate(updates, start=1):
             loss = self.td_loss(transitions)
             optimizer.zero_grad()
             with loss_name("td_loss"):
                 self.manual_backward(loss)
-            (wrapped if update == len(updates) else optimizer).step()
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
+            (last if update == len(updates) else optimizer).step()
+        if log_is_due(self):
             self.log("td_error", (2 * loss.detach()).sqrt())  # of the last update, root mean square
             self.log("weight_norm", self.value.weight.detach().norm(), prog_bar=True)
 
@@ -132,7 +131,7 @@ class TD(L.LightningModule):
     # ---- how far the values are from the true ones
 
     def validation_step(self, batch: Transition, batch_idx: int) -> None:
-        chain = self.trainer.datamodule.chain  # pyright: ignore[reportAttributeAccessIssue]
+        chain = data_of(self).chain
         values = self.value(chain.features.to(self.device)).squeeze(-1)  # (S,)
         error = (values - chain.values(self.discount).to(self.device)).square().mean().sqrt()
         self.log_dict({f"value/{name}": value for name, value in zip(chain.names, values, strict=True)})
