@@ -170,13 +170,13 @@ class TestBitIdentity:
 
 
 def test_delay_and_averages():
-    recipe = build_recipe(*SMALL, "recipe.tau=0.25")
-    nn.init.constant_(recipe.critic.biases[0], 4.0)
-    nn.init.constant_(recipe.target_critic.biases[0], 0.0)
-    recipe.average(recipe.target_critic, recipe.critic)
-    assert recipe.target_critic.biases[0].unique().item() == 1.0
+    recipe = build_recipe(*SMALL)
     assert not any(p.requires_grad for p in (*recipe.target_actor.parameters(), *recipe.target_critic.parameters()))
-    optimizers = trained(3, "recipe.policy_delay=3").optimizers()  # 12 updates
+    recipe = trained(3, "recipe.policy_delay=3", "recipe.tau=1")  # 12 updates
+    for target, network in ((recipe.target_actor, recipe.actor), (recipe.target_critic, recipe.critic)):
+        same = [torch.equal(a, b) for a, b in zip(target.parameters(), network.parameters(), strict=True)]
+        assert all(same)  # tau = 1: the copies are the networks as of the actor's last update
+    optimizers = recipe.optimizers()
     assert [{int(s["step"]) for s in optimizer.state.values()} for optimizer in optimizers] == [{4}, {12}]
 
 
