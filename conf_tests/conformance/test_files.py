@@ -8,13 +8,13 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from conf_tests.conformance.catalogue import COMPARES, CONFIGS, RECIPES, composed, compositions, recipe_of
+from conf_tests.conformance.catalogue import CHECKS, COMPARES, CONFIGS, RECIPES, composed, compositions, recipe_of
 from conf_tests.conformance.page import commands, graph, header_commands, pictures
 from conf_tests.helpers import ROOT
 from stopgrad.cuts.strategies import check_stop, spelling
 from stopgrad.runner.build import check_arguments
 from stopgrad.runner.check import pinned
-from stopgrad.runner.declared import declared_in
+from stopgrad.runner.declared import LITERALS, declared_in
 
 STEPS = {  # of "Add a recipe" in CONTRIBUTING.md, by the file that each asks for
     "recipes/{}.py": 1,
@@ -154,6 +154,22 @@ class TestPage:
         if bool(pictures(page)) == ("picture" in of.exempt):
             problems.append("has a picture, or EXEMPT says why not: one of the two")
         told(f"docs/recipes/{recipe}.md", problems)
+
+
+class TestContributing:
+    PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+    def test_shows_code_that_is_there(self):
+        shown = re.findall(r"^```(?:python|yaml)\n(.*?)^```", self.PAGE, flags=re.DOTALL | re.MULTILINE)
+        files = [(ROOT / path).read_text() for path in ("recipes/td.py", "configs/compare/td.yaml")]
+        assert len(shown) == 3
+        for text in shown:
+            assert any(text in file for file in files), f"stale: not in the recipe as it is:\n{text}"
+
+    def test_tells_each_file_literal_and_check(self):
+        for path, step in STEPS.items():
+            assert f"### {step}. `{path.format('NAME')}`" in self.PAGE
+        assert [name for name in (*LITERALS, *CHECKS) if f"`{name}`" not in self.PAGE] == []
 
 
 class TestReading:
