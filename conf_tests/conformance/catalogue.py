@@ -67,7 +67,8 @@ def refusal(of: Declaration, overrides: Sequence[str]) -> str | None:
 def recipe_of(compare: str) -> str:
     """The config of the recipe whose arms the comparison names."""
     lines = OmegaConf.load(ROOT / "configs" / "compare" / f"{compare}.yaml").defaults
-    return next(line["override /recipe"] for line in lines if "override /recipe" in line)
+    (name,) = [line["override /recipe"] for line in lines if "override /recipe" in line]
+    return name
 
 
 def arms(compare: str, small: bool = True) -> dict[str, DictConfig]:
