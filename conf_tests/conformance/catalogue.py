@@ -67,12 +67,13 @@ def refusal(of: Declaration, overrides: Sequence[str]) -> str | None:
 def recipe_of(compare: str) -> str:
     """The config of the recipe whose arms the comparison names."""
     lines = OmegaConf.load(ROOT / "configs" / "compare" / f"{compare}.yaml").defaults
-    return next(line["override /recipe"] for line in lines if "override /recipe" in line)
+    (name,) = [line["override /recipe"] for line in lines if "override /recipe" in line]
+    return name
 
 
-def arms(compare: str) -> dict[str, DictConfig]:
-    """The config of each arm, in the small sizes that the recipe declares; the reference comes first."""
-    whole = composed(f"compare={compare}", *declared(recipe_of(compare)).small)
+def arms(compare: str, small: bool = True) -> dict[str, DictConfig]:
+    """The config of each arm, in the small sizes that the recipe declares or its own; the reference comes first."""
+    whole = composed(f"compare={compare}", *(declared(recipe_of(compare)).small if small else ()))
     reference = whole.compare.reference
     names = [reference, *(name for name in whole.compare.arms if name != reference)]
     return {name: pinned(changed(whole, [f"arm={name}"])) for name in names}

@@ -8,13 +8,13 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from conf_tests.conformance.catalogue import COMPARES, CONFIGS, RECIPES, composed, compositions, recipe_of
+from conf_tests.conformance.catalogue import CHECKS, COMPARES, CONFIGS, RECIPES, composed, compositions, recipe_of
 from conf_tests.conformance.page import commands, graph, header_commands, pictures
 from conf_tests.helpers import ROOT
 from stopgrad.cuts.strategies import check_stop, spelling
 from stopgrad.runner.build import check_arguments
 from stopgrad.runner.check import pinned
-from stopgrad.runner.declared import declared_in
+from stopgrad.runner.declared import LITERALS, declared_in
 
 STEPS = {  # of "Add a recipe" in CONTRIBUTING.md, by the file that each asks for
     "recipes/{}.py": 1,
@@ -34,9 +34,16 @@ def compares_of(recipe):
     return [name for name in COMPARES if CONFIGS[recipe_of(name)] == recipe]
 
 
+def text_of(path, recipe):
+    """Of one of the six files; a test of one that is missing fails with what to do."""
+    file = ROOT / path.format(recipe)
+    if not file.exists():
+        told(path.format(recipe), [f"missing; see CONTRIBUTING.md, Add a recipe, step {STEPS[path]}"])
+    return file.read_text(encoding="utf-8")
+
+
 def page_of(recipe):
-    file = ROOT / "docs" / "recipes" / f"{recipe}.md"
-    return file.read_text(encoding="utf-8") if file.exists() else pytest.fail(f"docs/recipes/{recipe}.md: missing")
+    return text_of("docs/recipes/{}.md", recipe)
 
 
 def told(name, problems):
@@ -63,7 +70,8 @@ def check_command(command):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_its_six_files_are_there(recipe):
     missing = {path.format(recipe): step for path, step in STEPS.items() if not (ROOT / path.format(recipe)).exists()}
-    told("missing", [f"{path}; see CONTRIBUTING.md, Add a recipe, step {step}" for path, step in missing.items()])
+    steps = [f"{path}: missing; see CONTRIBUTING.md, Add a recipe, step {step}" for path, step in missing.items()]
+    told(f"recipes/{recipe}.py", steps)
 
 
 def test_no_file_is_left_of_a_recipe_that_is_gone():
@@ -74,7 +82,7 @@ def test_no_file_is_left_of_a_recipe_that_is_gone():
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_its_tests_test_it(recipe):
-    text = (ROOT / "conf_tests" / "recipes" / f"test_{recipe}.py").read_text()
+    text = text_of("conf_tests/recipes/test_{}.py", recipe)
     assert re.search(r"^ *def test_", text, flags=re.MULTILINE)
     assert f"recipes.{recipe}" in text or f"recipe={recipe}" in text
 
@@ -154,6 +162,22 @@ class TestPage:
         if bool(pictures(page)) == ("picture" in of.exempt):
             problems.append("has a picture, or EXEMPT says why not: one of the two")
         told(f"docs/recipes/{recipe}.md", problems)
+
+
+class TestContributing:
+    PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+    def test_shows_code_that_is_there(self):
+        shown = re.findall(r"^```(?:python|yaml)\n(.*?)^```", self.PAGE, flags=re.DOTALL | re.MULTILINE)
+        files = [(ROOT / path).read_text() for path in ("recipes/td.py", "configs/compare/td.yaml")]
+        assert len(shown) == 3
+        for text in shown:
+            assert any(text in file for file in files), f"stale: not in the recipe as it is:\n{text}"
+
+    def test_tells_each_file_literal_and_check(self):
+        for path, step in STEPS.items():
+            assert f"### {step}. `{path.format('NAME')}`" in self.PAGE
+        assert [name for name in (*LITERALS, *CHECKS) if f"`{name}`" not in self.PAGE] == []
 
 
 class TestReading:

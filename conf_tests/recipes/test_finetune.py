@@ -8,7 +8,7 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
-from conf_tests.helpers import ROOT, build_recipe, compare, config, norms, result, train
+from conf_tests.helpers import ROOT, build_recipe, config, final, norms, result, train
 from recipes.finetune import BOUNDARIES, FineTune
 from recipes.parts.backbones import backbone
 from recipes.parts.images import Batches
@@ -319,10 +319,7 @@ def test_augmentation_draws_within_the_loss_alone():
 
 
 @pytest.mark.long
-def test_published_effects_through_train_py(tmp_path):
-    arms = compare("finetune", cwd=tmp_path)["arms"]
-    for name, arm in arms.items():
-        if name in CUTS:
-            assert arm["verdict"] in ("reference", "identical"), name
-        if name.endswith("-train") and name != "full-train":
-            assert arm["verdict"] == "broken", name
+def test_distorted_features_are_wrong_elsewhere_and_a_probe_first_is_not():
+    assert min(final("finetune_linear", "full", "ood_error")) >= 0.3
+    for arm in ("probe", "probe-then-full"):
+        assert max(final("finetune_linear", arm, "ood_error")) <= 0.01, arm

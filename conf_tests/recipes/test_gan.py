@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from conf_tests.helpers import build_recipe, config, norms, result, train
+from conf_tests.helpers import build_recipe, config, final, norms, result, train
 from recipes.gan import BOUNDARIES, FLOW, GAN
 from recipes.parts.averages import follow
 from recipes.parts.frechet import Classifier, FrechetDistance, accuracy, cached_classifier
@@ -263,3 +263,14 @@ def test_discriminator_steps_n_critic_times_also_where_the_batch_does_not_divide
     recipe.training_step(torch.zeros(4, 1, 8, 8), 0)  # chunk(3) would give two
     assert {state["step"].item() for state in d_optimizer.state.values()} == {3}
     assert {state["step"].item() for state in g_optimizer.state.values()} == {1}
+
+
+@pytest.mark.long
+def test_a_leak_trains_the_generator_to_help_the_discriminator():
+    def frechet(arm):
+        return zip(final("gan", arm, "frechet_start"), final("gan", arm, "frechet"), strict=True)
+
+    assert all(end < 0.05 * start for start, end in frechet("detach"))
+    assert all(end > start for start, end in frechet("none-late"))
+    assert all(0.8 < slope < 1.2 for slope in final("gan", "detach", "health/slope"))
+    assert all(slope > 20 for slope in final("gan", "penalty-detached", "health/slope"))
