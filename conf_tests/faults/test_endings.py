@@ -192,9 +192,6 @@ def test_write_that_the_system_cuts_off_keeps_the_checkpoint_before(tmp_path):
     assert os.listdir(tmp_path) == ["last.ckpt"]
 
 
-# ---- losses that are not finite
-
-
 def test_last_checkpoint_is_written_every_so_many_batches_and_after_the_last(tmp_path):
     written = []
     trainer = SimpleNamespace(world_size=1, max_steps=8, save_checkpoint=written.append)
@@ -202,6 +199,9 @@ def test_last_checkpoint_is_written_every_so_many_batches_and_after_the_last(tmp
     for trainer.global_step in (1, 2, 3, 3, 4, 5, 6, 7, 8):  # two batches of one step
         last.on_train_batch_end(trainer)
     assert written == [tmp_path / "last.ckpt"] * 3  # after 3, 6 and 8
+
+
+# ---- losses that are not finite
 
 
 class Diverging(L.LightningModule):
