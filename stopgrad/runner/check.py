@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from stopgrad.cuts.strategies import check_stop
 from stopgrad.runner.declared import declaration
 from stopgrad.runner.errors import InputError, choose, is_input_error, one_line, wants_traceback
+from stopgrad.runner.hydra_internals import product
 from stopgrad.runner.launch import check_ranks, under_torchrun
 from stopgrad.runner.safety import check_paths, check_safety
 
@@ -126,14 +127,12 @@ def sweep_configs(config: DictConfig) -> list[DictConfig]:
     """The config of every run of a sweep; only its own where the sweeper is not Hydra's basic one."""
     if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
         return [config]
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     loader = GlobalHydra.instance().config_loader()
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     overrides = OverridesParser.create(loader).parse_overrides([*params, *config.hydra.overrides.task])
-    (runs,) = BasicSweeper.split_arguments(overrides, None)
-    return [loader.load_configuration("train", list(run), RunMode.RUN) for run in runs]
+    return [loader.load_configuration("train", run, RunMode.RUN) for run in product(overrides)]
 
 
 class CheckFirst(Callback):
