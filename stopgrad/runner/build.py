@@ -52,7 +52,9 @@ ROOT = {
     "compile": StrictBool,
     "trainer.max_steps": PositiveInt,
     "trainer.val_check_interval": PositiveInt,
+    "trainer.log_every_n_steps": PositiveInt,
 }
+LENGTH = ("max_epochs", "min_epochs", "min_steps")  # an epoch is as long as the run, so that these would do nothing
 SHARED = ("data.batch_size", "data.num_envs", "recipe.num_envs", "recipe.minibatch")  # sizes that the ranks share
 KEY_FIRST = re.compile(r"[a-z_.]+=")  # a message that names its key already
 ARBITRARY = ConfigDict(arbitrary_types_allowed=True)
@@ -146,6 +148,9 @@ def check_build(config: DictConfig) -> None:
     quiet()
     for key, hint in ROOT.items():
         check_type(key, OmegaConf.select(config, key), hint)
+    for name in LENGTH:
+        if config.trainer.get(name) not in (None, -1):
+            raise InputError(f"trainer.{name}={config.trainer[name]}: does nothing; a run's length is trainer.max_steps")
     for key in ("recipe", "data", "trainer"):
         check_arguments(key, config[key])
     choices = config.hydra.runtime.choices

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from stopgrad.runner.errors import InputError
+from stopgrad.runner.errors import InputError, one_line
 from stopgrad.runner.project import configs
 
 
@@ -36,7 +38,7 @@ def declaration(target: str) -> Declaration:
     """The declaration in the module of ``target``, such as ``recipes.gan.GAN``.
 
     Raises:
-        InputError: there is no such module.
+        InputError: there is no such module, or it is no Python, or what it declares is no literal.
     """
     module = target.rpartition(".")[0]
     try:
@@ -45,16 +47,31 @@ def declaration(target: str) -> Declaration:
         spec = None
     if spec is None or spec.origin is None:
         raise InputError(f"recipe._target_={target}: no module {module!r}; write package.module.Class")
-    tree = ast.parse(Path(spec.origin).read_text())
-    values = {
-        node.targets[0].id: ast.literal_eval(node.value)
-        for node in tree.body
-        if isinstance(node, ast.Assign)
-        and isinstance(node.targets[0], ast.Name)
-        and node.targets[0].id in ("BOUNDARIES", "SWITCHES", "METRICS")
-    }
+    try:
+        tree = ast.parse(Path(spec.origin).read_text(), Path(spec.origin).name)
+        values = {
+            node.targets[0].id: ast.literal_eval(node.value)
+            for node in tree.body
+            if isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and node.targets[0].id in ("BOUNDARIES", "SWITCHES", "METRICS")
+        }
+    except (SyntaxError, ValueError) as error:
+        raise InputError(f"recipe._target_={target}: cannot be read: {error}") from None
     summary = (ast.get_docstring(tree) or "").partition("\n")[0]
     return Declaration(summary, *(values.get(name, {}) for name in ("BOUNDARIES", "SWITCHES", "METRICS")))
+
+
+def declarations() -> dict[str, Declaration | str]:
+    """The declaration of each of the project's recipes by name; of one that cannot be read, why, in one line."""
+    found: dict[str, Declaration | str] = {}
+    for file in sorted((configs() / "recipe").glob("*.yaml")):
+        try:
+            target = OmegaConf.select(OmegaConf.load(file), "recipe._target_")
+            found[file.stem] = declaration(str(target))
+        except (InputError, OmegaConfBaseException, YAMLError) as error:
+            found[file.stem] = one_line(error)
+    return found
 
 
 def recipe_configs() -> dict[str, DictConfig]:
