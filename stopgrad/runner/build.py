@@ -165,7 +165,7 @@ def check_build(config: DictConfig) -> None:
         attempt(f"trainer={choices.trainer}", lambda: instantiate(config.trainer, logger=False))
     for key, section in parts_to_build(config):
         check_arguments(key, section)
-        attempt(key, lambda section=section: instantiate(section, _convert_="all"))
+        attempt(f"logger={choices.logger}" if key == "logger" else key, lambda section=section: instantiate(section, _convert_="all"))
     if config.ckpt_path is not None:
         check_checkpoint(config.ckpt_path, recipe, world_size(config) if config.mode == "train" else None)
 

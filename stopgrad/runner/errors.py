@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from hydra.errors import HydraException
@@ -94,7 +94,7 @@ def unknown_key(key: str) -> str:
             break
         node = child
     names = [str(name) for name in node]
-    everywhere = [known for known in all_keys(whole) if not known.endswith("_")]
+    everywhere = [known for known in flat(OmegaConf.to_container(whole)) if not known.endswith("_")]
     words = {*names, *(known.rpartition(".")[2] for known in everywhere)}
     match = difflib.get_close_matches(path[-1], words, n=1, cutoff=0.75)
     if match and match[0] not in names:
@@ -103,12 +103,11 @@ def unknown_key(key: str) -> str:
     return f"no such key; choose one of {', '.join(names)}{nearest(path[-1], names)}"
 
 
-def all_keys(node: Any, path: str = "") -> Iterator[str]:
-    """Every key of a config, as it is written on the command line: ``recipe.optimizer.lr``."""
-    for key in node if isinstance(node, DictConfig) else ():
-        yield f"{path}{key}"
-        if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
-            yield from all_keys(node[key], f"{path}{key}.")
+def flat(node: Any, path: str = "") -> dict[str, Any]:
+    """A nested config by the keys that the command line knows: ``{"recipe.optimizer.lr": 0.1}``."""
+    if not isinstance(node, dict):
+        return {path: node}
+    return {k: v for name, child in node.items() for k, v in flat(child, f"{path}.{name}".lstrip(".")).items()}
 
 
 def one_line_errors(main: Callable[[], None]) -> None:

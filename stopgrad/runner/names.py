@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from stopgrad.cuts.strategies import spelling
@@ -19,9 +20,14 @@ ELSEWHERE = re.compile(r"(seed|compare|arm|hydra)(=|[./@].*)$")
 COMMON: set[str] | None = None  # in a sweep, the overrides that all of its runs share
 
 
+def _hydra(root: DictConfig) -> DictConfig:
+    """Hydra's own section, which the config of a run that has begun no longer holds."""
+    return root.hydra if "hydra" in root else HydraConfig.get()  # pyright: ignore[reportReturnType]
+
+
 def recipe_name(*, _root_: DictConfig) -> str:
     """The config's name of the recipe, such as ``gan``."""
-    return _root_.hydra.runtime.choices.recipe
+    return _hydra(_root_).runtime.choices.recipe
 
 
 def arm_name(*, _root_: DictConfig) -> str:
@@ -31,7 +37,7 @@ def arm_name(*, _root_: DictConfig) -> str:
     """
     if _root_.arm is not None:
         return str(_root_.arm)
-    given = list(_root_.hydra.overrides.task)
+    given = list(_hydra(_root_).overrides.task)
     named = [o for o in given if o.startswith("recipe.") or not UNNAMED.match(_key(o))]
     if COMMON is not None:
         named = [o for o in given if o not in COMMON and not ELSEWHERE.match(_key(o))] or named

@@ -28,8 +28,9 @@ from stopgrad.lightning import FlowAudit, RetentionAudit
 from stopgrad.runner.build import Run, not_resumable
 from stopgrad.runner.contract import ContractAudit, in_a_line
 from stopgrad.runner.declared import declaration
-from stopgrad.runner.errors import RunFailed
+from stopgrad.runner.errors import RunFailed, flat
 from stopgrad.runner.launch import failures_of_others
+from stopgrad.runner.loggers import close, log_settings
 from stopgrad.runner.meter import Meter
 from stopgrad.runner.project import project
 from stopgrad.runner.samples import save_grid
@@ -110,6 +111,8 @@ def record(config: DictConfig, run: Run) -> Iterator[dict[str, Any]]:
         write_whole(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     stop: Any = OmegaConf.to_container(config.stop, resolve=True)
     declared = declaration(config.recipe._target_)
+    resolved = flat({name: OmegaConf.to_container(config[name], resolve=True) for name in ("recipe", "data", "trainer")})
+    settings = resolved | {"compile": config.compile}
     result: dict[str, Any] = {
         "recipe": hydra.runtime.choices["recipe"],
         "arm": folder.parent.name,
@@ -120,6 +123,7 @@ def record(config: DictConfig, run: Run) -> Iterator[dict[str, Any]]:
         if config.compare
         else None,
         "seed": config.seed,
+        "settings": settings,
         "mode": config.mode,
         "started": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
         "metrics_declared": declared.metrics,
@@ -131,6 +135,8 @@ def record(config: DictConfig, run: Run) -> Iterator[dict[str, Any]]:
     failure: BaseException | None = None
     try:
         with failures_of_others():
+            told = flat({"stop": stop}) | settings | {"seed": config.seed}
+            log_settings(run.trainer.loggers, told, declared.metrics)
             yield result
             result |= of_ranks(run)
         result["status"] = "finished"
@@ -164,6 +170,7 @@ def record(config: DictConfig, run: Run) -> Iterator[dict[str, Any]]:
     }
     if run.trainer.is_global_zero:
         write_whole(folder / "result.json", json.dumps(result, indent=2) + "\n")
+        close(run.trainer.loggers)
         print(ending(result, folder), flush=True)
     if failure is None:
         return

@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from stopgrad.runner import names
+from stopgrad.runner.errors import flat
 from stopgrad.runner.progress import Sweep
 from stopgrad.runner.project import open_project, project
 
@@ -97,12 +98,6 @@ def finished_before(config: DictConfig) -> bool:
 
 def first_change(was: str, now: str, folder: Path) -> str:
     """The first key in which two configs differ, in words."""
-
-    def flat(node: Any, path: str = "") -> dict[str, Any]:
-        if not isinstance(node, dict):
-            return {path: node}
-        return {k: v for name, child in node.items() for k, v in flat(child, f"{path}.{name}".lstrip(".")).items()}
-
     there, here = (flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (was, now))
     key = next((k for k in {**there, **here} if there.get(k) != here.get(k)), "config")
     place = "/".join(folder.parts[-2:])

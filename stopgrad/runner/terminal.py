@@ -145,7 +145,7 @@ def outcome(result: Mapping[str, Any]) -> str:
 def summary(result: Mapping[str, Any], folder: Path) -> str:
     """The closing lines: what ran, how it ended, what it cost, where it is."""
     chosen = " ".join(f"{name}={choice}" for name, choice in result["stop"].items())
-    ended = result["status"] + (f": {result['message']}" if "message" in result else "")
+    ended = result["status"] + (f": {result['message']}" if "message" in result and Sweep.now else "")
     cost = f"{result['steps']} steps in {result['seconds']:.1f} s"
     if result.get("step_time"):
         cost += f", {result['step_time'] * 1e3:.2f} ms a step, {result['saved_bytes'] >> 10} KiB saved for backward"
