@@ -52,7 +52,9 @@ ROOT = {
     "compile": StrictBool,
     "trainer.max_steps": PositiveInt,
     "trainer.val_check_interval": PositiveInt,
+    "trainer.log_every_n_steps": PositiveInt,
 }
+LENGTH = ("max_epochs", "min_epochs", "min_steps")  # an epoch is as long as the run, so that these would do nothing
 SHARED = ("data.batch_size", "data.num_envs", "recipe.num_envs", "recipe.minibatch")  # sizes that the ranks share
 KEY_FIRST = re.compile(r"[a-z_.]+=")  # a message that names its key already
 ARBITRARY = ConfigDict(arbitrary_types_allowed=True)
@@ -144,6 +146,11 @@ def check_build(config: DictConfig) -> None:
     quiet()
     for key, hint in ROOT.items():
         check_type(key, OmegaConf.select(config, key), hint)
+    for name in LENGTH:
+        if config.trainer.get(name) not in (None, -1):
+            raise InputError(
+                f"trainer.{name}={config.trainer[name]}: does nothing; a run's length is trainer.max_steps"
+            )
     for key in ("recipe", "data", "trainer"):
         check_arguments(key, config[key])
     choices = config.hydra.runtime.choices
@@ -158,7 +165,10 @@ def check_build(config: DictConfig) -> None:
         attempt(f"trainer={choices.trainer}", lambda: instantiate(config.trainer, logger=False))
     for key, section in parts_to_build(config):
         check_arguments(key, section)
-        attempt(key, lambda section=section: instantiate(section, _convert_="all"))
+        attempt(
+            f"logger={choices.logger}" if key == "logger" else key,
+            lambda section=section: instantiate(section, _convert_="all"),
+        )
     if config.ckpt_path is not None:
         check_checkpoint(config.ckpt_path, recipe, world_size(config) if config.mode == "train" else None)
 

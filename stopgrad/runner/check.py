@@ -17,10 +17,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from stopgrad.cuts.strategies import check_stop
+from stopgrad.runner import names
 from stopgrad.runner.declared import declaration
 from stopgrad.runner.errors import InputError, choose, is_input_error, one_line, wants_traceback
 from stopgrad.runner.hydra_internals import product
 from stopgrad.runner.launch import check_ranks, under_torchrun
+from stopgrad.runner.progress import Sweep
 from stopgrad.runner.safety import check_paths, check_safety
 
 SECTIONS = ("recipe", "stop", "data", "trainer", "callbacks", "logger")
@@ -124,9 +126,9 @@ def check_run(config: DictConfig) -> None:
 
 
 def sweep_configs(config: DictConfig) -> list[DictConfig]:
-    """The config of every run of a sweep; only its own where the sweeper is not Hydra's basic one."""
+    """The config of every run of a sweep; none where the sweeper is not Hydra's basic one: it chooses as it goes."""
     if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
-        return [config]
+        return []
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     loader = GlobalHydra.instance().config_loader()
@@ -146,9 +148,12 @@ class CheckFirst(Callback):
             if under_torchrun():
                 raise InputError("-m under torchrun: start a sweep without it; trainer=ddp starts its ranks itself")
             configs = sweep_configs(config)
+            if configs:
+                names.COMMON = set.intersection(*(set(each.hydra.overrides.task) for each in configs))
+            Sweep.now = Sweep.of(config, configs)
         except Exception as error:
             self._exit(error)
-        self._check(configs, config.hydra.sweep.dir)
+        self._check(configs or [config], config.hydra.sweep.dir)
 
     def _check(self, configs: list[DictConfig], folder: str) -> None:
         try:

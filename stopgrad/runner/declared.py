@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from stopgrad.runner.errors import InputError
+from stopgrad.runner.errors import InputError, one_line
 from stopgrad.runner.project import configs
 
 
@@ -56,7 +58,7 @@ def declaration(target: str) -> Declaration:
     """The declaration in the module of ``target``, such as ``recipes.gan.GAN``.
 
     Raises:
-        InputError: there is no such module, or what it declares is no literal.
+        InputError: there is no such module, it is no Python, or what it declares is no literal.
     """
     module = target.rpartition(".")[0]
     try:
@@ -72,9 +74,12 @@ def declared_in(file: Path) -> Declaration:
     """The declaration in a recipe's file.
 
     Raises:
-        InputError: what it declares is no literal.
+        InputError: it is no Python, or what it declares is no literal.
     """
-    tree = ast.parse(file.read_text())
+    try:
+        tree = ast.parse(file.read_text(), file.name)
+    except (SyntaxError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read: {error}") from None
     found = {}
     for node in tree.body:
         match node:
@@ -87,6 +92,18 @@ def declared_in(file: Path) -> Declaration:
                 except ValueError:
                     raise InputError(f"{file}: {name} is read without being run; write it as a literal") from None
     return Declaration((ast.get_docstring(tree) or "").partition("\n")[0], **found)
+
+
+def declarations() -> dict[str, Declaration | str]:
+    """The declaration of each of the project's recipes by name; of one that cannot be read, why, in one line."""
+    found: dict[str, Declaration | str] = {}
+    for file in sorted((configs() / "recipe").glob("*.yaml")):
+        try:
+            target = OmegaConf.select(OmegaConf.load(file), "recipe._target_")
+            found[file.stem] = declaration(str(target))
+        except (InputError, OmegaConfBaseException, YAMLError) as error:
+            found[file.stem] = one_line(error)
+    return found
 
 
 def recipe_configs() -> dict[str, DictConfig]:
