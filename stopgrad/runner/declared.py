@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from stopgrad.cuts.strategies import TAKES_FACTOR, stops
 from stopgrad.runner.errors import InputError
 from stopgrad.runner.project import configs
 
@@ -31,6 +32,18 @@ class Declaration:
         """The paper's choices."""
         return {name: legal[0] for name, legal in {**self.boundaries, **self.switches}.items()}
 
+    def turned_over(self) -> dict[str, str]:
+        """By name, another choice: what by default stops passes, what passes stops; of a switch its second choice.
+
+        A boundary at which that is not legal has none.
+        """
+        found = {}
+        for name, legal in self.boundaries.items():
+            plain = [choice for choice in legal if choice not in TAKES_FACTOR]
+            other = [choice for choice in plain if stops(choice) != stops(legal[0])]
+            found |= {name: other[0]} if other else {}
+        return found | {name: legal[1] for name, legal in self.switches.items()}
+
 
 def declaration(target: str) -> Declaration:
     """The declaration in the module of ``target``, such as ``recipes.gan.GAN``.
@@ -45,16 +58,23 @@ def declaration(target: str) -> Declaration:
         spec = None
     if spec is None or spec.origin is None:
         raise InputError(f"recipe._target_={target}: no module {module!r}; write package.module.Class")
-    tree = ast.parse(Path(spec.origin).read_text())
+    return declared_in(Path(spec.origin))
+
+
+def declared_in(file: Path) -> Declaration:
+    """The declaration in the file of a recipe's module."""
+    summary = (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n")[0]
+    return Declaration(summary, *literals(file, "BOUNDARIES", "SWITCHES", "METRICS"))
+
+
+def literals(file: Path, *names: str) -> list[Any]:
+    """The value of each of these names, such as ``BOUNDARIES``, a literal in the file; ``{}`` where it has none."""
     values = {
         node.targets[0].id: ast.literal_eval(node.value)
-        for node in tree.body
-        if isinstance(node, ast.Assign)
-        and isinstance(node.targets[0], ast.Name)
-        and node.targets[0].id in ("BOUNDARIES", "SWITCHES", "METRICS")
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in names
     }
-    summary = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return Declaration(summary, *(values.get(name, {}) for name in ("BOUNDARIES", "SWITCHES", "METRICS")))
+    return [values.get(name, {}) for name in names]
 
 
 def recipe_configs() -> dict[str, DictConfig]:

@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from stopgrad.cuts.strategies import spelling
 from stopgrad.runner.declared import declaration, recipe_configs
-from stopgrad.runner.project import configs
+from stopgrad.runner.project import configs, project
+from stopgrad.runner.shelf import Shelf
 
 # Overrides that do not tell one arm from another, or that stand elsewhere in the path.
 UNNAMED = re.compile(r"(recipe|seed|ckpt_path|cache|compare|logger|trainer|callbacks|hydra)(=|[./@].*)$")
@@ -63,13 +64,25 @@ def help_text() -> str:
         *(f"{name}: {', '.join(options)}" for name, options in groups().items()),
         "",
         "Examples:",
-        "  python train.py recipe=gan stop.fakes=none stop.zero_grad=late",
-        "  python train.py -m recipe=gan stop.fakes=detach,no_grad,none seed=0,1,2",
-        "  python train.py -m compare=gan",
-        "  python train.py mode=evaluate ckpt_path=runs/gan/default/seed-0/checkpoints/best.ckpt",
-        "  python train.py --cfg job      the whole config, every key of which can be overridden",
+        *examples(),
     ]
     return "\n".join(lines)
+
+
+def examples() -> list[str]:
+    """Commands for the project's own recipe, the default one."""
+    mine = Shelf(project())
+    recipe = mine.default("recipe")
+    declared = declaration(mine.targets("recipe", recipe)[0])
+    name, choice = next(iter(declared.turned_over().items()))
+    compares = [each for each in mine.names("compare") if mine.choice("compare", each, "recipe") == recipe]
+    return [
+        f"  python train.py recipe={recipe} stop.{name}={choice}",
+        f"  python train.py -m recipe={recipe} stop.{name}={declared.default_stop[name]},{choice} seed=0,1,2",
+        *(f"  python train.py -m compare={each}" for each in compares[:1]),
+        f"  python train.py mode=evaluate ckpt_path=runs/{recipe}/default/seed-0/checkpoints/best.ckpt",
+        "  python train.py --cfg job      the whole config, every key of which can be overridden",
+    ]
 
 
 def groups() -> dict[str, list[str]]:
