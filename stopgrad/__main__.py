@@ -119,7 +119,10 @@ def new_command(options: argparse.Namespace) -> int:
 
     files = begin(Path(options.folder), options.recipe)
     print(f"{options.folder}: {len(files)} files; README.md tells what is where\n")
-    print(f"    cd {options.folder}\n    python train.py trainer=smoke\n    pytest")
+    steps = ["python train.py trainer=smoke", "pytest"]
+    if Path(options.folder).resolve() != Path.cwd():
+        steps.insert(0, f"cd {options.folder}")
+    print("\n".join(f"    {step}" for step in steps))
     return 0
 
 

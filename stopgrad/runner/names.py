@@ -73,16 +73,16 @@ def examples() -> list[str]:
     """Commands for the project's own recipe, the default one."""
     mine = Shelf(project())
     recipe = mine.default("recipe")
-    declared = declaration(mine.targets("recipe", recipe)[0])
-    name, choice = next(iter(declared.turned_over().items()))
+    declared = declaration(mine.recipe_class(recipe))
+    lines = []
+    for name, choice in list(declared.turned_over().items())[:1]:
+        lines.append(f"recipe={recipe} stop.{name}={choice}")
+        lines.append(f"-m recipe={recipe} stop.{name}={declared.default_stop[name]},{choice} seed=0,1,2")
     compares = [each for each in mine.names("compare") if mine.choice("compare", each, "recipe") == recipe]
-    return [
-        f"  python train.py recipe={recipe} stop.{name}={choice}",
-        f"  python train.py -m recipe={recipe} stop.{name}={declared.default_stop[name]},{choice} seed=0,1,2",
-        *(f"  python train.py -m compare={each}" for each in compares[:1]),
-        f"  python train.py mode=evaluate ckpt_path=runs/{recipe}/default/seed-0/checkpoints/best.ckpt",
-        "  python train.py --cfg job      the whole config, every key of which can be overridden",
-    ]
+    lines += [f"-m compare={each}" for each in compares[:1]]
+    lines += [f"mode=evaluate ckpt_path=runs/{recipe}/default/seed-0/checkpoints/best.ckpt"]
+    lines += ["--cfg job      the whole config, every key of which can be overridden"]
+    return [f"  python train.py {line}" for line in lines]
 
 
 def groups() -> dict[str, list[str]]:

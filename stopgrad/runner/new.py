@@ -86,7 +86,7 @@ def project_files(source: Shelf, recipe: str, name: str) -> dict[str, str]:
         files["configs/train.yaml"] = re.sub(
             rf"^(  - {group}:) \w+", rf"\1 {configs[group][0]}", files["configs/train.yaml"], flags=re.M
         )
-    main = source.module(source.targets("recipe", recipe)[0].rpartition(".")[0])
+    main = source.module(source.recipe_class(recipe).rpartition(".")[0])
     assert main is not None
     changes, (small,) = one_at_a_time(main), literals(main, "SMALL")
     broken = [overrides for key, overrides in changes.items() if f"stop.{key}" in contract_keys(main)]
@@ -107,7 +107,7 @@ def project_files(source: Shelf, recipe: str, name: str) -> dict[str, str]:
     files[".gitignore"] = filled("gitignore", words)
     compare = (configs["compare"] or [recipe])[0]
     words |= {
-        "commands": commands(recipe, compare, next(iter(changes.values()))),
+        "commands": commands(recipe, compare, list(changes.values())[:1]),
         "choices": choices(main, source.text(f"configs/recipe/{recipe}.yaml")),
         "tree": tree([*files, "README.md"]),
     }
@@ -142,13 +142,13 @@ def arms(changes: dict[str, list[str]]) -> str:
     return indent(OmegaConf.to_yaml(OmegaConf.create(named)), "    ").rstrip()
 
 
-def commands(recipe: str, compare: str, change: list[str]) -> str:
+def commands(recipe: str, compare: str, changes: list[list[str]]) -> str:
     """What a user types first, with a word to each."""
     best = f"runs/{recipe}/default/seed-0/checkpoints/best.ckpt"
     said = {
         "trainer=smoke": "a few steps of everything: does it run?",
         "": "the whole training",
-        " ".join(change): "one choice turned over: what does the run say?",
+        **{" ".join(change): "one choice turned over: what does the run say?" for change in changes},
         f"-m compare={compare}": "named arms, three seeds each, and their comparison",
         f"mode=evaluate ckpt_path={best}": "",
         "--help": "all that can be chosen",

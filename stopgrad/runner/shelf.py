@@ -47,6 +47,9 @@ class Shelf:
         bases = [each for each in self.config(group, name).get("defaults", []) if each in self.names(group)]
         return [name, *(each for base in bases for each in self.line(group, base))]
 
+    def configs(self, group: str, name: str) -> list[dict[Any, Any]]:
+        return [self.config(group, each) for each in self.line(group, name)]
+
     def choice(self, group: str, name: str, of: str) -> str | None:
         """What a config chooses in another group: ``replay`` where it says ``override /data: replay``."""
         defaults = [
@@ -55,7 +58,7 @@ class Shelf:
         return next((each[f"override /{of}"] for each in defaults if f"override /{of}" in each), None)
 
     def targets(self, group: str, name: str) -> list[str]:
-        """Every ``_target_`` of a config, its own first."""
+        """Every ``_target_`` of a config and those that it begins with."""
 
         def below(node: Any) -> Iterator[str]:
             if isinstance(node, dict):
@@ -64,7 +67,15 @@ class Shelf:
                 for child in node.values() if isinstance(node, dict) else node:
                     yield from below(child)
 
-        return [target for each in self.line(group, name) for target in below(self.config(group, each))]
+        return [target for config in self.configs(group, name) for target in below(config)]
+
+    def recipe_class(self, name: str) -> str:
+        """What a config of a recipe builds, such as ``recipes.gan.GAN``."""
+        sections = [config.get("recipe", {}) for config in self.configs("recipe", name)]
+        return next(section["_target_"] for section in sections if "_target_" in section)
+
+    def data_class(self, name: str) -> str:
+        return next(config["_target_"] for config in self.configs("data", name) if "_target_" in config)
 
     def needed_configs(self, recipe: str) -> dict[str, list[str]]:
         """By group, the configs that a project of the recipe needs: its own, its data and its comparisons.
@@ -74,8 +85,8 @@ class Shelf:
         compares = [name for name in self.names("compare") if self.choice("compare", name, "recipe") == recipe]
         usual = self.choice("recipe", recipe, "data") or self.default("data")
         used = [usual, *(self.choice("compare", name, "data") or usual for name in compares)]
-        classes = {self.targets("data", name)[0] for name in used}
-        used += [name for name in self.names("data") if self.targets("data", name)[0] in classes]
+        classes = {self.data_class(name) for name in used}
+        used += [name for name in self.names("data") if self.data_class(name) in classes]
         chosen = {"recipe": [recipe], "data": used, "compare": compares}
         return {
             group: list(dict.fromkeys(each for name in names for each in self.line(group, name)))
