@@ -120,7 +120,7 @@ class TestProject:
             assert f"| `stop.{name}` | `{choice}` " in text
         commands = re.findall(r"^python train.py ?(.*?) *(?:#.*)?$", text, flags=re.M)
         assert len(commands) == 6
-        for command in commands:
+        for command in filter(None, commands):
             composed(projects[recipe], *(word for word in command.split() if not word.startswith("-")))
 
 
@@ -159,7 +159,7 @@ def small_shelf(folder):
         "recipes/n.py": "def f():\n    import recipes.late\n",
         "recipes/late.py": "",
         "recipes/other.py": "",
-        "recipes/parts/__init__.py": "from recipes.parts.inner.deep import x\n",
+        "recipes/parts/__init__.py": "from .inner.deep import x\n",
         "recipes/parts/used.py": "",
         "recipes/parts/here.py": "",
         "recipes/parts/there.py": "",
@@ -424,10 +424,11 @@ class TestOutOfTheWheel:
             text = (mine / path).read_text()
             assert text.count(before) == 1
             (mine / path).write_text(text.replace(before, after))
-        for name, choices in (("kept", ["stop.target=none"]), ("flipped", ["stop.target=none", "stop.mine=none"])):
-            call(python, "train.py", "trainer=smoke", *choices, f"hydra.run.dir={tmp_path / name}", cwd=mine)
-        assert result(tmp_path / "kept")["violations"] == []
-        (violation,) = result(tmp_path / "flipped")["violations"]
+        choices = ["stop.target=none", "stop.mine=detach,none", "trainer=smoke", f"hydra.sweep.dir={tmp_path}"]
+        call(python, "train.py", "-m", *choices, cwd=mine)
+        kept, flipped = (result(tmp_path / f"target-none_mine-{choice}" / "seed-0") for choice in ("detach", "none"))
+        assert kept["violations"] == []
+        (violation,) = flipped["violations"]
         assert "td_loss reaches stop.mine, which the contract calls blocked" in violation
 
 
