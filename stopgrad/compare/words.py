@@ -136,6 +136,12 @@ def time_words(cost: Mapping[str, Any]) -> str:
     return "about the same time" if same else f"about {ratio:.2f} times the time"
 
 
+def verdict_words(arm: Mapping[str, Any]) -> str:
+    """The verdict; and the one that was declared, where it came out otherwise."""
+    expected = arm["expected"]
+    return arm["verdict"] if expected in (None, arm["verdict"]) else f"{arm['verdict']} (expected {expected})"
+
+
 def headline(comparison: Mapping[str, Any]) -> str:
     """The first metric that the recipe declares and some arm has, or nothing."""
     names = [n for n in comparison["metrics_declared"] if any(n in arm["metrics"] for arm in comparison["arms"])]
@@ -152,7 +158,7 @@ def rows(comparison: Mapping[str, Any]) -> list[list[str]]:
         since = "" if first is None else str(first["step"]) if first["exact"] else f"{first['after']}..{first['step']}"
         ratios = [cost[f"{key}_ratio"] for key in ("step_time", "saved_bytes", "graph_nodes")]
         shown = " ".join(number(value) for value in values)
-        table.append([arm["name"], arm["verdict"], shown, since, *(f"{r:.2f}x" if r else "" for r in ratios)])
+        table.append([arm["name"], verdict_words(arm), shown, since, *(f"{r:.2f}x" if r else "" for r in ratios)])
     return table
 
 
@@ -177,7 +183,7 @@ def markdown(comparison: Mapping[str, Any]) -> str:
     lines += ["", f"| {' | '.join(heading)} |", "|---" * len(heading) + "|"]
     lines += [f"| `{row[0]}` | {' | '.join(row[1:])} |" for row in body]
     for arm in comparison["arms"][1:]:
-        lines += ["", f"## {arm['name']}: {arm['verdict']}", ""]
+        lines += ["", f"## {arm['name']}: {verdict_words(arm)}", ""]
         lines += [f"- {reason}" for reason in arm["because"]] + flow_lines(arm["flow"])
         angles = [f"{g} {number(c)}" for g, c in arm["gradient_cosine"].items()]
         lines += [f"- cosine with the reference's first gradient: {', '.join(angles)}"] if angles else []

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 import stopgrad
 from stopgrad.cuts.strategies import spelling
-from stopgrad.runner.declared import declared_in, literals
+from stopgrad.runner.declared import declared_in
 from stopgrad.runner.errors import InputError, choose
 from stopgrad.runner.shelf import Shelf, shelf
 
@@ -88,16 +88,16 @@ def project_files(source: Shelf, recipe: str, name: str) -> dict[str, str]:
         )
     main = source.module(source.recipe_class(recipe).rpartition(".")[0])
     assert main is not None
-    changes, (small,) = one_at_a_time(main), literals(main, "SMALL")
+    declared, changes = declared_in(main), one_at_a_time(main)
     broken = [overrides for key, overrides in changes.items() if f"stop.{key}" in contract_keys(main)]
     words = {
         "name": name,
         "recipe": recipe,
         "version": stopgrad.__version__,
         "file": source.path(main),
-        "summary": declared_in(main).summary,
+        "summary": declared.summary,
         "arms": arms(changes),
-        "quick": json.dumps(["trainer=smoke", *small]),
+        "quick": json.dumps(["trainer=smoke", *declared.small]),
         "flipped": json.dumps([" ".join(overrides) for overrides in broken[:1]]),
     }
     if not configs["compare"]:
@@ -120,8 +120,8 @@ def filled(template: str, words: dict[str, str]) -> str:
 
 def one_at_a_time(main: Path) -> dict[str, list[str]]:
     """For each boundary and switch of a recipe's module, the overrides that turn it over, with what else they need."""
-    (needs,) = literals(main, "NEEDS")
-    other = declared_in(main).turned_over()
+    declared = declared_in(main)
+    other, needs = declared.turned_over(), declared.needs
     return {name: [f"stop.{name}={choice}", *needs.get(f"stop.{name}", [])] for name, choice in other.items()}
 
 
@@ -160,12 +160,12 @@ def commands(recipe: str, compare: str, changes: list[list[str]]) -> str:
 
 def choices(main: Path, config: str) -> str:
     """A table of the recipe's boundaries and switches; what they are is told by the comments of its config."""
-    declared, (without,) = declared_in(main), literals(main, "WITHOUT")
+    declared = declared_in(main)
     section = config.partition("\nstop:\n")[2].partition("\n\n")[0]
     about = dict(re.findall(r"^  (\w+): [^#\n]*# (.+)$", section, flags=re.M))
     rows = ["| | choices, the default first | |", "|---|---|---|"]
     for name, legal in {**declared.boundaries, **declared.switches}.items():
-        remarks = [about.get(name), f"without it: {without[name]}" if name in without else None]
+        remarks = [about.get(name), f"without it: {declared.without[name]}" if name in declared.without else None]
         spelled = " ".join(f"`{spelling(choice)}`" for choice in legal)
         said = "; ".join(filter(None, remarks)).replace("|", "\\|")
         rows.append(f"| `stop.{name}` | {spelled} | {said} |")
