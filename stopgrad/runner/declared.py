@@ -54,11 +54,11 @@ class Declaration:
     def turned_over(self) -> dict[str, str]:
         """By name, another choice: what by default stops passes, what passes stops; of a switch its second choice.
 
-        A boundary at which that is not legal has none.
+        A boundary at which that is not legal, or refused, has none.
         """
         found = {}
         for name, legal in self.boundaries.items():
-            plain = [choice for choice in legal if choice not in TAKES_FACTOR]
+            plain = [c for c in legal if c not in TAKES_FACTOR and f"stop.{name}={c}" not in self.refuses]
             other = [choice for choice in plain if stops(choice) != stops(legal[0])]
             found |= {name: other[0]} if other else {}
         return found | {name: legal[1] for name, legal in self.switches.items()}

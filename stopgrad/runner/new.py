@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import keyword
 import re
 import shutil
 from pathlib import Path
 from string import Template
-from textwrap import indent
-from typing import Any
-
-from omegaconf import OmegaConf
 
 import stopgrad
 from stopgrad.cuts.strategies import spelling
-from stopgrad.runner.declared import declared_in
+from stopgrad.runner.declared import Declaration, declared_in
 from stopgrad.runner.errors import InputError, choose
 from stopgrad.runner.shelf import Shelf, shelf
 
@@ -88,27 +83,23 @@ def project_files(source: Shelf, recipe: str, name: str) -> dict[str, str]:
         )
     main = source.module(source.recipe_class(recipe).rpartition(".")[0])
     assert main is not None
-    declared, changes = declared_in(main), one_at_a_time(main)
-    broken = [overrides for key, overrides in changes.items() if f"stop.{key}" in contract_keys(main)]
+    declared = declared_in(main)
+    changes = one_at_a_time(declared)
     words = {
         "name": name,
         "recipe": recipe,
         "version": stopgrad.__version__,
         "file": source.path(main),
         "summary": declared.summary,
-        "arms": arms(changes),
-        "quick": json.dumps(["trainer=smoke", *declared.small]),
-        "flipped": json.dumps([" ".join(overrides) for overrides in broken[:1]]),
+        "quick": listed(["trainer=smoke", *declared.small]),
+        "flipped": listed([" ".join(changes[key]) for key in declared.boundaries if key in changes]),
     }
-    if not configs["compare"]:
-        files[f"configs/compare/{recipe}.yaml"] = filled("compare.yaml", words)
     files[f"tests/test_{recipe}.py"] = filled("test_recipe.py", words)
     files["pyproject.toml"] = filled("pyproject.toml", words)
     files[".gitignore"] = filled("gitignore", words)
-    compare = (configs["compare"] or [recipe])[0]
     words |= {
-        "commands": commands(recipe, compare, list(changes.values())[:1]),
-        "choices": choices(main, source.text(f"configs/recipe/{recipe}.yaml")),
+        "commands": commands(recipe, configs["compare"], list(changes.values())[:1]),
+        "choices": choices(declared, source.text(f"configs/recipe/{recipe}.yaml")),
         "tree": tree([*files, "README.md"]),
     }
     return files | {"README.md": filled("README.md", words)}
@@ -118,38 +109,26 @@ def filled(template: str, words: dict[str, str]) -> str:
     return Template((TEMPLATES / f"{template}.txt").read_text(encoding="utf-8")).substitute(words)
 
 
-def one_at_a_time(main: Path) -> dict[str, list[str]]:
-    """For each boundary and switch of a recipe's module, the overrides that turn it over, with what else they need."""
-    declared = declared_in(main)
-    other, needs = declared.turned_over(), declared.needs
-    return {name: [f"stop.{name}={choice}", *needs.get(f"stop.{name}", [])] for name, choice in other.items()}
+def listed(words: list[str]) -> str:
+    """A Python list, on one line where there is room."""
+    line = json.dumps(words)
+    return line if len(line) <= 108 else json.dumps(words, indent=4).replace("\n]", ",\n]")
 
 
-def contract_keys(main: Path) -> set[Any]:
-    """What the contracts of a recipe's module name, such as ``stop.fakes``."""
-    nodes = ast.walk(ast.parse(main.read_text(encoding="utf-8")))
-    return {
-        key.value for node in nodes if isinstance(node, ast.Dict) for key in node.keys if isinstance(key, ast.Constant)
-    }
+def one_at_a_time(declared: Declaration) -> dict[str, list[str]]:
+    """For each boundary and switch, the overrides that turn it over: its own, and what else that needs."""
+    other = declared.turned_over().items()
+    return {name: [f"stop.{name}={choice}", *declared.needs.get(f"stop.{name}", [])] for name, choice in other}
 
 
-def arms(changes: dict[str, list[str]]) -> str:
-    """An arm for each change, as YAML for a comparison."""
-    named = {
-        overrides[0].removeprefix("stop.").replace("=", "-"): OmegaConf.from_dotlist(overrides)
-        for overrides in changes.values()
-    }
-    return indent(OmegaConf.to_yaml(OmegaConf.create(named)), "    ").rstrip()
-
-
-def commands(recipe: str, compare: str, changes: list[list[str]]) -> str:
+def commands(recipe: str, compares: list[str], changes: list[list[str]]) -> str:
     """What a user types first, with a word to each."""
     best = f"runs/{recipe}/default/seed-0/checkpoints/best.ckpt"
     said = {
         "trainer=smoke": "a few steps of everything: does it run?",
         "": "the whole training",
         **{" ".join(change): "one choice turned over: what does the run say?" for change in changes},
-        f"-m compare={compare}": "named arms, three seeds each, and their comparison",
+        **{f"-m compare={name}": "named arms, three seeds each, and their comparison" for name in compares[:1]},
         f"mode=evaluate ckpt_path={best}": "",
         "--help": "all that can be chosen",
     }
@@ -158,14 +137,13 @@ def commands(recipe: str, compare: str, changes: list[list[str]]) -> str:
     return "\n".join(f"{command:<50}  # {remark}" if remark else command for command, remark in lines)
 
 
-def choices(main: Path, config: str) -> str:
+def choices(declared: Declaration, config: str) -> str:
     """A table of the recipe's boundaries and switches; what they are is told by the comments of its config."""
-    declared = declared_in(main)
     section = config.partition("\nstop:\n")[2].partition("\n\n")[0]
     about = dict(re.findall(r"^  (\w+): [^#\n]*# (.+)$", section, flags=re.M))
     rows = ["| | choices, the default first | |", "|---|---|---|"]
     for name, legal in {**declared.boundaries, **declared.switches}.items():
-        remarks = [about.get(name), f"without it: {declared.without[name]}" if name in declared.without else None]
+        remarks = [about.get(name), f"otherwise: {declared.without[name]}" if name in declared.without else None]
         spelled = " ".join(f"`{spelling(choice)}`" for choice in legal)
         said = "; ".join(filter(None, remarks)).replace("|", "\\|")
         rows.append(f"| `stop.{name}` | {spelled} | {said} |")
