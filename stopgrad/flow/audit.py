@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stopgrad.cuts.torch_internals import has_dynamo
 from stopgrad.flow.contract import FlowContract
 from stopgrad.flow.escapes import Escapes
 from stopgrad.flow.graph import Reach, Reaches, Walk
@@ -93,7 +93,7 @@ class audit:
             stack.enter_context(self._recorder)
             if self.draw:
                 stack.enter_context(self._recorder.follow_modules(module_names(self._modules)))
-            if "torch._dynamo" in sys.modules:  # a compiled graph hides its values and links every parameter
+            if has_dynamo():  # a compiled graph hides its values and links every parameter
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             self._stack = stack.pop_all()
         return self
@@ -213,9 +213,7 @@ class audit:
         note = "" if norms is not None else "a probe would disturb DDP or a hook; use FlowAudit"
         self._enter_unreached(name, found, note, sum(self._bits[part] for part in arrived))
 
-    def _arrived(
-        self, norms: Mapping[int, float], crossings: Mapping[str, Sequence[float]]
-    ) -> dict[str, list[float]]:
+    def _arrived(self, norms: Mapping[int, float], crossings: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
         """The norms that arrived at each column, in the order of the columns."""
         reached = dict.fromkeys(part for key in norms for part in self._parts_of.get(key, ()))
         arrived = {part: [norms[id(t)] for t in self.parts[part] if id(t) in norms] for part in reached}

@@ -148,8 +148,6 @@ def shown(matrix: FlowMatrix, most: int) -> tuple[FlowMatrix, str]:
     cells = {(span(x), span(y)): matrix[x[0], y[0]] for x in losses[:most] for y in parts[:most]}
     drawn = type(matrix)([span(part) for part in parts[:most]], cells)
     more = [
-        f"{len(each) - most:,} more {name}"
-        for each, name in ((losses, "losses"), (parts, "parts"))
-        if len(each) > most
+        f"{len(each) - most:,} more {name}" for each, name in ((losses, "losses"), (parts, "parts")) if len(each) > most
     ]
     return drawn, f"{' and '.join(more)} are not drawn" if more else ""

@@ -12,10 +12,11 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
+from stopgrad.cuts.torch_internals import REENTRANT, has_static_graph, sequence_number
+
 # A node that Python has looked at is freed inside the one before it (PyTorch 2.13, 8 MB of stack): 50,000 such nodes in
 # a row end the process. So no more of a graph than this is ever looked at.
 MOST_NODES = 10_000
-REENTRANT = "CheckpointFunctionBackward"  # runs its forward again inside backward: its parameters are not in the graph
 
 
 class Walk:
@@ -54,7 +55,7 @@ class Walk:
             self.nodes += 1
             if isinstance(node, BackwardCFunction):
                 self.opaque.append(type(node).__name__)
-                self.static_ddp |= _is_static_ddp(node)
+                self.static_ddp |= has_static_graph(node)
             elif (variable := getattr(node, "variable", None)) is not None:  # only AccumulateGrad has one
                 self.leaves[id(variable)] = variable
                 self._accumulators[id(variable)] = node
@@ -80,11 +81,6 @@ class Walk:
             names.append(node.name())
             node = self._came[node]
         return names[::-1]
-
-
-def _is_static_ddp(node: Any) -> bool:
-    ddp = node.ddp_weakref() if hasattr(node, "ddp_weakref") else None
-    return ddp is not None and ddp.static_graph
 
 
 @dataclass(slots=True)
@@ -140,7 +136,7 @@ class Reaches:
         if node is None:
             return Reach(self._leaf(tensor))
         reach = None if self._gave_up else self._walk(node, shared=False)
-        self._newest = max(self._newest, node._sequence_nr())
+        self._newest = max(self._newest, sequence_number(node))
         self._gave_up |= reach is None
         return reach
 
@@ -150,7 +146,7 @@ class Reaches:
         depth, seen, stack = 0, {root}, [root]
         while stack:
             node = stack.pop()
-            number = node._sequence_nr()
+            number = sequence_number(node)
             if number <= self._newest and (shared or node is not root):
                 known = self._noted(node)
                 if known is None and not shared:
@@ -166,7 +162,7 @@ class Reaches:
                     continue
             if isinstance(node, BackwardCFunction):
                 reach.reentrant |= type(node).__name__ == REENTRANT
-                reach.static_ddp |= _is_static_ddp(node)
+                reach.static_ddp |= has_static_graph(node)
             reach.found |= self._crossings.get(number, 0)
             for child, _ in node.next_functions:
                 if child is not None and child not in seen:
@@ -213,10 +209,10 @@ class Nodes:
     def add_node(self, node: Any, value: int) -> None:
         """One node that is looked at."""
         if node is not None:
-            self._single[node._sequence_nr()] = value
+            self._single[sequence_number(node)] = value
 
     def value(self, node: Any) -> int | None:
-        number = node._sequence_nr()
+        number = sequence_number(node)
         if number in self._single:
             return self._single[number]
         number -= self._began
@@ -225,4 +221,4 @@ class Nodes:
 
     def is_older(self, node: Any) -> bool:
         """The node was made before the audit began."""
-        return node._sequence_nr() < self._began
+        return sequence_number(node) < self._began

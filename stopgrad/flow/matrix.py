@@ -64,7 +64,9 @@ class FlowMatrix(Mapping[tuple[str, str], Cell]):
         self.parts = tuple(parts)
         self.losses = tuple(dict.fromkeys(loss for loss, _ in cells) if losses is None else losses)
         self._known = {*self.losses}, {*self.parts}
-        self._cells = {key: cell for key, cell in cells.items() if key[0] in self._known[0] and key[1] in self._known[1]}
+        self._cells = {
+            key: cell for key, cell in cells.items() if key[0] in self._known[0] and key[1] in self._known[1]
+        }
 
     def __getitem__(self, key: tuple[str, str]) -> Cell:
         loss, part = key
@@ -81,7 +83,9 @@ class FlowMatrix(Mapping[tuple[str, str], Cell]):
 
     def updated(self, newer: FlowMatrix) -> FlowMatrix:
         """This matrix with the losses of a newer one beside its own, or in their place."""
-        parts, losses = (list(dict.fromkeys(a + b)) for a, b in ((self.parts, newer.parts), (self.losses, newer.losses)))
+        parts, losses = (
+            list(dict.fromkeys(a + b)) for a, b in ((self.parts, newer.parts), (self.losses, newer.losses))
+        )
         kept = {key: cell for key, cell in self._cells.items() if key[0] not in newer.losses}
         return FlowMatrix(parts, kept | newer._cells, losses)
 
@@ -113,7 +117,7 @@ class FlowMatrix(Mapping[tuple[str, str], Cell]):
     def counts(self) -> dict[str, int]:
         """How many cells are in each state."""
         told = self.told()
-        counts = dict.fromkeys(STATES, 0)
+        counts: dict[str, int] = dict.fromkeys(STATES, 0)
         for cell in told.values():
             counts[cell.state] += 1
         counts["independent"] += len(self) - len(told)

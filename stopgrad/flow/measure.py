@@ -10,12 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stopgrad.cuts.torch_internals import foreach_norm, post_accumulate_hooks, run_backward, without_overrides
 from stopgrad.flow.graph import Reach, Walk
 from stopgrad.flow.parts import named_modules
-
-
-_run_backward: Any = torch.autograd.graph._engine_run_backward
-_foreach_norm: Any = torch._foreach_norm  # one call for many tensors, in the precision asked for and without a copy
 
 
 def _plain(grad: Tensor) -> Tensor:
@@ -26,7 +23,7 @@ def _plain(grad: Tensor) -> Tensor:
 
 
 def _norms(grads: Sequence[Tensor]) -> Sequence[Tensor]:
-    return _foreach_norm(grads, 2, torch.float32 if grads[0].dtype.itemsize <= 2 else None)
+    return foreach_norm(grads, 2, torch.float32 if grads[0].dtype.itemsize <= 2 else None)
 
 
 def norm(grad: Tensor) -> Tensor:
@@ -38,7 +35,7 @@ def norms_of(grads: Sequence[Tensor | None]) -> list[float | None]:
     """The norm of each gradient, as numbers: one synchronisation for all that are alike."""
     found: list[float | None] = [None] * len(grads)
     alike: dict[Any, list[tuple[int, Tensor]]] = {}
-    with torch._C.DisableTorchFunction():  # what the audit does itself is nobody's operation
+    with without_overrides():  # what the audit does itself is nobody's operation
         for i, grad in enumerate(grads):
             if grad is not None:
                 plain = _plain(grad)
@@ -68,15 +65,15 @@ def gradients(
         RuntimeError: the graph was freed by a backward.
     """
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if reach is not None and reach.static_ddp or reach is None and distributed:
+    if (reach is not None and reach.static_ddp) or (reach is None and distributed):
         return None
     try:
         if reach is not None and reach.reentrant:
             return _by_backward(loss, tensors, others)
-        # As torch.autograd.grad calls it, which would take the audit's mode off: what a checkpoint runs again is watched.
-        with torch._C.DisableTorchFunction():
+        # As torch.autograd.grad does, which would take the audit's mode off: what a checkpoint runs again is watched.
+        with without_overrides():
             first = (torch.ones_like(loss),)
-        return _run_backward((loss,), first, True, False, tuple(tensors), True, accumulate_grad=False) if tensors else ()
+        return run_backward((loss,), first, True, False, tuple(tensors), True, accumulate_grad=False) if tensors else ()
     except RuntimeError as error:
         if "use_reentrant" in str(error):  # a reentrant checkpoint refuses autograd.grad
             return _by_backward(loss, tensors, others)
@@ -85,14 +82,12 @@ def gradients(
         raise RuntimeError(f"loss {name!r}: its graph was freed; report it before its backward") from None
 
 
-def _by_backward(
-    loss: Tensor, tensors: Sequence[Tensor], others: Mapping[int, Tensor]
-) -> list[Tensor | None] | None:
+def _by_backward(loss: Tensor, tensors: Sequence[Tensor], others: Mapping[int, Tensor]) -> list[Tensor | None] | None:
     """A real backward with every ``.grad`` put aside."""
     leaves = list({**Walk(loss).leaves, **others, **{id(t): t for t in tensors if t.is_leaf}}.values())
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return None  # DDP's hooks would reduce
-    if any(leaf._post_accumulate_grad_hooks for leaf in leaves):
+    if any(post_accumulate_hooks(leaf) for leaf in leaves):
         return None
     kept = [leaf.grad for leaf in leaves]
     caught: dict[int, Tensor] = {}
@@ -115,7 +110,7 @@ class Found:
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         each = dict.fromkeys(inner for module in modules for _, inner in named_modules(module))
         self._modules = list(each)
-        self._tensors = list({id(b): b for module in each for b in module._buffers.values() if b is not None}.values())
+        self._tensors = list({id(b): b for module in each for b in module.buffers(recurse=False)}.values())
         self._modes: list[bool] = []
         self._buffers: list[Tensor] | None = None
         self._random: Tensor | None = None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from stopgrad.cuts.torch_internals import storage_id
 
 _T: Any = torch.Tensor
 CUTS: dict[Any, str] = {
@@ -61,9 +63,6 @@ def name_of(func: Any) -> str:
     return name.strip("_") if name.startswith("__") else name
 
 
-sequence_number: Callable[[], int] = torch.autograd._get_sequence_nr  # that of the next node of this thread
-
-
 def node_name(tensor: Tensor) -> str:
     return tensor.grad_fn.name() if tensor.grad_fn is not None else ""
 
@@ -86,7 +85,7 @@ def _differentiable(tensor: Tensor) -> bool:
 def storage_of(tensor: Tensor) -> int:
     """An id of the memory that a tensor shares with its aliases."""
     try:
-        return tensor.untyped_storage()._cdata
+        return storage_id(tensor.untyped_storage())
     except (NotImplementedError, RuntimeError):  # sparse and wrapped tensors have none
         return -id(tensor)
 

@@ -6,35 +6,39 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+
+from stopgrad.cuts.torch_internals import tree_leaves
 
 Modules = nn.Module | Mapping[str, Any]
 
 
-def named_modules(root: nn.Module, *, every_name: bool = False) -> Iterator[tuple[str, nn.Module]]:
-    """A module and all inside it with their dotted names, in torch's order, however deep they are nested.
-
-    Args:
-        every_name: a module that is registered twice comes twice.
-    """
+def named_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """A module and all inside it with their dotted names, in torch's order, however deep they are nested."""
     seen: set[nn.Module] = set()
     stack = [("", root)]
     while stack:
         name, module = stack.pop()
-        if module in seen and not every_name:
+        if module in seen:
             continue
         seen.add(module)
         yield name, module
         prefix = f"{name}." if name else ""
-        children = [(prefix + key, child) for key, child in module._modules.items() if child is not None]
-        stack += reversed(children)
+        stack += reversed([(prefix + key, child) for key, child in module.named_children()])
 
 
-def named_parameters(root: nn.Module, *, every_name: bool = False) -> Iterator[tuple[str, Tensor]]:
-    """The parameters of a module and of all inside it, with their dotted names."""
-    for name, module in named_modules(root, every_name=every_name):
+def named_parameters(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of a module and of all inside it, each once, with their dotted names."""
+    for name, module in named_modules(root):
         prefix = f"{name}." if name else ""
         yield from ((prefix + key, p) for key, p in module.named_parameters(recurse=False))
+
+
+def every_name(root: nn.Module) -> list[tuple[str, Tensor]]:
+    """The same; what is tied comes under each of its names, but in modules that are nested too deeply for torch."""
+    try:
+        return list(root.named_parameters(remove_duplicate=False))
+    except RecursionError:
+        return list(named_parameters(root))
 
 
 def parts_of(modules: Modules) -> dict[str, list[Tensor]]:
@@ -90,7 +94,7 @@ def names_of(modules: Modules, parts: Mapping[str, list[Tensor]]) -> dict[int, s
     for name, tensors in parts.items():
         part = getattr(modules, name) if isinstance(modules, nn.Module) else modules[name]
         if isinstance(part, nn.Module):
-            named = [(f"{name}.{inner}", p) for inner, p in named_parameters(part, every_name=True)]
+            named = [(f"{name}.{inner}", p) for inner, p in every_name(part)]
         elif len(tensors) == 1:
             named = [(name, tensors[0])]
         else:

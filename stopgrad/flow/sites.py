@@ -14,6 +14,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from stopgrad.cuts import watcher
+from stopgrad.cuts.torch_internals import functorch_level, is_view, next_number
 from stopgrad.flow.frames import in_optimizer, user_line
 from stopgrad.flow.graph import MOST_NODES, Nodes, Walk
 from stopgrad.flow.ops import (
@@ -28,13 +29,11 @@ from stopgrad.flow.ops import (
     loses_type,
     name_of,
     node_name,
-    sequence_number,
     storage_of,
     written_by,
 )
 from stopgrad.flow.values import FOREIGN, LIVE, Values, place
 
-_functorch_stack = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
 _Known = tuple[Tensor, int]  # a tensor, and its value
 
 
@@ -105,7 +104,7 @@ class Recorder(TorchFunctionMode):
 
     def __enter__(self) -> Recorder:
         watcher.stand(self)
-        self._nodes = Nodes(sequence_number())
+        self._nodes = Nodes(next_number())
         super().__enter__()
         return self
 
@@ -165,9 +164,9 @@ class Recorder(TorchFunctionMode):
         numbers = leaves_of((args, kwargs), float) if self._numbers else []
         numbers = [self._numbers[n] for n in numbers if n in self._numbers]
         live = any(t.requires_grad for t, _ in known)
-        begin = sequence_number()
+        begin = next_number()
         result = func(*args, **kwargs)
-        if not self.unseen and _functorch_stack() is not None:
+        if not self.unseen and functorch_level() is not None:
             self.unseen = "functorch at " + place(*user_line())
         if known or numbers:
             if func in ESCAPES:
@@ -262,7 +261,7 @@ class Recorder(TorchFunctionMode):
     def gate(self, name: str, leaf: Tensor, cut: Callable[[Tensor], Tensor]) -> Tensor:
         """``leaf`` crosses a boundary that lets gradient through: it gets a node of its own, which is then gated."""
         before, line = self.value(leaf), user_line()
-        begin = sequence_number()
+        begin = next_number()
         with self.pause():
             crossing = torch.ops.aten.alias(leaf)
             result = cut(crossing)
@@ -281,7 +280,7 @@ class Recorder(TorchFunctionMode):
     def cut(self, name: str, kind: str, leaf: Tensor, cut: Callable[[Tensor], Tensor]) -> Tensor:
         """``leaf`` crosses a boundary that cuts it."""
         before, line = self.value(leaf), user_line()
-        begin = sequence_number()
+        begin = next_number()
         with self.pause():
             result = cut(leaf)
         crossing = self._crossing(name, before, live=False, line=line)
@@ -294,7 +293,7 @@ class Recorder(TorchFunctionMode):
         walk = Walk(leaf, stop={t.grad_fn for t in inputs})
         reached = walk.leaves.keys() - {id(t) for t in inputs}
         # A view of a parameter is called live once that is unfrozen again, but nothing flows from it.
-        if reached and not (leaf.grad_fn is None and leaf._is_view()):
+        if reached and not (leaf.grad_fn is None and is_view(leaf)):
             return self.gate(name, leaf, lambda crossing: crossing)
         before, line = self.value(leaf), user_line()
         crossing = self._crossing(name, None, live=False, line=line)
@@ -383,7 +382,7 @@ class Recorder(TorchFunctionMode):
             if self.values.flags[value] & LIVE:
                 live.append((tensor, value))
         if begin is not None and len({value for _, value in live}) == 1:
-            self._nodes.add(begin, sequence_number(), live[0][1])
+            self._nodes.add(begin, next_number(), live[0][1])
         else:
             for tensor, value in live:
                 self._nodes.add_node(tensor.grad_fn, value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,8 +57,8 @@ class Values:
     Attributes:
         roots: so many values, the first ones, are the parameters of the parts.
         connected: for each value, the bits of the parts that it depends on.
-        flags: for each value, LIVE (the result required grad), FOREIGN (made before the audit began), STARTS (a part, or
-            a boundary, starts here), FUNCTION (made by a node that no operation was seen to make).
+        flags: for each value, LIVE (the result required grad), FOREIGN (made before the audit began), STARTS (a part or
+            a boundary starts here), FUNCTION (made by a node that no operation was seen to make).
         cuts, modes: for each value, the kind of cut made here; ``no_grad`` or ``inference_mode`` if it was computed
             there, which is a cut only where the value leaves that mode. As indices into ``kinds``; 0 is neither.
     """

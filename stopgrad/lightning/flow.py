@@ -38,7 +38,8 @@ class FlowAudit(Audit):
 
     Args:
         every_n_steps: audit every n-th batch; None for the beginning of each fit alone.
-        on_violation: ``raise`` an error that names loss, part, path and cut, on all ranks; or ``warn`` with it.
+        on_violation: ``raise`` an error that names loss, part, path and cut, on all ranks; ``warn`` with it; or
+            ``record``: say nothing, and keep it in ``violations``.
         contract: what to check; by default the module's ``FLOW``, if it has one.
 
     Attributes:
@@ -113,8 +114,12 @@ class FlowAudit(Audit):
         ]  # each once, as the first says
         if self.on_violation == "raise":
             raise_for(found, strict=contract.strict)
-        elif found:
-            warnings.warn("\n".join(v.text for v in found), stacklevel=2)
+        elif found and self.on_violation == "warn":
+            self.tell(found)
+
+    def tell(self, found: Sequence[Violation]) -> None:
+        """Warn of what was found. A subclass may say it in other words."""
+        warnings.warn("\n".join(v.text for v in found), stacklevel=3)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._close()

@@ -25,7 +25,7 @@ class FreezeAudit(Audit):
         parts: groups, or dotted names of submodules; by default the contract's ``frozen`` parts, and without any the
             outermost modules of which no parameter requires grad.
         every_n_steps: check after every n-th batch; None for the end of each epoch alone.
-        on_violation: ``raise`` :class:`FrozenDrift`, on all ranks, or ``warn``.
+        on_violation: ``raise`` :class:`FrozenDrift`, on all ranks, ``warn``, or ``record`` it in ``drifts``.
 
     Attributes:
         drifts: what has moved by the last check.
@@ -91,7 +91,7 @@ class FreezeAudit(Audit):
         found = over_ranks(self.drifts)
         if found and self.on_violation == "raise":
             raise FrozenDrift(found)
-        if found:
+        if found and self.on_violation == "warn":
             warnings.warn("\n".join(map(str, found)), stacklevel=2)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
