@@ -114,3 +114,11 @@ def recipe_configs() -> dict[str, DictConfig]:
         assert isinstance(config, DictConfig)
         found[file.stem] = config
     return found
+
+
+def recipe_files() -> dict[str, list[str]]:
+    """The configs of each recipe's file, the one of its own name first: ``{"td": ["td", "td_asplit"]}``."""
+    found: dict[str, list[str]] = {}
+    for name, config in recipe_configs().items():
+        found.setdefault(config.recipe._target_.split(".")[-2], []).append(name)
+    return {file: sorted(names, key=lambda name: (name != file, name)) for file, names in sorted(found.items())}
