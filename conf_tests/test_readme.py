@@ -26,7 +26,9 @@ SHORT = {  # trained here, a few steps long, because commands after them need wh
 def commands(text: str) -> list[list[str]]:
     """The words of each command of a shell block, without comments."""
     lines = text.replace("\\\n", " ").splitlines()
-    return [shlex.split(part, comments=True) for line in lines for part in line.split(" && ") if shlex.split(part, True)]
+    return [
+        shlex.split(part, comments=True) for line in lines for part in line.split(" && ") if shlex.split(part, True)
+    ]
 
 
 def run(arguments: list[str], cwd: Path, compose: bool = False) -> Ran:

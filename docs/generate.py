@@ -32,7 +32,6 @@ from stopgrad.runner.project import open_project
 ROOT = Path(__file__).parents[1]
 README, INDEX, MEASURED = (ROOT / path for path in ("README.md", "docs/recipes/index.md", "docs/measured"))
 START, END = "<!-- recipes: made by python docs/generate.py -->\n", "<!-- end of recipes -->"
-CELL = re.compile(r"(\w+) (?:reaches|does not reach) ([\w.]+)")  # in a violation of a contract
 ELSEWHERE = re.compile(r"(compare|arm|cache|logger|hydra\..*|callbacks\.fingerprints\.window)=|seed=\d+$")
 MARKS = {"saved_bytes": "saved bytes", "graph_nodes": "graph nodes"}
 Digest = dict[str, Any]
@@ -76,10 +75,10 @@ def digest(folder: Path) -> Digest:
 
 
 def arm_digest(arm: Mapping[str, Any], runs: Sequence[Run], content: Mapping[str, Any]) -> Digest:
-    """One arm: what it changes, its verdict, the cells of the contract that it breaks, and its metrics by seed."""
+    """One arm: what it changes, its verdict, how it breaks the contract, and its metrics by seed."""
     config = OmegaConf.to_container(OmegaConf.load(runs[0].folder / "config.yaml"))
     assert isinstance(config, dict)
-    cells = {":".join(c) for r in runs for v in r.result["violations"] for c in CELL.findall(v.partition("\n")[0])}
+    broken = dict.fromkeys(run.result["contract"]["broken"] for run in runs)
     values = {n: arm["metrics"][n]["values"] for n in content["metrics_declared"] if n in arm["metrics"]}
     reasons = arm["because"] if arm["verdict"] in ("broken", "different_training") else []
     return {
@@ -87,7 +86,7 @@ def arm_digest(arm: Mapping[str, Any], runs: Sequence[Run], content: Mapping[str
         "verdict": arm["verdict"],
         "message": arm["message"],
         "told_by": [n for n in values if any(re.match(rf"(seed \d+: )?{n} ", reason) for reason in reasons)],
-        "contract": sorted(cells),
+        "contract": "; ".join(filter(None, broken)),
         "metrics": {n: [rounded(of.get(seed)) for seed in content["seeds"]] for n, of in values.items()},
         **{key: rounded(arm["cost"][f"{key}_ratio"], 3) for key in MARKS},
     }
@@ -172,7 +171,9 @@ def compares(configs: Sequence[str] | None = None) -> list[str]:
     names = sorted(file.stem for file in (ROOT / "configs" / "compare").glob("*.yaml"))
     if configs is None:
         return names
-    of = {n: next(e["override /recipe"] for e in compare_config(n)["defaults"] if "override /recipe" in e) for n in names}
+    of = {
+        n: next(e["override /recipe"] for e in compare_config(n)["defaults"] if "override /recipe" in e) for n in names
+    }
     return sorted((n for n in names if of[n] in configs), key=lambda n: (configs.index(of[n]), n not in configs, n))
 
 
@@ -182,9 +183,9 @@ def recipes() -> Iterator[tuple[str, list[str], Declaration]]:
         yield name, configs, declared_in(ROOT / "recipes" / f"{name}.py")
 
 
-def pattern(declared: Declaration) -> str:
-    """The sentence of the docstring's first line, behind the recipe's name."""
-    return (declared.summary.partition(": ")[2] or declared.summary).removesuffix(".")
+def bare(sentence: str) -> str:
+    """For a cell of a table."""
+    return sentence.removesuffix(".")
 
 
 # ---- README's rows
@@ -195,7 +196,7 @@ def readme_rows() -> str:
     for name, configs, declared in recipes():
         switch, found = next(filter(None, map(effect, compares(configs))), (None, "not measured"))
         without = declared.without.get(switch or next(iter(declared.without), ""), "")
-        lines.append(f"| [`{name}`](docs/recipes/{name}.md) | {pattern(declared)} | {without} | {found} |")
+        lines.append(f"| [`{name}`](docs/recipes/{name}.md) | {bare(declared.pattern)} | {without} | {found} |")
     return "\n".join(lines) + "\n"
 
 
@@ -242,10 +243,13 @@ def index() -> str:
         "| recipe | pattern | paper |",
         "|---|---|---|",
     ]
-    lines += [f"| [`{n}`](#{anchor(n)}) | {pattern(declared)} | {declared.paper} |" for n, _, declared in recipes()]
+    lines += [
+        f"| [`{n}`](#{anchor(n)}) | {bare(declared.pattern)} | {declared.paper} |" for n, _, declared in recipes()
+    ]
     for name, configs, declared in recipes():
         runs = ", ".join(f"`recipe={config}`" for config in configs)
-        lines += ["", f"## `{name}`", "", f"[{declared.summary.partition(': ')[0]}]({name}.md): {pattern(declared)}.", ""]
+        title, said = declared.summary.removesuffix(declared.pattern).rstrip(": "), declared.pattern
+        lines += ["", f"## `{name}`", "", f"[{title}]({name}.md): {said}", ""]
         lines += [f"{runs}. {declared.paper}.", *choices(declared)]
         for each in compares(configs):
             lines += ["", *comparison(each)]
@@ -276,7 +280,9 @@ def comparison(name: str) -> list[str]:
     heading = [f"### `compare={name}`", ""]
     if found is None:
         return [*heading, f"`python train.py -m compare={name}`: not measured."]
-    versions = ", ".join(f"{package} {version}" for package, version in found["versions"].items() if package != "stopgrad")
+    versions = ", ".join(
+        f"{package} {version}" for package, version in found["versions"].items() if package != "stopgrad"
+    )
     metrics = list(dict.fromkeys(metric for arm in found["arms"].values() for metric in arm["metrics"]))
     columns = ["arm", "changes", "verdict", *metrics, "contract", "weights", *MARKS.values()]
     seeds = f"seed{'s' if len(found['seeds']) > 1 else ''} {', '.join(map(str, found['seeds']))}"
@@ -292,10 +298,10 @@ def comparison(name: str) -> list[str]:
         wanted = expect.get(arm, is_["verdict"])
         verdict = words(is_["verdict"]) + ("" if wanted == is_["verdict"] else f" (expected {words(wanted)})")
         values = [" ".join(map(figure, is_["metrics"].get(metric, []))) for metric in metrics]
-        contract = "breaks " + ", ".join(f"`{cell}`" for cell in is_["contract"]) if is_["contract"] else "kept"
+        contract = "" if is_["message"] else is_["contract"] or "kept"
         ratios = ["" if is_[key] is None else f"{is_[key]:.2f}" for key in MARKS]
         change = " ".join(f"`{override}`" for override in is_["changes"].split())
-        cells = [f"`{arm}`", change, verdict, *values, "" if is_["message"] else contract, is_["weights"], *ratios]
+        cells = [f"`{arm}`", change, verdict, *values, contract, is_["weights"], *ratios]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

@@ -46,6 +46,11 @@ class Declaration:
     small: list[str] = field(default_factory=list)
 
     @property
+    def pattern(self) -> str:
+        """The sentence behind the recipe's name."""
+        return self.summary.partition(": ")[2] or self.summary
+
+    @property
     def default_stop(self) -> dict[str, str]:
         """The paper's choices."""
         return {name: legal[0] for name, legal in {**self.boundaries, **self.switches}.items()}
