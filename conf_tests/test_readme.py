@@ -59,7 +59,7 @@ def _run(arguments: list[str], cwd: Path, compose: bool, out: Path, err: Path) -
 
 @dataclass
 class Reader:
-    """Somebody who types what README says, in a fresh clone. Whatever is not known here fails: a command is classified."""
+    """Somebody who types what README says, in a fresh clone. What is of no known kind fails: classify it here."""
 
     clone: Path
     environment: bool = False
@@ -103,8 +103,8 @@ class Reader:
 
     def train(self, said: str, overrides: list[str]) -> None:
         script, plain = str(ROOT / "train.py"), " ".join(overrides)
-        if overrides == ["--help"]:
-            return self.done(said, run([script, "--help"], self.clone))
+        if "--help" in overrides:
+            return self.done(said, run([script, *overrides], self.clone))
         short, seeds = plain in SHORT, "compare=" in plain
         added = ["trainer=smoke"] if short else ["hydra.sweeper.params.seed=0"] if seeds else []  # one seed: sooner
         ran = run([script, *overrides, *added, f"cache={ROOT / '.cache'}"], self.clone, compose=not short)
@@ -118,7 +118,7 @@ class Reader:
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
-    """After the last command. A Python block is saved where the line before it names a file, and run where it does not."""
+    """After the last command. A block of Python is saved under the name that the line before it gives, and run."""
     reader = Reader(tmp_path_factory.mktemp("clone"))
     for language, text in BLOCKS:
         if language == "python":

@@ -4,8 +4,8 @@
     python docs/generate.py --check                write nothing; name what is stale, and end with 1
     python docs/generate.py --measured SWEEP...    first keep what each sweep measured, in docs/measured/COMPARE.json
 
-They come from what recipes declare in their source, from configs/, and from docs/measured/: of each comparison a digest of
-the sweep ``python train.py -m compare=NAME``, small enough to be read in a diff.
+They come from what recipes declare in their source, from configs/, and from docs/measured/: of each comparison a digest
+of the sweep ``python train.py -m compare=NAME``, small enough to be read in a diff.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from stopgrad.compare.read import Run
 from stopgrad.compare.words import number
 from stopgrad.cuts.strategies import spelling
 from stopgrad.runner.declared import Declaration, declared_in, recipe_files
-from stopgrad.runner.project import open_project
 
 ROOT = Path(__file__).parents[1]
 README, INDEX, MEASURED = (ROOT / path for path in ("README.md", "docs/recipes/index.md", "docs/measured"))
 START, END = "<!-- recipes: made by python docs/generate.py -->\n", "<!-- end of recipes -->"
 ELSEWHERE = re.compile(r"(compare|arm|cache|logger|hydra\..*|callbacks\.fingerprints\.window)=|seed=\d+$")
+OF = "override /recipe"
 MARKS = {"saved_bytes": "saved bytes", "graph_nodes": "graph nodes"}
 Digest = dict[str, Any]
 
@@ -166,21 +166,21 @@ def compare_config(name: str) -> dict[str, Any]:
     return config
 
 
-def compares(configs: Sequence[str] | None = None) -> list[str]:
-    """The comparisons of a recipe's configs, in their order, those of the same name first; or all there are."""
-    names = sorted(file.stem for file in (ROOT / "configs" / "compare").glob("*.yaml"))
-    if configs is None:
-        return names
-    of = {
-        n: next(e["override /recipe"] for e in compare_config(n)["defaults"] if "override /recipe" in e) for n in names
-    }
-    return sorted((n for n in names if of[n] in configs), key=lambda n: (configs.index(of[n]), n not in configs, n))
+def compares() -> dict[str, str]:
+    """The recipe's config that each comparison is of."""
+    found = {}
+    for file in sorted((ROOT / "configs" / "compare").glob("*.yaml")):
+        found[file.stem] = next(each[OF] for each in compare_config(file.stem)["defaults"] if OF in each)
+    return found
 
 
-def recipes() -> Iterator[tuple[str, list[str], Declaration]]:
-    """(file, its configs, what it declares) of each recipe."""
-    for name, configs in recipe_files().items():
-        yield name, configs, declared_in(ROOT / "recipes" / f"{name}.py")
+def recipes() -> Iterator[tuple[str, list[str], list[str], Declaration]]:
+    """Of each recipe: its file, its configs, their comparisons, and what it declares."""
+    of = compares()
+    for name, configs in recipe_files(ROOT / "configs").items():
+        mine = [compare for compare in of if of[compare] in configs]
+        order = sorted(mine, key=lambda compare: (configs.index(of[compare]), compare not in configs, compare))
+        yield name, configs, order, declared_in(ROOT / "recipes" / f"{name}.py")
 
 
 def bare(sentence: str) -> str:
@@ -193,8 +193,8 @@ def bare(sentence: str) -> str:
 
 def readme_rows() -> str:
     lines = ["| recipe | pattern | without it | measured |", "|---|---|---|---|"]
-    for name, configs, declared in recipes():
-        switch, found = next(filter(None, map(effect, compares(configs))), (None, "not measured"))
+    for name, _, mine, declared in recipes():
+        switch, found = next(filter(None, map(effect, mine)), (None, "not measured"))
         without = declared.without.get(switch or next(iter(declared.without), ""), "")
         lines.append(f"| [`{name}`](docs/recipes/{name}.md) | {bare(declared.pattern)} | {without} | {found} |")
     return "\n".join(lines) + "\n"
@@ -237,28 +237,22 @@ def index() -> str:
         "",
         "What every recipe declares of its boundaries and switches, and what every comparison has measured. Made by",
         "`python docs/generate.py` from the recipes' source and from `docs/measured/`; a test fails where it is stale.",
-        "[Design](../design.md#boundary) tells what each strategy does, [the comparison](../comparison.md) how arms are judged,",
-        "and [on what figures depend](../comparison.md#what-figures-depend-on).",
+        "What each strategy does: [Design](../design.md#boundary). How arms are judged, and on what figures depend:",
+        "[the comparison](../comparison.md).",
         "",
         "| recipe | pattern | paper |",
         "|---|---|---|",
     ]
-    lines += [
-        f"| [`{n}`](#{anchor(n)}) | {bare(declared.pattern)} | {declared.paper} |" for n, _, declared in recipes()
-    ]
-    for name, configs, declared in recipes():
+    found = list(recipes())
+    lines += [f"| [`{name}`](#{name}) | {bare(of.pattern)} | {of.paper} |" for name, _, _, of in found]
+    for name, configs, mine, declared in found:
         runs = ", ".join(f"`recipe={config}`" for config in configs)
         title, said = declared.summary.removesuffix(declared.pattern).rstrip(": "), declared.pattern
         lines += ["", f"## `{name}`", "", f"[{title}]({name}.md): {said}", ""]
         lines += [f"{runs}. {declared.paper}.", *choices(declared)]
-        for each in compares(configs):
+        for each in mine:
             lines += ["", *comparison(each)]
     return "\n".join(lines) + "\n"
-
-
-def anchor(name: str) -> str:
-    """Of the heading with the recipe's name, as Markdown makes it."""
-    return name.lower()
 
 
 def choices(declared: Declaration) -> list[str]:
@@ -280,15 +274,14 @@ def comparison(name: str) -> list[str]:
     heading = [f"### `compare={name}`", ""]
     if found is None:
         return [*heading, f"`python train.py -m compare={name}`: not measured."]
-    versions = ", ".join(
-        f"{package} {version}" for package, version in found["versions"].items() if package != "stopgrad"
-    )
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if name != "stopgrad")
     metrics = list(dict.fromkeys(metric for arm in found["arms"].values() for metric in arm["metrics"]))
     columns = ["arm", "changes", "verdict", *metrics, "contract", "weights", *MARKS.values()]
     seeds = f"seed{'s' if len(found['seeds']) > 1 else ''} {', '.join(map(str, found['seeds']))}"
     lines = [
         *heading,
-        f"`{found['command']}`: {seeds}; {cost(found)} on {threads(found['threads'])}; {versions}; commit {found['commit']}.",
+        f"`{found['command']}`: {seeds}; {cost(found)} on {threads(found['threads'])}; {versions};",
+        f"commit {found['commit']}.",
         "",
         f"| {' | '.join(columns)} |",
         "|---" * len(columns) + "|",
@@ -311,7 +304,7 @@ def threads(count: int) -> str:
 
 
 def figure(value: float | str | None) -> str:
-    return number(value) if value is None or isinstance(value, float) else value
+    return value if isinstance(value, str) else number(value)
 
 
 # ---- files
@@ -358,6 +351,5 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-open_project(ROOT)
 if __name__ == "__main__":
     sys.exit(main())

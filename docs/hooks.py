@@ -1,4 +1,4 @@
-"""MkDocs hooks: the navigation, whose recipes are those that ``--help`` lists, and a page for each of the museum's exhibits."""
+"""MkDocs hooks: the navigation, with the recipes that ``--help`` lists, and a page for each exhibit of the museum."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from mkdocs.structure.files import File, Files
 from stopgrad.museum import Exhibit, exhibits
 from stopgrad.museum.explain import FIND
 from stopgrad.runner.declared import recipe_files
-from stopgrad.runner.project import open_project
 
 DOCS = Path(__file__).parent
 
 
 def on_config(config: Any) -> Any:
     """Pages in reading order. A recipe without a page, or a page in no place here, fails the build."""
-    open_project(DOCS.parent)
+    recipes = [f"recipes/{name}.md" for name in recipe_files(DOCS.parent / "configs")]
     config.nav = [
         {"Home": "index.md"},
         {"Which one": "which.md"},
         {"Semantics": [{"English": "semantics.md"}, {"中文": "zh/semantics.md"}]},
         {"Museum": ["museum/index.md", *(f"museum/{name}.md" for name in exhibits())]},
-        {"Recipes": ["recipes/index.md", *(f"recipes/{name}.md" for name in recipe_files())]},
+        {"Recipes": ["recipes/index.md", *recipes]},
         {"Comparison": "comparison.md"},
         {"Audit": ["audit.md", "your_code.md"]},
         {"Several processes": "distributed.md"},

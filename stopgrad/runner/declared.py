@@ -121,9 +121,13 @@ def recipe_configs() -> dict[str, DictConfig]:
     return found
 
 
-def recipe_files() -> dict[str, list[str]]:
-    """The configs of each recipe's file, the one of its own name first: ``{"td": ["td", "td_asplit"]}``."""
+def recipe_files(folder: Path) -> dict[str, list[str]]:
+    """The configs in ``folder``/recipe by the file of their recipe, that of its own name first.
+
+    Such as ``{"td": ["td", "td_asplit"]}``.
+    """
     found: dict[str, list[str]] = {}
-    for name, config in recipe_configs().items():
-        found.setdefault(config.recipe._target_.split(".")[-2], []).append(name)
+    for config in sorted((folder / "recipe").glob("*.yaml")):
+        target = str(OmegaConf.select(OmegaConf.load(config), "recipe._target_"))
+        found.setdefault(target.split(".")[-2], []).append(config.stem)
     return {file: sorted(names, key=lambda name: (name != file, name)) for file, names in sorted(found.items())}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -74,8 +75,8 @@ def arm_names(*, _root_: DictConfig) -> str:
 def help_text(arguments: Sequence[str] = ()) -> str:
     """What ``python train.py arguments... --help`` prints: all recipes, or of ``recipe=NAME`` what may be chosen."""
     recipes = declarations()
-    given = dict(argument.partition("=")[::2] for argument in arguments)
-    asked = [name for name in given.get("recipe", "").split(",") if name in recipes]
+    given = next((a.removeprefix("recipe=") for a in arguments if a.startswith("recipe=")), "")
+    asked = [name for name in given.split(",") if name in recipes]
     lines = ["Train a recipe in which every stop-gradient is a named switch.", ""]
     for name in asked:
         lines += [*_choices(name, recipes[name]), ""]
@@ -84,7 +85,7 @@ def help_text(arguments: Sequence[str] = ()) -> str:
         width = max(map(len, recipes), default=0)
         for name, declared in recipes.items():
             said = f"cannot be used: {declared}" if isinstance(declared, str) else declared.pattern
-            lines.append(f"  {name:<{width}}  {said}")
+            lines += wrap(said, 120, initial_indent=f"  {name:<{width}}  ", subsequent_indent=" " * (width + 4))
         asked = [*recipes]
         lines.append("")
     lines += [
