@@ -94,7 +94,7 @@ def test_a_sweep_is_kept(sweep, copy):
         assert arm["contract"] == results[0]["contract"]["broken"]
     assert "td_loss reaches stop.target" in kept["arms"]["none"]["contract"]
     assert copy.stale() == []
-    assert "| `none` | `stop.target=none` |" in copy.INDEX.read_text()
+    assert "\n| none | stop.target=none |" in copy.INDEX.read_text()
 
 
 def test_a_digest_that_no_longer_fits_is_named(sweep, copy):

@@ -244,7 +244,7 @@ def index() -> str:
         "|---|---|---|",
     ]
     found = list(recipes())
-    lines += [f"| [`{name}`](#{name}) | {bare(of.pattern)} | {of.paper} |" for name, _, _, of in found]
+    lines += [f"| [{name}](#{name}) | {bare(of.pattern)} | {of.paper} |" for name, _, _, of in found]
     for name, configs, mine, declared in found:
         runs = ", ".join(f"`recipe={config}`" for config in configs)
         title, said = declared.summary.removesuffix(declared.pattern).rstrip(": "), declared.pattern
@@ -263,7 +263,7 @@ def choices(declared: Declaration) -> list[str]:
         said = " ".join(f"`{kind}`" for kind in kinds)
         needs = declared.needs.get(f"stop.{name}", [])
         said += f"; flipped only with {' '.join(f'`{n}`' for n in needs)}" if needs else ""
-        lines.append(f"| `stop.{name}` | {said} | {declared.without.get(name, '')} |")
+        lines.append(f"| stop.{name} | {said} | {declared.without.get(name, '')} |")
     refused = [f"`{override}` is refused: {reason}." for override, reason in declared.refuses.items()]
     return [*lines, *(["", *refused] if refused else [])]
 
@@ -293,8 +293,7 @@ def comparison(name: str) -> list[str]:
         values = [" ".join(map(figure, is_["metrics"].get(metric, []))) for metric in metrics]
         contract = "" if is_["message"] else is_["contract"] or "kept"
         ratios = ["" if is_[key] is None else f"{is_[key]:.2f}" for key in MARKS]
-        change = " ".join(f"`{override}`" for override in is_["changes"].split())
-        cells = [f"`{arm}`", change, verdict, *values, contract, is_["weights"], *ratios]
+        cells = [arm, is_["changes"], verdict, *values, contract, is_["weights"], *ratios]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from stopgrad.cuts.strategies import TAKES_FACTOR, stops
 from stopgrad.runner.errors import InputError, one_line
 from stopgrad.runner.project import configs
 
@@ -54,6 +55,18 @@ class Declaration:
     def default_stop(self) -> dict[str, str]:
         """The paper's choices."""
         return {name: legal[0] for name, legal in {**self.boundaries, **self.switches}.items()}
+
+    def turned_over(self) -> dict[str, str]:
+        """By name, another choice: what by default stops passes, what passes stops; of a switch its second choice.
+
+        A boundary at which that is not legal, or refused, has none.
+        """
+        found = {}
+        for name, legal in self.boundaries.items():
+            plain = [c for c in legal if c not in TAKES_FACTOR and f"stop.{name}={c}" not in self.refuses]
+            other = [choice for choice in plain if stops(choice) != stops(legal[0])]
+            found |= {name: other[0]} if other else {}
+        return found | {name: legal[1] for name, legal in self.switches.items()}
 
 
 LITERALS = {each.name.upper(): each.name for each in fields(Declaration) if each.name != "summary"}
