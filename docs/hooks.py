@@ -26,6 +26,7 @@ def on_config(config: Any) -> Any:
         {"Comparison": "comparison.md"},
         {"Audit": ["audit.md", "your_code.md"]},
         {"Several processes": "distributed.md"},
+        {"Your own project": "own_project.md"},
         {"Design": "design.md"},
     ]
     return config
