@@ -155,7 +155,9 @@ def _add_compare(commands: Any) -> None:
     parser.add_argument("folders", nargs="+", metavar="DIR", help="run directories, or that of a sweep")
     parser.add_argument("--reference", metavar="ARM", help="the arm that the others are held against")
     parser.add_argument("--replay", action="store_true", help="run arms again to find the very step at which they part")
-    parser.add_argument("--out", metavar="DIR", help="where to write; by default into the one DIR, or into comparison/ beside all")
+    parser.add_argument(
+        "--out", metavar="DIR", help="where to write; by default into the one DIR, or into comparison/ beside all"
+    )
     parser.add_argument(
         "--picture", metavar="FILE", help="also draw the arms' curves, with samples where there are any"
     )

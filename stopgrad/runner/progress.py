@@ -65,7 +65,7 @@ class Sweep:
         return statistics.fmean(took) * len(rest) / at_once if took else None
 
     def _ended(self, run: Planned) -> float | str | None:
-        """The seconds that it took; ``before`` where it finished in an earlier sweep; None where it is still to come."""
+        """The seconds that it took; ``before`` where it finished in an earlier sweep; None where it is to come."""
         file = run.folder / "result.json"
         try:
             result: dict[str, Any] = json.loads(file.read_text())
