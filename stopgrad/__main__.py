@@ -110,6 +110,22 @@ def compare_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def new_command(options: argparse.Namespace) -> int:
+    """Begin a project of one's own."""
+    try:
+        from stopgrad.runner.new import begin
+    except ModuleNotFoundError as missing:
+        raise ValueError(f'new: {missing.name} is not installed: pip install "stopgrad[recipes]"') from None
+
+    files = begin(Path(options.folder), options.recipe)
+    print(f"{options.folder}: {len(files)} files; README.md tells what is where\n")
+    steps = ["python train.py trainer=smoke", "pytest"]
+    if Path(options.folder).resolve() != Path.cwd():
+        steps.insert(0, f"cd {options.folder}")
+    print("\n".join(f"    {step}" for step in steps))
+    return 0
+
+
 def _place(folders: list[Path]) -> Path:
     """Where a comparison of ``folders`` goes: into the one, or beside them all, into ``comparison``."""
     if len(folders) == 1:
@@ -165,11 +181,22 @@ def _add_compare(commands: Any) -> None:
     parser.set_defaults(run=compare_command)
 
 
+def _add_new(commands: Any) -> None:
+    parser = commands.add_parser(
+        "new",
+        help="begin a project of your own with one of the recipes",
+        description="Writes a recipe with its parts and configs, a comparison, train.py, tests and a README.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="empty or new; its name is the project's")
+    parser.add_argument("--from", dest="recipe", metavar="RECIPE", help="the recipe to begin with, such as td3")
+    parser.set_defaults(run=new_command)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command. Exit status: 0 fine, 1 the answer is no, 2 the question was wrong."""
     parser = argparse.ArgumentParser(prog="python -m stopgrad", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_audit, _add_compare, _add_explain, _add_museum):
+    for add in (_add_audit, _add_compare, _add_explain, _add_museum, _add_new):
         add(commands)
     options = parser.parse_args(arguments)
     try:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from conf_tests.audit.test_lightning import fit
+from conf_tests.installed import hooks_on
 from stopgrad.audits.freeze import FreezeWatch, FrozenDrift, frozen_modules, train_eval_gap
 from stopgrad.lightning import FreezeAudit
 
@@ -52,7 +53,7 @@ def _train(
     with FreezeWatch({"backbone": backbone}, [optimizer]) as watch:
         for _ in range(2):
             step(stopped=frozen)
-    assert not optimizer._optimizer_step_pre_hooks
+    assert hooks_on(optimizer) == 0
     return {drift.name: (drift.kind, drift.reason) for drift in watch.drifts()}
 
 
@@ -153,7 +154,7 @@ def test_the_callback_passes_a_backbone_in_eval_mode() -> None:
     fit(module, callback)
     assert callback.drifts == []
     assert callback.gaps["backbone"] > 0
-    assert not module.backbone._forward_pre_hooks
+    assert hooks_on(module.backbone) == 0
 
 
 def test_the_callback_catches_batch_norm() -> None:
@@ -162,7 +163,7 @@ def test_the_callback_catches_batch_norm() -> None:
         fit(module, FreezeAudit())
     with pytest.warns(UserWarning, match="running_var"):
         fit(Probe(keep_eval=False), FreezeAudit(parts=["backbone"], on_violation="warn"))
-    assert not module.backbone._forward_pre_hooks
+    assert hooks_on(module.backbone) == 0
 
 
 def test_the_callback_refuses_unknown_parts_and_nothing_frozen() -> None:

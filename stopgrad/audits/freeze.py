@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves
 
+from stopgrad.cuts.torch_internals import tree_leaves
 from stopgrad.flow.measure import as_found
 from stopgrad.flow.parts import Modules, modules_in, names_of, parts_of
 
@@ -155,7 +155,7 @@ def _buffers(frozen: Modules) -> dict[str, tuple[nn.Module, Tensor]]:
 
 
 def _why_buffer(owner: nn.Module) -> str:
-    if isinstance(owner, nn.modules.batchnorm._NormBase) and owner.training:
+    if owner.training and getattr(owner, "track_running_stats", False):
         return "BatchNorm updates its statistics in train mode, without gradients too; call .eval() on it"
     return "it was written to" + (" in train mode; call .eval() on its module" if owner.training else "")
 

@@ -69,6 +69,7 @@ def judge(found: Found, reference: str | None = None, measured: Mapping[str, Any
     declared = first.get("metrics_declared") or {}
     judged = [judge_arm(name, arms[name], arms[chosen], declared, name == chosen) for name in order]
     for arm in judged:
+        arm["expected"] = expected(arm["name"], arms[arm["name"]], chosen)
         arm["cost"] |= interleaved(measured, arm["name"], chosen)
         arm["same_weights_as"] = [n for n in order if n != arm["name"] and same_weights(arms[n], arms[arm["name"]])]
         arm["sentence"] = sentence(arm, judged[0], declared)
@@ -85,6 +86,14 @@ def judge(found: Found, reference: str | None = None, measured: Mapping[str, Any
         "notes": notes(found.runs) + arm_notes(judged) + curve_notes(arms),
         "left_out": [{"path": str(path), "reason": reason} for path, reason in found.left_out],
     }
+
+
+def expected(name: str, runs: Mapping[int, Run], reference: str) -> str | None:
+    """The verdict that the arm's config declares; None where it declares none, or against another reference."""
+    compared = next(iter(runs.values())).result.get("compare") or {}
+    if reference.rpartition("/")[2] != compared.get("reference"):
+        return None
+    return (compared.get("expect") or {}).get(name.rpartition("/")[2])
 
 
 def same_weights(a: Mapping[int, Run], b: Mapping[int, Run]) -> bool:

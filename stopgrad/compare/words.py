@@ -200,6 +200,12 @@ def contract_word(contract: Mapping[str, Any] | None) -> str:
     return "kept" if not contract["broken"] else "broken" if contract["flipped"] else "unexpected"
 
 
+def verdict_words(arm: Mapping[str, Any]) -> str:
+    """The verdict; and the one that was declared, where it came out otherwise."""
+    expected = arm["expected"]
+    return arm["verdict"] if expected in (None, arm["verdict"]) else f"{arm['verdict']} (expected {expected})"
+
+
 def headline(comparison: Mapping[str, Any]) -> str:
     """The first metric that the recipe declares and some arm has, or nothing."""
     names = [n for n in comparison["metrics_declared"] if any(n in arm["metrics"] for arm in comparison["arms"])]
@@ -215,7 +221,7 @@ def rows(comparison: Mapping[str, Any]) -> list[list[str]]:
         since = "" if first is None else str(first["step"]) if first["exact"] else f"{first['after']}..{first['step']}"
         ratios = [times(cost[f"{key}_ratio"]) for key in ("step_time", "saved_bytes", "graph_nodes")]
         shown = values_words(arm, metric).partition(" ")[2] if metric in arm["metrics"] else ""
-        table.append([arm["name"], arm["verdict"], contract_word(arm["contract"]), shown, since, *ratios])
+        table.append([arm["name"], verdict_words(arm), contract_word(arm["contract"]), shown, since, *ratios])
     return table
 
 
@@ -243,20 +249,17 @@ def markdown(comparison: Mapping[str, Any]) -> str:
     seeds = ", ".join(map(str, comparison["seeds"]))
     heading, *body = rows(comparison)
     lines = [f"# {comparison['recipe']}: {len(comparison['arms'])} arms against `{comparison['reference']}`", ""]
-    lines += [
-        f"Seeds {seeds}. Time, bytes saved for backward and graph nodes are those of a step, against the reference's."
-    ]
+    lines += [f"Seeds {seeds}. Time, bytes saved for backward and graph nodes: of a step, over the reference's."]
     lines += ["Times are medians of separate runs, and noisy.", ""]
     lines += [f"- `{arm['name']}`: {arm['sentence']}" for arm in comparison["arms"]]
     lines += ["", f"| {' | '.join(heading)} |", "|---" * len(heading) + "|"]
     lines += [f"| `{row[0]}` | {' | '.join(row[1:])} |" for row in body]
     for arm in comparison["arms"][1:]:
-        lines += ["", f"## {arm['name']}: {arm['verdict']}", ""]
+        lines += ["", f"## {arm['name']}: {verdict_words(arm)}", ""]
         lines += [f"- {reason}" for reason in arm["because"]] + flow_lines(arm["flow"])
         if first := arm["first_difference"]:
-            lines.append(
-                f"- {weights_words(arm).partition(',')[0]}, first in {first['tensor']}, {first['tensors']} of {first['of']} tensors"
-            )
+            since, of = weights_words(arm).partition(",")[0], f"{first['tensors']} of {first['of']} tensors"
+            lines.append(f"- {since}, first in {first['tensor']}; {of}")
         angles = [f"{g} {number(c)}" for g, c in arm["gradient_cosine"].items()]
         lines += [f"- cosine with the reference's first gradient: {', '.join(angles)}"] if angles else []
         if arm["distance"]:

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from stopgrad.cuts.gate import scale_gradient
 from stopgrad.cuts.strategies import CALLS_ONLY, TAKES_FACTOR, Strategy, check_stop, flipped, parse_strategy, spelling
+from stopgrad.cuts.torch_internals import tree_map
 from stopgrad.cuts.watcher import Watcher, watcher
 
 T = TypeVar("T")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stopgrad.cuts.torch_internals import has_dynamo
 from stopgrad.flow.contract import FlowContract
 from stopgrad.flow.graph import Walk
 from stopgrad.flow.matrix import Cell, FlowMatrix
@@ -83,7 +83,7 @@ class audit:
             stack.enter_context(self._recorder)
             if self.draw:
                 stack.enter_context(self._recorder.follow_modules(self._module_names))
-            if "torch._dynamo" in sys.modules:  # a compiled graph hides its values and links every parameter
+            if has_dynamo():  # a compiled graph hides its values and links every parameter
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             self._stack = stack.pop_all()
         return self

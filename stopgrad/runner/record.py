@@ -107,6 +107,14 @@ def replay_command(hydra: Any) -> dict[str, Any]:
     }
 
 
+def compared_as(config: DictConfig, name: str) -> dict[str, Any] | None:
+    """The comparison that the run is an arm of: its name, reference, arms, and the verdict expected of each."""
+    if config.compare is None:
+        return None
+    arms, expect = list(config.compare.arms), dict(config.compare.get("expect") or {})
+    return {"name": name, "reference": config.compare.reference, "arms": arms, "expect": expect}
+
+
 @contextmanager
 def record(config: DictConfig, run: Run) -> Iterator[dict[str, Any]]:
     """Write ``config.yaml`` at the start and ``result.json`` at the end, however it comes; then print the summary.
@@ -126,10 +134,7 @@ def record(config: DictConfig, run: Run) -> Iterator[dict[str, Any]]:
         "arm": folder.parent.name,
         "stop": stop,
         "stop_default": declared.default_stop,
-        "compare": {"name": hydra.runtime.choices["compare"], "reference": config.compare.reference}
-        | {"arms": list(config.compare.arms)}
-        if config.compare
-        else None,
+        "compare": compared_as(config, hydra.runtime.choices["compare"]),
         "seed": config.seed,
         "settings": settings,
         "mode": config.mode,
