@@ -83,10 +83,10 @@ def test_evaluate_gives_the_metrics_of_the_checkpoint(tmp_path):
     ran = train("recipe=gan", "mode=evaluate", f"ckpt_path={last}", cwd=tmp_path)
     assert (ran.returncode, ran.stderr) == (0, "")
     trained = result(tmp_path / "runs/gan/default/seed-0")
-    evaluated = result(tmp_path / "runs/gan/mode-evaluate/seed-0")
+    evaluated = result(tmp_path / "runs/gan/evaluate-default-seed-0-last/seed-0")
     assert evaluated["metrics"]["frechet"] == trained["metrics"]["frechet"]
     assert evaluated["weights_sha256"] == trained["weights_sha256"]
-    assert (tmp_path / "runs/gan/mode-evaluate/seed-0/samples.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "runs/gan/evaluate-default-seed-0-last/seed-0/samples.png").read_bytes().startswith(b"\x89PNG")
 
 
 class TestSweep:
@@ -130,14 +130,15 @@ def test_second_run_does_not_touch_the_first(tmp_path):
     assert {file.name for file in (tmp_path / "runs/dirac_gan/default").iterdir()} == {"seed-0", "seed-0_2"}
 
 
-def test_leak_is_reported_and_the_run_goes_on(tmp_path):
+def test_leak_that_the_config_asks_for_is_recorded_and_told_at_the_end(tmp_path):
     ran = train("recipe=gan", "trainer=smoke", "stop.fakes=none", "hydra.run.dir=run", cwd=tmp_path)
-    assert ran.returncode == 0
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "\ncontract broken by stop.fakes=none: d_loss reaches generator and stop.fakes\n" in ran.stdout
     recorded = result(tmp_path / "run")
+    assert recorded["contract"] == {"broken": "d_loss reaches generator and stop.fakes", "flipped": ["fakes"]}
     assert recorded["flow"]["d_loss"]["generator"]["state"] == "open"
     assert recorded["violations"][0].startswith("d_loss reaches generator, which the contract calls blocked: norm ")
     assert "recipes/gan.py" in recorded["violations"][0]
-    assert recorded["violations"][0].splitlines()[0] in ran.stderr
 
 
 def test_violation_can_stop_the_run(tmp_path):

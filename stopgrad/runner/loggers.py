@@ -15,7 +15,7 @@ from stopgrad.runner.errors import RunFailed
 
 @rank_zero_only
 def log_settings(loggers: Iterable[Any], settings: Mapping[str, Any], metrics: Iterable[str]) -> None:
-    """Tell each logger the run's settings; TensorBoard also whose last values its HParams table shows, the ``metrics``.
+    """Tell each logger the run's settings; TensorBoard also of which ``metrics`` HParams shows the last value.
 
     Raises:
         RunFailed: Weights & Biases lets nobody in.
