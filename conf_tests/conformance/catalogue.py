@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -15,6 +14,7 @@ from conf_tests.helpers import ROOT, config
 from stopgrad.cuts.strategies import stops
 from stopgrad.runner.check import pinned
 from stopgrad.runner.declared import Declaration, declared_in, recipe_configs
+from stopgrad.runner.hydra_internals import product
 
 RECIPES = sorted(file.stem for file in (ROOT / "recipes").glob("*.py") if file.stem != "__init__")
 CONFIGS = {name: each.recipe._target_.split(".")[1] for name, each in recipe_configs().items()}  # -> its recipe
@@ -94,6 +94,5 @@ def apart_from_the_cut(arm: DictConfig, boundaries: Iterable[str]) -> str:
 def compositions(command: str) -> Iterator[DictConfig]:
     """The config of each run that ``python train.py ...`` starts, but of one seed."""
     overrides = [part for part in shlex.split(command, comments=True)[2:] if part != "-m" and part[:5] != "seed="]
-    (runs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(overrides), None)
-    for run in runs:
+    for run in product(OverridesParser.create().parse_overrides(overrides)):
         yield composed(*run)

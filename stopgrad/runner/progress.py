@@ -54,13 +54,15 @@ class Sweep:
     def seconds_left(self, here: Path) -> float | None:
         """How long the runs that have not ended will take, at the pace of those that have; None before any has.
 
-        ``here`` is the run that asks. Those that go on beside it share the work.
+        ``here`` is the run that asks. Others may go on beside it: as many as are seen to, or as the work done so far
+        needed.
         """
         ended = {run.folder: self._ended(run) for run in self.planned}
         rest = [folder for folder, when in ended.items() if when is None]
         beside = sum(self._is_going(folder) for folder in rest if folder != here.resolve())
         took = [when for when in ended.values() if isinstance(when, float)]
-        return statistics.fmean(took) * len(rest) / (beside + 1) if took else None
+        at_once = max(beside + 1, round(sum(took) / (time.time() - self.started)))
+        return statistics.fmean(took) * len(rest) / at_once if took else None
 
     def _ended(self, run: Planned) -> float | str | None:
         """The seconds that it took; ``before`` where it finished in an earlier sweep; None where it is to come."""

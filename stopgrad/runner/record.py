@@ -83,10 +83,19 @@ def explained(error: BaseException, stop: dict[str, str]) -> str:
     if "Inference tensors cannot be saved for backward" in message:
         names = [name for name, choice in stop.items() if choice == "inference_mode"]
         return (
-            f"stop.{', stop.'.join(names)}=inference_mode: {message.partition('.')[0]}; what crosses is an inference "
-            "tensor, and the consumer must save its input for its own gradient. Use no_grad, which costs the same"
+            f"stop.{', stop.'.join(names)}=inference_mode: {message.partition('.')[0]}, as the consumer must. "
+            "Use no_grad, which costs the same"
         )
     return message
+
+
+def chosen_settings(config: DictConfig) -> dict[str, Any]:
+    """What a run was made with beside its cuts and its seed, by key; not what only follows from another key."""
+    sections = ("recipe", "data", "trainer")
+    chosen, resolved = (
+        flat({name: OmegaConf.to_container(config[name], resolve=each) for name in sections}) for each in (False, True)
+    )
+    return {key: v for key, v in resolved.items() if "${" not in str(chosen.get(key))} | {"compile": config.compile}
 
 
 def replay_command(hydra: Any) -> dict[str, Any]:
@@ -119,10 +128,7 @@ def record(config: DictConfig, run: Run) -> Iterator[dict[str, Any]]:
         write_whole(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     stop: Any = OmegaConf.to_container(config.stop, resolve=True)
     declared = declaration(config.recipe._target_)
-    resolved = flat(
-        {name: OmegaConf.to_container(config[name], resolve=True) for name in ("recipe", "data", "trainer")}
-    )
-    settings = resolved | {"compile": config.compile}
+    settings = chosen_settings(config)
     result: dict[str, Any] = {
         "recipe": hydra.runtime.choices["recipe"],
         "arm": folder.parent.name,

@@ -59,7 +59,7 @@ def compared(main: Callable[[], None]) -> Callable[[], None]:
                 try:
                     comparison = compare([folder])
                     comparison.write(folder)
-                    print(f"\n{comparison}\n\n{folder}")
+                    print(f"\n{comparison}\n\n{folder / 'comparison.html'}")
                 except ValueError as error:  # such as a sweep of one run that raised
                     print(f"no comparison: {error}", file=sys.stderr)
 
