@@ -161,6 +161,13 @@ def test_a_leak_raises_or_warns() -> None:
     assert {(v.kind, v.part) for v in callback.violations} == {("leak", "generator"), ("leak", "stop.fakes")}
 
 
+def test_what_is_only_recorded_is_not_said(recwarn: pytest.WarningsRecorder) -> None:
+    callback = FlowAudit(on_violation="record")
+    fit(Gan(fakes="none"), callback)
+    assert [str(warning.message) for warning in recwarn if "reaches" in str(warning.message)] == []
+    assert {v.part for v in callback.violations} == {"generator", "stop.fakes"}
+
+
 def test_automatic_optimisation_without_touching_the_module() -> None:
     callback = FlowAudit()
     fit(Regression(), callback)
@@ -232,7 +239,7 @@ def test_tensorboard_gets_norms_the_picture_and_the_cuts(tmp_path: Path) -> None
 
 
 def test_bad_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match="on_violation=ignore: choose one of raise, warn"):
+    with pytest.raises(ValueError, match="on_violation=ignore: choose one of raise, warn, record"):
         FlowAudit(on_violation="ignore")
     with pytest.raises(ValueError, match="every_n_steps=0"):
         FlowAudit(every_n_steps=0)

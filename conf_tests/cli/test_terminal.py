@@ -77,7 +77,7 @@ class TestSweep:
         reason="no hydra-joblib-launcher: pip install -e '.[parallel]'",
     )
     def test_side_by_side(self, tmp_path):
-        sweep = ["-m", *SMOKE, "stop.fakes=detach,none", "seed=0,1", "hydra.sweep.dir=s", "recipe.width=2"]
+        sweep = ["-m", *SMOKE, "stop.fakes=detach,none", "seed=0,1", "hydra.sweep.dir=s", "recipe.updates=alternating"]
         command = [sys.executable, str(ROOT / "train.py"), *sweep, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
         ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
         assert (ran.returncode, ran.stderr) == (0, "")
