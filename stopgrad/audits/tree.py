@@ -1,0 +1,46 @@
+"""A module's submodules, parameters and buffers by name, also where they are nested thousands deep."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+NAMES = 8  # under how many names a module that hangs in several places is given
+
+
+def walk(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Every module below ``root`` and itself, with its dotted name, parents first.
+
+    ``named_modules`` recurses, and ends at Python's limit of some 1,000 levels; this does not. A module that hangs in
+    several places is given with each name, up to 8 of them.
+    """
+    given: Counter[int] = Counter()
+    stack = [(prefix, root)]
+    while stack:
+        path, module = stack.pop()
+        given[id(module)] += 1
+        yield path, module
+        children = [(joined(path, name), child) for name, child in module._modules.items() if child is not None]
+        stack += [(name, child) for name, child in reversed(children) if given[id(child)] < NAMES]
+
+
+def parameters_in(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """``(dotted name, the module that owns it, the parameter)``, under every name that it has."""
+    for path, module in walk(root, prefix):
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                yield joined(path, name), module, parameter
+
+
+def buffers_in(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """``(dotted name, the module that owns it, the buffer)``, under every name that it has."""
+    for path, module in walk(root, prefix):
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                yield joined(path, name), module, buffer
+
+
+def joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
