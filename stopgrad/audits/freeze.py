@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from stopgrad.audits.calls import Calls
 from stopgrad.audits.calls import train_eval_gap as train_eval_gap
-from stopgrad.audits.tree import buffers_in, parameters_in, walk
+from stopgrad.audits.tree import buffers_in, leaves, listed, parameters_in, walk
 from stopgrad.audits.writes import Watched, Writers, moved, plain
 from stopgrad.flow.parts import Modules, modules_in
 
@@ -104,7 +104,7 @@ class FreezeWatch:
         self, frozen: Modules | Mapping[str, Any] | Callable[[], Any], optimizers: Iterable[Optimizer] = ()
     ) -> None:
         asked = frozen if callable(frozen) and not isinstance(frozen, nn.Module) else None
-        kept = _listed(frozen) if asked is None else None
+        kept = listed(frozen, Part) if asked is None else None
         self._ask: Callable[[], Any] = asked or (lambda: kept)
         roots = self._ask()
         if not isinstance(roots, nn.Module) and not roots:
@@ -253,37 +253,11 @@ def modules_without(modules: Modules, has: Callable[[Tensor], bool]) -> dict[str
 # ---- what is watched
 
 
-def _listed(frozen: Any) -> Any:
-    """The same, with what can be read only once (``module.parameters()``) as lists."""
-    if not isinstance(frozen, Mapping):
-        return frozen
-    keep = (nn.Module, Tensor, Part, Mapping, list, tuple)
-    return {name: part if isinstance(part, keep) else list(part) for name, part in frozen.items()}
-
-
-def _leaves(roots: Any) -> Iterator[tuple[str, nn.Module | Tensor | Part]]:
-    """The modules, tensors and parts, with their names; "" for a module given alone."""
-    stack: list[tuple[str, Any]] = [("", roots)] if isinstance(roots, nn.Module) else list(roots.items())[::-1]
-    while stack:
-        name, part = stack.pop()
-        if isinstance(part, nn.Module | Tensor | Part):
-            yield name, part
-        elif isinstance(part, Mapping):
-            stack += [(f"{name}.{key}", value) for key, value in part.items()][::-1]
-        elif isinstance(part, list | tuple):
-            inner = [(f"{name}[{i}]", value) for i, value in enumerate(part)]
-            stack += [(name, part[0])] if len(part) == 1 else inner[::-1]
-        else:
-            raise TypeError(
-                f"FreezeWatch: {name!r} holds a {type(part).__name__}; pass modules, parameters or Part(...)"
-            )
-
-
 def _parameters(roots: Any) -> Iterator[tuple[str, nn.Module | None, Tensor, Callable[[Tensor], Tensor] | None]]:
     """``(name, the module that owns it, the parameter, what takes the watched part out of it or None for all)``."""
-    for name, leaf in _leaves(roots):
+    for name, leaf in leaves(roots, Part):
         cut = leaf.cut if isinstance(leaf, Part) else None
-        root = leaf.of if isinstance(leaf, Part) else leaf
+        root: nn.Module | Tensor = leaf.of if isinstance(leaf, Part) else leaf
         if isinstance(root, nn.Module):
             found = list(parameters_in(root, name))
             if not found and next(iter(buffers_in(root)), None) is None:
@@ -305,7 +279,7 @@ def _buffers(roots: Any) -> Iterator[tuple[str, nn.Module, Tensor]]:
 
 
 def _modules(roots: Any) -> dict[str, nn.Module]:
-    return {name: leaf for name, leaf in _leaves(roots) if isinstance(leaf, nn.Module)}
+    return {name: leaf for name, leaf in leaves(roots, Part) if isinstance(leaf, nn.Module)}
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ def measured(found: Mapping[str, Collection[Tensor]], exclude: Iterable[Tensor] 
 def growth(before: Collection[Kept], now: Collection[Kept]) -> list[str]:
     """What holds more nodes than before, in words: a running sum and a growing list are told apart.
 
-    A place that is new has not grown; two or more new ones beside others are a growth (a dict with a key for each step).
+    A place that is new has not grown; two or more new ones beside others have (a dict with a key for each step).
     """
     earlier = {kept.path: kept for kept in before}
     lines, fresh = [], {}

@@ -1,9 +1,10 @@
-"""A module's submodules, parameters and buffers by name, also where they are nested thousands deep."""
+"""Submodules, parameters and buffers by name, also where modules are nested thousands deep."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -44,3 +45,30 @@ def buffers_in(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modu
 
 def joined(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
+
+
+def listed(roots: Any, *also: type) -> Any:
+    """The same, with what can be read only once (``module.parameters()``) as lists."""
+    if not isinstance(roots, Mapping):
+        return roots
+    keep = (nn.Module, Tensor, Mapping, list, tuple, *also)
+    return {name: part if isinstance(part, keep) else list(part) for name, part in roots.items()}
+
+
+def leaves(roots: Any, *also: type) -> Iterator[tuple[str, Any]]:
+    """The modules, tensors and what is of the types ``also``, with their names; "" for a module given alone.
+
+    Raises:
+        TypeError: something else is among them.
+    """
+    stack: list[tuple[str, Any]] = [("", roots)] if isinstance(roots, nn.Module) else list(roots.items())[::-1]
+    while stack:
+        name, part = stack.pop()
+        if isinstance(part, (nn.Module, Tensor, *also)):
+            yield name, part
+        elif isinstance(part, Mapping):
+            stack += [(f"{name}.{key}", value) for key, value in part.items()][::-1]
+        elif isinstance(part, list | tuple):
+            stack += [(f"{name}[{i}]" if len(part) > 1 else name, value) for i, value in enumerate(part)][::-1]
+        else:
+            raise TypeError(f"{name!r} holds a {type(part).__name__}; pass modules and parameters")

@@ -163,7 +163,7 @@ class Writers:
             self._holds[optimizer] = (size, held)
         return held
 
-    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         self._steps[optimizer] = self._steps.get(optimizer, 0) + 1
         if not self._held(optimizer):
             return None

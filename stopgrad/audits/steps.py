@@ -1,0 +1,162 @@
+"""Which parameters a training really steps: those that nobody steps, somebody steps twice, or that never move."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from stopgrad.audits.tree import leaves, listed, parameters_in
+from stopgrad.audits.writes import plain
+from stopgrad.flow.parts import Modules
+from stopgrad.flow.steps import Finding as Finding
+from stopgrad.flow.steps import shown, stepped_twice, unstepped
+
+LOOKS = 2  # an optimiser that stepped less often proves nothing: the first step of a warm-up may have lr=0
+
+
+# Why a parameter did not move, and what to do: no gradient came, only zeros came, others came too.
+_STILL = (
+    ("no gradient arrived", "is it used in the loss, and not detached on the way? if it is not needed, leave it out"),
+    ("its gradient was zeros", "look for a dead unit, a saturated clamp, or a factor 0"),
+    ("each step was too small to change a bit of it", "raise the learning rate, or keep the weights in float32"),
+)
+
+
+class StepWatch:
+    """Watches which parameters a training steps::
+
+        with StepWatch(model, [optimizer]) as watch:
+            train()
+        for finding in watch.findings():
+            print(finding)
+
+    Inside the ``with`` all optimisers of the process are seen, also those that were not handed over; gradients are
+    looked at after their steps 1, 2, 4, 8, and so on. Nothing is copied: two sums over a parameter tell that it moved.
+
+    Args:
+        modules: a module, or ``{name: module, parameter, or nested lists and dicts of them}``.
+        optimizers: those that are known from the beginning.
+
+    Attributes:
+        optimizers: those, and the others that were seen to step.
+        reached: ids of the parameters at which a gradient arrived that is not zero.
+        touched: ids of those at which one arrived.
+        steps: how often each optimiser was seen to step, by its id.
+    """
+
+    def __init__(self, modules: Modules, optimizers: Iterable[Optimizer] = ()) -> None:
+        self._modules = listed(modules)
+        self.optimizers = list(optimizers)
+        self.reached: set[int] = set()
+        self.touched: set[int] = set()
+        self.steps: dict[int, int] = {}
+        self._rated: set[int] = set()  # ids of those whose group had a learning rate
+        self._sums = {id(p): (p, _sums(p)) for p in self._names()[1] if p.requires_grad and _has_values(p)}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> StepWatch:
+        me = weakref.ref(self)
+
+        def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            if alive := me():
+                alive.stepped(optimizer)
+
+        self._handles.append(register_optimizer_step_post_hook(after))
+        self.close: Callable[[], Any] = weakref.finalize(self, _remove, self._handles)
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.close()
+
+    def stepped(self, optimizer: Optimizer) -> None:
+        """``optimizer`` has stepped, and the gradients are those with which it did."""
+        count = self.steps[id(optimizer)] = self.steps.get(id(optimizer), 0) + 1
+        if not any(known is optimizer for known in self.optimizers):
+            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            if held.isdisjoint(self._names()[0]):
+                return  # of another model
+            self.optimizers.append(optimizer)
+        if count & (count - 1) == 0:
+            self.look()
+
+    def look(self) -> None:
+        """Look at the gradients and the learning rates that there are now."""
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+            if group.get("lr", 1):
+                self._rated.update(id(p) for p in group["params"])
+        for parameter in self._names()[1]:
+            grad = parameter.grad if parameter.is_leaf else None
+            if grad is not None and id(parameter) not in self.reached:
+                self.touched.add(id(parameter))
+                if torch.count_nonzero(plain(grad)):
+                    self.reached.add(id(parameter))
+
+    def findings(self, *, spare: Iterable[Tensor] = (), over: bool = True) -> list[Finding]:
+        """What is wrong, as far as it was seen until now.
+
+        Args:
+            spare: parameters of which nothing is said.
+            over: the training has ended, so that what has not moved never does.
+        """
+        names, model = self._names()
+        spared = {id(p) for p in spare}
+        names = {key: name for key, name in names.items() if key not in spared}
+        still = {key for key, (p, before) in self._sums.items() if key in names and torch.equal(_sums(p), before)}
+        by_hand = self._sums.keys() - still
+        found = stepped_twice(names, self.optimizers)
+        if self.optimizers:
+            live = {id(p) for p in model if p.requires_grad}
+            found += unstepped(names, (self.reached & live) - by_hand, self.optimizers, model)
+        return found + (self._never_moved(names, still) if over else [])
+
+    def _never_moved(self, names: dict[int, str], still: set[int]) -> list[Finding]:
+        found = []
+        for optimizer in self.optimizers:
+            held = [p for group in optimizer.param_groups for p in group["params"]]
+            moves = any(id(p) in self._sums and id(p) not in still for p in held)
+            steps = self.steps.get(id(optimizer), 0)
+            lazy = dict.fromkeys(id(p) for p in held if id(p) in still & self._rated and p.requires_grad)
+            if not lazy or not (moves or steps >= LOOKS):
+                continue
+            kind = type(optimizer).__name__
+            when = f"in {steps} steps" if steps >= LOOKS else "in the whole run"
+            for stage, (why, fix) in enumerate(_STILL):
+                mine = [names[key] for key in lazy if (key in self.touched) + (key in self.reached) == stage]
+                if mine:
+                    message = f"{shown(mine)} requires grad, {kind} holds it, and it never moved {when}: {why}"
+                    found.append(Finding("never_moved", tuple(mine), message, fix))
+        return found
+
+    def _names(self) -> tuple[dict[int, str], list[Tensor]]:
+        """The model's parameters as they are now, and their names by id; tied ones show all of theirs."""
+        names: dict[int, list[str]] = {}
+        found: dict[int, Tensor] = {}
+        for name, leaf in leaves(self._modules):
+            inside = parameters_in(leaf, name) if isinstance(leaf, nn.Module) else [(name, None, leaf)]
+            for inner, _, parameter in inside:
+                found[id(parameter)] = parameter
+                names.setdefault(id(parameter), []).append(inner)
+        return {key: " = ".join(dict.fromkeys(each)) for key, each in names.items()}, list(found.values())
+
+
+def _remove(handles: list[Any]) -> None:
+    while handles:
+        handles.pop().remove()
+
+
+def _has_values(tensor: Tensor) -> bool:
+    return not nn.parameter.is_lazy(tensor) and not tensor.is_meta
+
+
+def _sums(tensor: Tensor) -> Tensor:
+    """Two sums over all elements: equal before and after means that it has not moved."""
+    values = plain(tensor)
+    values = torch.view_as_real(values) if values.is_complex() else values
+    wide = torch.float32 if values.device.type == "mps" else torch.float64
+    return torch.stack([values.sum(dtype=wide), torch.linalg.vector_norm(values, dtype=wide)])
