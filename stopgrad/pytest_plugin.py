@@ -49,7 +49,6 @@ def flow_audit(request: pytest.FixtureRequest) -> Iterator[Callable[..., audit]]
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     """After a marked test has passed: did its audits keep the contract?"""
-    __tracebackhide__ = True
     result = yield
     marker = item.get_closest_marker("flow_contract")
     if marker is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_leaves, tree_map
 
 from stopgrad.audits.tree import joined, walk
-from stopgrad.audits.writes import moved
+from stopgrad.audits.writes import moved, remove
 from stopgrad.flow.measure import as_found
 from stopgrad.flow.sites import recorder
 
@@ -70,7 +70,11 @@ class Calls:
                     if isinstance(inner, _DropoutNd)
                 ),
             ]
-        self.close: Callable[[], Any] = weakref.finalize(self, _remove, self._handles)
+        weakref.finalize(self, _remove_all, self._handles)
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        _remove_all(self._handles)
 
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._count[name] += 1
@@ -81,7 +85,7 @@ class Calls:
     def _leave(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         before = self._before.pop(name, None)
         if before is not None and not all(map(torch.equal, before, _random_states())):
-            _remove({name: self._handles[name]})
+            remove(self._handles[name])
             with unrecorded():
                 self._drawn[name] = (*tree_map(_detached, (args, kwargs)), _autocasts())
 
@@ -187,7 +191,6 @@ def _autocasts() -> list[tuple[str, torch.dtype]]:
     return [(d, torch.get_autocast_dtype(d)) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
 
 
-def _remove(handles: Mapping[str, list[Any]]) -> None:
+def _remove_all(handles: Mapping[str, list[Any]]) -> None:
     for each in handles.values():
-        while each:
-            each.pop().remove()
+        remove(each)

@@ -135,7 +135,10 @@ class FreezeWatch:
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        self.close()
+        try:
+            self.close()
+        finally:
+            self.close()  # what an exception (Ctrl-C) kept from it
 
     def close(self) -> None:
         """Remove the hooks; :meth:`drifts` still works."""

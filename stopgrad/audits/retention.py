@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from stopgrad.audits.search import search
 from stopgrad.flow.frames import user_line
@@ -197,13 +197,23 @@ class guard_saved(TorchFunctionMode):
 
     def __enter__(self) -> guard_saved:
         self._live: dict[int, weakref.WeakSet[_Saved]] = {}
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+        self._hooks: Any = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
         self._hooks.__enter__()
         return super().__enter__()
 
     def __exit__(self, *exc: Any) -> None:
-        super().__exit__(*exc)
-        self._hooks.__exit__(*exc)
+        try:
+            self._off()
+        finally:
+            self._off()  # what an exception (Ctrl-C) kept from it
+
+    def _off(self) -> None:
+        try:
+            if _get_current_function_mode() is self:
+                super().__exit__(None, None, None)
+        finally:
+            if self._hooks is not None:
+                self._hooks = self._hooks.__exit__()  # None: off, and not a second time
 
     def _pack(self, tensor: Tensor) -> _Saved:
         saved = _Saved(tensor.detach(), tensor._version)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from stopgrad.audits.tree import leaves, listed, parameters_in
-from stopgrad.audits.writes import plain
+from stopgrad.audits.tree import leaves, listed, parameters_in, strays_in
+from stopgrad.audits.writes import plain, remove
 from stopgrad.flow.parts import Modules
 from stopgrad.flow.steps import Finding as Finding
 from stopgrad.flow.steps import shown, stepped_twice, unstepped
@@ -40,7 +41,8 @@ class StepWatch:
     looked at after their steps 1, 2, 4, 8, and so on. Nothing is copied: two sums over a parameter tell that it moved.
 
     Args:
-        modules: a module, or ``{name: module, parameter, or nested lists and dicts of them}``.
+        modules: a module, or ``{name: module, parameter, or nested lists and dicts of them}``. Parameters in plain lists
+            and dicts of a module are watched too.
         optimizers: those that are known from the beginning.
 
     Attributes:
@@ -56,6 +58,7 @@ class StepWatch:
         self.reached: set[int] = set()
         self.touched: set[int] = set()
         self.steps: dict[int, int] = {}
+        self._strays: set[int] = set()  # ids of those that no module has registered
         self._rated: set[int] = set()  # ids of those whose group had a learning rate
         self._sums = {id(p): (p, _sums(p)) for p in self._names()[1] if p.requires_grad and _has_values(p)}
         self._handles: list[Any] = []
@@ -68,11 +71,14 @@ class StepWatch:
                 alive.stepped(optimizer)
 
         self._handles.append(register_optimizer_step_post_hook(after))
-        self.close: Callable[[], Any] = weakref.finalize(self, _remove, self._handles)
+        weakref.finalize(self, remove, self._handles)
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        self.close()
+        try:
+            remove(self._handles)
+        finally:
+            remove(self._handles)  # what an exception (Ctrl-C) kept from it
 
     def stepped(self, optimizer: Optimizer) -> None:
         """``optimizer`` has stepped, and the gradients are those with which it did."""
@@ -111,8 +117,11 @@ class StepWatch:
         by_hand = self._sums.keys() - still
         found = stepped_twice(names, self.optimizers)
         if self.optimizers:
-            live = {id(p) for p in model if p.requires_grad}
-            found += unstepped(names, (self.reached & live) - by_hand, self.optimizers, model)
+            missed = {id(p) for p in model if p.requires_grad and id(p) in self.reached} - by_hand
+            found += unstepped(names, missed - self._strays, self.optimizers, model)
+            for finding in unstepped(names, missed & self._strays, self.optimizers, model):
+                fix = "a plain list or dict registers nothing: use nn.ModuleList, nn.ModuleDict or nn.ParameterList"
+                found.append(replace(finding, fix=fix))
         return found + (self._never_moved(names, still) if over else [])
 
     def _never_moved(self, names: dict[int, str], still: set[int]) -> list[Finding]:
@@ -137,17 +146,22 @@ class StepWatch:
         """The model's parameters as they are now, and their names by id; tied ones show all of theirs."""
         names: dict[int, list[str]] = {}
         found: dict[int, Tensor] = {}
+
+        def note(name: str, parameter: Tensor) -> None:
+            found[id(parameter)] = parameter
+            names.setdefault(id(parameter), []).append(name)
+
         for name, leaf in leaves(self._modules):
-            inside = parameters_in(leaf, name) if isinstance(leaf, nn.Module) else [(name, None, leaf)]
-            for inner, _, parameter in inside:
-                found[id(parameter)] = parameter
-                names.setdefault(id(parameter), []).append(inner)
+            for inner, _, parameter in (
+                parameters_in(leaf, name) if isinstance(leaf, nn.Module) else [(name, None, leaf)]
+            ):
+                note(inner, parameter)
+        registered = set(found)
+        for name, leaf in leaves(self._modules):
+            for inner, parameter in strays_in(leaf, name) if isinstance(leaf, nn.Module) else ():
+                note(inner, parameter)
+        self._strays = found.keys() - registered
         return {key: " = ".join(dict.fromkeys(each)) for key, each in names.items()}, list(found.values())
-
-
-def _remove(handles: list[Any]) -> None:
-    while handles:
-        handles.pop().remove()
 
 
 def _has_values(tensor: Tensor) -> bool:

@@ -43,6 +43,26 @@ def buffers_in(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modu
                 yield joined(path, name), module, buffer
 
 
+def strays_in(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Parameters in plain lists, tuples and dicts of modules, which ``root.parameters()`` does not give."""
+    for path, module in walk(root, prefix):
+        stack = [(joined(path, name), v) for name, v in vars(module).items() if isinstance(v, list | tuple | dict)]
+        stack = [(name, value) for name, value in stack if name.rpartition(".")[2] not in _OWN]
+        while stack:
+            name, item = stack.pop()
+            if isinstance(item, nn.Parameter):
+                yield name, item
+            elif isinstance(item, nn.Module):
+                yield from ((inner, parameter) for inner, _, parameter in parameters_in(item, name))
+            elif isinstance(item, dict):
+                stack += [(f"{name}[{key!r}]", value) for key, value in item.items()]
+            elif isinstance(item, list | tuple):
+                stack += [(f"{name}[{i}]", value) for i, value in enumerate(item)]
+
+
+_OWN = ("_parameters", "_buffers", "_modules")
+
+
 def joined(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 

@@ -141,7 +141,11 @@ class Writers:
                 alive._leave(optimizer)
 
         self._handles = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
-        self.close = weakref.finalize(self, _remove, self._handles)
+        weakref.finalize(self, remove, self._handles)
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        remove(self._handles)
 
     def _held(self, optimizer: Optimizer) -> list[tuple[Watched, Tensor, dict[str, Any]]]:
         """What the optimiser holds of what is watched."""
@@ -210,9 +214,11 @@ class Writers:
                 each.suspect = _why(each, parameter, group, optimizer, by, None)
 
 
-def _remove(handles: list[Any]) -> None:
+def remove(handles: list[Any]) -> None:
+    """Remove hooks, and forget them."""
     while handles:
-        handles.pop().remove()
+        handles[-1].remove()
+        handles.pop()
 
 
 def _looks(step: int) -> bool:

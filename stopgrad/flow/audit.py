@@ -87,17 +87,22 @@ class audit:
         self._recorder = Recorder(self._roots(), self._bit)
         self._recorder.on_backward = self._report_backward if self._backward else None
         with ExitStack() as stack:
+            stack.callback(self._recorder.off)  # again, should an exception (Ctrl-C) reach into the first time
             stack.enter_context(self._recorder)
             if self.draw:
-                stack.enter_context(self._recorder.follow_modules(self._module_names))
+                for handle in self._recorder.follow_modules(self._module_names):
+                    stack.callback(handle.remove)
             if "torch._dynamo" in sys.modules:  # a compiled graph hides its values and links every parameter
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        self._stack.close()
-        self._recorder = None
+        try:
+            self._stack.close()
+        finally:
+            self._stack.close()  # what an exception kept from it
+            self._recorder = None
         if not any(exc):
             for finding in self.findings():
                 warnings.warn(str(finding), stacklevel=2)

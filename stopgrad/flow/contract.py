@@ -18,7 +18,7 @@ WANTED = ("open", "blocked")
 
 @dataclass(frozen=True)
 class Violation:
-    """One broken promise; ``text`` says it all. ``kind`` is ``leak``, ``starved``, ``opaque``, ``cut`` or ``missing``."""
+    """One broken promise; ``text`` tells it. ``kind`` is ``leak``, ``starved``, ``opaque``, ``cut`` or ``missing``."""
 
     kind: str
     loss: str

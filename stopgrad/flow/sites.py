@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
+from torch.utils.hooks import RemovableHandle
 
 from stopgrad.cuts import watcher
 from stopgrad.flow.frames import in_optimizer, user_line
@@ -104,10 +105,17 @@ class Recorder(TorchFunctionMode):
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        watcher.leave()
-        super().__exit__(*exc)
-        for store in (self._values, self._writes, self._numbers, self.probes, self.leaves, self._roots):
-            store.clear()
+        self.off()
+
+    def off(self) -> None:
+        """Stop recording; nothing where that was done."""
+        try:
+            if _get_current_function_mode() is self:
+                super().__exit__(None, None, None)
+        finally:
+            watcher.leave(self)
+            for store in (self._values, self._writes, self._numbers, self.probes, self.leaves, self._roots):
+                store.clear()
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -118,9 +126,8 @@ class Recorder(TorchFunctionMode):
         finally:
             self._paused = before
 
-    @contextmanager
-    def follow_modules(self, names: Mapping[nn.Module, str]) -> Iterator[None]:
-        """Note in which of these modules each operation runs."""
+    def follow_modules(self, names: Mapping[nn.Module, str]) -> list[RemovableHandle]:
+        """Note in which of these modules each operation runs, until the hooks are removed."""
 
         def enter(module: nn.Module, args: Any) -> None:
             if module in names:
@@ -130,13 +137,7 @@ class Recorder(TorchFunctionMode):
             if module in names and self.modules:
                 self.modules.pop()
 
-        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            self.modules.clear()
+        return [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
 
     # ---- operations
 

@@ -17,6 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from stopgrad.audits.steps import StepWatch
+from stopgrad.audits.writes import remove
 from stopgrad.cuts.strategies import nearest
 from stopgrad.flow import measure
 from stopgrad.flow.audit import audit
@@ -190,8 +191,11 @@ class FlowAudit(Audit):
 
     def _close(self) -> None:
         if self._run is not None:
-            run, self._run = self._run, None
-            run.close()
+            try:
+                self._run.close()
+            finally:
+                self._run.close()  # what an exception (Ctrl-C) kept from it
+            self._run = None
 
 
 def _contract(given: Any) -> FlowContract:
@@ -250,9 +254,10 @@ class _FlowRun:
                 self.handles.append(self._watch_parameter(tensor))
 
     def close(self) -> None:
-        for handle in self.handles:
-            handle.remove()
-        self.audit.__exit__()
+        try:
+            remove(self.handles)
+        finally:
+            self.audit.__exit__()
 
     def _watch_parameter(self, tensor: Tensor) -> RemovableHandle:
         frozen = not tensor.requires_grad

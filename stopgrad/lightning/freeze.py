@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -24,6 +23,7 @@ from stopgrad.audits.freeze import (
     train_eval_gap,
 )
 from stopgrad.audits.tree import parameters_in, walk
+from stopgrad.audits.writes import remove
 from stopgrad.cuts.strategies import nearest
 from stopgrad.lightning.audit import Audit, groups_of, over_ranks
 
@@ -117,9 +117,7 @@ class FreezeAudit(Audit):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.batches += 1
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        remove(self._handles)
         for name, (module, args, kwargs) in self._inputs.items():
             self.gaps[name] = train_eval_gap(module, *args, **kwargs)
         if self._inputs:
@@ -157,13 +155,17 @@ class FreezeAudit(Audit):
         self._close()
 
     def _close(self) -> None:
-        with ExitStack() as stack:
-            for handle in self._handles:
-                stack.callback(handle.remove)
-            for watch in (self._watch, self._teachers):
-                if watch is not None:
-                    stack.callback(watch.close)
+        try:
+            self._remove()
+        finally:
+            self._remove()  # what an exception (Ctrl-C) kept from it
         self._watch = self._teachers = None
+
+    def _remove(self) -> None:
+        remove(self._handles)
+        for watch in (self._watch, self._teachers):
+            if watch is not None:
+                watch.close()
 
 
 def _named(module: LightningModule) -> dict[str, Any]:
