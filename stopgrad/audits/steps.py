@@ -41,8 +41,8 @@ class StepWatch:
     looked at after their steps 1, 2, 4, 8, and so on. Nothing is copied: two sums over a parameter tell that it moved.
 
     Args:
-        modules: a module, or ``{name: module, parameter, or nested lists and dicts of them}``. Parameters in plain lists
-            and dicts of a module are watched too.
+        modules: a module, or ``{name: module, parameter, or nested lists and dicts of them}``. What is in plain lists
+            and dicts of a module is watched too.
         optimizers: those that are known from the beginning.
 
     Attributes:
@@ -61,6 +61,7 @@ class StepWatch:
         self._strays: set[int] = set()  # ids of those that no module has registered
         self._rated: set[int] = set()  # ids of those whose group had a learning rate
         self._sums = {id(p): (p, _sums(p)) for p in self._names()[1] if p.requires_grad and _has_values(p)}
+        self._others: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # those of other models
         self._handles: list[Any] = []
 
     def __enter__(self) -> StepWatch:
@@ -83,10 +84,13 @@ class StepWatch:
     def stepped(self, optimizer: Optimizer) -> None:
         """``optimizer`` has stepped, and the gradients are those with which it did."""
         count = self.steps[id(optimizer)] = self.steps.get(id(optimizer), 0) + 1
+        if optimizer in self._others:
+            return
         if not any(known is optimizer for known in self.optimizers):
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
             if held.isdisjoint(self._names()[0]):
-                return  # of another model
+                self._others.add(optimizer)
+                return
             self.optimizers.append(optimizer)
         if count & (count - 1) == 0:
             self.look()
@@ -152,9 +156,7 @@ class StepWatch:
             names.setdefault(id(parameter), []).append(name)
 
         for name, leaf in leaves(self._modules):
-            for inner, _, parameter in (
-                parameters_in(leaf, name) if isinstance(leaf, nn.Module) else [(name, None, leaf)]
-            ):
+            for inner, _, parameter in parameters_in(leaf, name) if isinstance(leaf, nn.Module) else ((name, 0, leaf),):
                 note(inner, parameter)
         registered = set(found)
         for name, leaf in leaves(self._modules):

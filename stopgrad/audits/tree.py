@@ -45,19 +45,21 @@ def buffers_in(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modu
 
 def strays_in(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     """Parameters in plain lists, tuples and dicts of modules, which ``root.parameters()`` does not give."""
+    kinds = (list, tuple, dict, nn.Module, nn.Parameter)
+    seen: set[int] = set()
     for path, module in walk(root, prefix):
-        stack = [(joined(path, name), v) for name, v in vars(module).items() if isinstance(v, list | tuple | dict)]
-        stack = [(name, value) for name, value in stack if name.rpartition(".")[2] not in _OWN]
+        stack = [(joined(path, name), value) for name, value in vars(module).items() if name not in _OWN]
+        stack = [(name, value) for name, value in stack if isinstance(value, list | tuple | dict)]
         while stack:
             name, item = stack.pop()
             if isinstance(item, nn.Parameter):
                 yield name, item
             elif isinstance(item, nn.Module):
                 yield from ((inner, parameter) for inner, _, parameter in parameters_in(item, name))
-            elif isinstance(item, dict):
-                stack += [(f"{name}[{key!r}]", value) for key, value in item.items()]
-            elif isinstance(item, list | tuple):
-                stack += [(f"{name}[{i}]", value) for i, value in enumerate(item)]
+            elif id(item) not in seen:
+                seen.add(id(item))
+                entries = item.items() if isinstance(item, dict) else enumerate(item)
+                stack += [(f"{name}[{key!r}]", value) for key, value in entries if isinstance(value, kinds)]
 
 
 _OWN = ("_parameters", "_buffers", "_modules")

@@ -128,6 +128,7 @@ class Writers:
         self.watched = watched
         self.optimizers: list[Optimizer] = list(optimizers)
         self._handed = set(map(id, self.optimizers))
+        self._running: list[Optimizer] = []
         self._steps: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self._holds: weakref.WeakKeyDictionary[Optimizer, tuple[int, list[Any]]] = weakref.WeakKeyDictionary()
         self.on_first_sight: Callable[[Optimizer], None] = lambda optimizer: None
@@ -138,7 +139,7 @@ class Writers:
 
         def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             if alive := me():
-                alive._leave(optimizer)
+                alive._after_step(optimizer)
 
         self._handles = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
         weakref.finalize(self, remove, self._handles)
@@ -174,6 +175,11 @@ class Writers:
         if not any(known is optimizer for known in self.optimizers):
             self.optimizers.append(optimizer)
             self.on_first_sight(optimizer)
+        if optimizer in self._running:  # its last step raised
+            del self._running[self._running.index(optimizer) :]
+        if self._running:  # an optimiser inside of another: what the outer one did until now is its own
+            self._leave(self._running[-1])
+        self._running.append(optimizer)
         self._enter(optimizer)
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
@@ -189,6 +195,13 @@ class Writers:
         return (
             (args, {**kwargs, "closure": between}) if "closure" in kwargs else ((args[0], between, *args[2:]), kwargs)
         )
+
+    def _after_step(self, optimizer: Optimizer) -> None:
+        if self._running and self._running[-1] is optimizer:
+            self._leave(optimizer)
+            self._running.pop()
+            if self._running:
+                self._enter(self._running[-1])
 
     def _enter(self, optimizer: Optimizer) -> None:
         """The optimiser's own code begins to run."""

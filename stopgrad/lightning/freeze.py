@@ -94,7 +94,7 @@ class FreezeAudit(Audit):
         named = _named(module)
         found: dict[str, Any] = {}
         for pattern, cut in cuts.items():
-            names = [pattern] if pattern in named else [name for name in named if fnmatchcase(name, pattern)]
+            names = [pattern] if pattern in named else _outermost(n for n in named if fnmatchcase(n, pattern))
             if not names:
                 raise ValueError(f"FreezeAudit: no part {pattern!r}{nearest(pattern, named)}")
             found |= {name: named[name] if cut is ... else Part(named[name], cut) for name in names}
@@ -166,6 +166,12 @@ class FreezeAudit(Audit):
         for watch in (self._watch, self._teachers):
             if watch is not None:
                 watch.close()
+
+
+def _outermost(names: Iterable[str]) -> list[str]:
+    """The names, without those that lie below another one."""
+    found = list(names)
+    return [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
 
 
 def _named(module: LightningModule) -> dict[str, Any]:
