@@ -18,7 +18,7 @@ from stopgrad.flow.parts import Modules
 from stopgrad.flow.steps import Finding as Finding
 from stopgrad.flow.steps import shown, stepped_twice, unstepped
 
-LOOKS = 2  # an optimiser that stepped less often proves nothing: the first step of a warm-up may have lr=0
+LOOKS = 2  # an optimiser that stepped less often proves nothing: behind a weight of 0 the first gradient is 0
 
 
 # Why a parameter did not move, and what to do: no gradient came, only zeros came, others came too.
@@ -77,9 +77,13 @@ class StepWatch:
 
     def __exit__(self, *exc: Any) -> None:
         try:
-            remove(self._handles)
+            self.close()
         finally:
-            remove(self._handles)  # what an exception (Ctrl-C) kept from it
+            self.close()  # what an exception (Ctrl-C) kept from it
+
+    def close(self) -> None:
+        """Remove the hook; :meth:`findings` still works."""
+        remove(self._handles)
 
     def stepped(self, optimizer: Optimizer) -> None:
         """``optimizer`` has stepped, and the gradients are those with which it did."""
@@ -132,17 +136,15 @@ class StepWatch:
         found = []
         for optimizer in self.optimizers:
             held = [p for group in optimizer.param_groups for p in group["params"]]
-            moves = any(id(p) in self._sums and id(p) not in still for p in held)
             steps = self.steps.get(id(optimizer), 0)
             lazy = dict.fromkeys(id(p) for p in held if id(p) in still & self._rated and p.requires_grad)
-            if not lazy or not (moves or steps >= LOOKS):
+            if steps < LOOKS:
                 continue
             kind = type(optimizer).__name__
-            when = f"in {steps} steps" if steps >= LOOKS else "in the whole run"
             for stage, (why, fix) in enumerate(_STILL):
                 mine = [names[key] for key in lazy if (key in self.touched) + (key in self.reached) == stage]
                 if mine:
-                    message = f"{shown(mine)} requires grad, {kind} holds it, and it never moved {when}: {why}"
+                    message = f"{shown(mine)} requires grad and never moved in {steps} steps of {kind}: {why}"
                     found.append(Finding("never_moved", tuple(mine), message, fix))
         return found
 

@@ -86,7 +86,7 @@ class FlowAudit(Audit):
         self.findings = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._steps = StepWatch(pl_module, _plain_optimizers(trainer))
+        self._steps = StepWatch(pl_module, _plain_optimizers(trainer)).__enter__()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._opening or (self.every_n_steps and self.batches % self.every_n_steps == 0):
@@ -105,8 +105,6 @@ class FlowAudit(Audit):
     ) -> None:
         self.batches += 1
         if self._run is None:
-            if self._steps is not None and self.batches & (self.batches - 1) == 0:
-                self._steps.look()
             return
         contract = self._contract(pl_module)
         try:
@@ -126,9 +124,6 @@ class FlowAudit(Audit):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         contract = self._contract(pl_module)
         if self._steps is not None:
-            if pl_module.automatic_optimization:
-                self._steps.steps |= {id(o): trainer.global_step for o in _plain_optimizers(trainer)}
-            self._steps.look()
             self._tell(trainer, contract, over=True)
         if self.matrix is None:
             return
@@ -183,11 +178,15 @@ class FlowAudit(Audit):
                     warnings.warn(str(finding), stacklevel=2)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._close()
+        self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._close()
-        self._steps = None
+        try:
+            self._close()
+        finally:
+            if self._steps is not None:
+                self._steps.__exit__()
+                self._steps = None
 
     def _close(self) -> None:
         if self._run is not None:
@@ -247,7 +246,6 @@ class _FlowRun:
         self.audit = audit(groups_of(module), boundaries=boundaries_of(module))
         self.audit.__enter__()
         self.audit.on_crossing(self._watch_crossing)
-        self.stepped: list[Optimizer] = []
         self.handles = [register_optimizer_step_pre_hook(self._on_step)]
         for tensor in {id(t): t for part in self.audit.parts.values() for t in part}.values():
             if tensor.is_floating_point() or tensor.is_complex():
@@ -286,7 +284,6 @@ class _FlowRun:
             self.current = None
 
     def _on_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        self.stepped.append(optimizer)
         index = next((i for i, o in enumerate(_plain_optimizers(self.trainer)) if o is optimizer), None)
         if index is not None and not self.automatic:
             for report in self.reports:
@@ -297,8 +294,6 @@ class _FlowRun:
         for report in self.reports:
             steps.touched.update(report.norms)
             steps.reached.update(key for key, got in report.norms.items() if _combined(got) > 0)
-        for optimizer in self.stepped:
-            steps.stepped(optimizer)
 
     def matrix(self, declared: Sequence[str]) -> FlowMatrix:
         """The matrix of all losses of the batch, under their final names."""
