@@ -279,10 +279,7 @@ def test_filters_under_no_grad() -> None:
         assert set(found) == ({"never_moved"} if blocked else set())
         if blocked:
             assert found["never_moved"].evidence == ("filters.weight", "filters.bias")
-            assert (
             assert "bias requires grad and never moved in 3 steps of Adam: no gradient" in found["never_moved"].message
-                in found["never_moved"].message
-            )
 
 
 def test_a_dead_unit_gets_zeros() -> None:
@@ -342,9 +339,7 @@ class Unused(Resized):
 def test_the_callback_tells_at_the_end_what_never_moved() -> None:
     """https://github.com/state-spaces/s4/issues/26: parameters that are used in forward and get no gradient."""
     callback = FlowAudit()
-    with pytest.warns(
-        UserWarning, match=r"extra.weight, extra.bias .* never moved in 3 steps of SGD: no gradient"
-    ):
+    with pytest.warns(UserWarning, match=r"extra.weight, extra.bias .* never moved in 3 steps of SGD: no gradient"):
         fit(Unused(detached=True), callback)
     assert [f.evidence for f in callback.findings] == [("extra.weight", "extra.bias")]
     callback = FlowAudit()

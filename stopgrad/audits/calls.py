@@ -70,11 +70,12 @@ class Calls:
                     if isinstance(inner, _DropoutNd)
                 ),
             ]
-        weakref.finalize(self, _remove_all, self._handles)
+        self._finalizer = weakref.finalize(self, _remove_all, self._handles)
 
     def close(self) -> None:
         """Remove the hooks."""
         _remove_all(self._handles)
+        self._finalizer.detach()
 
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._count[name] += 1

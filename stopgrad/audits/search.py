@@ -109,8 +109,8 @@ def _of_object(path: str, item: Any) -> Iterator[tuple[str, Any]]:
             if isinstance(attributes.get(store), dict):
                 attributes |= attributes.pop(store)
     for name, value in attributes.items():
-        # x.next.next.next is one place, that of a linked list.
-        yield (path if path.endswith(f".{name}") else f"{path}.{name}"), value
+        linked = path.endswith(f".{name}") and not isinstance(item, nn.Module)  # x.next.next.next is one place
+        yield (path if linked else f"{path}.{name}"), value
 
 
 def _of_class(path: str, of: type, seen: set[int]) -> Iterator[tuple[str, Any]]:

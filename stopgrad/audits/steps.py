@@ -72,7 +72,7 @@ class StepWatch:
                 alive.stepped(optimizer)
 
         self._handles.append(register_optimizer_step_post_hook(after))
-        weakref.finalize(self, remove, self._handles)
+        self._finalizer = weakref.finalize(self, remove, self._handles)
         return self
 
     def __exit__(self, *exc: Any) -> None:
@@ -84,6 +84,7 @@ class StepWatch:
     def close(self) -> None:
         """Remove the hook; :meth:`findings` still works."""
         remove(self._handles)
+        self._finalizer.detach()
 
     def stepped(self, optimizer: Optimizer) -> None:
         """``optimizer`` has stepped, and the gradients are those with which it did."""

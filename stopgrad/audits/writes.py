@@ -142,11 +142,12 @@ class Writers:
                 alive._after_step(optimizer)
 
         self._handles = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
-        weakref.finalize(self, remove, self._handles)
+        self._finalizer = weakref.finalize(self, remove, self._handles)
 
     def close(self) -> None:
         """Remove the hooks."""
         remove(self._handles)
+        self._finalizer.detach()
 
     def _held(self, optimizer: Optimizer) -> list[tuple[Watched, Tensor, dict[str, Any]]]:
         """What the optimiser holds of what is watched."""

@@ -114,6 +114,7 @@ class Recorder(TorchFunctionMode):
                 super().__exit__(None, None, None)
         finally:
             watcher.leave(self)
+            self.on_probe = self.on_backward = None  # a graph holds this, and they its losses
             for store in (self._values, self._writes, self._numbers, self.probes, self.leaves, self._roots):
                 store.clear()
 

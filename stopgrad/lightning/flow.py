@@ -182,18 +182,19 @@ class FlowAudit(Audit):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         try:
-            self._close()
+            self._off()
         finally:
-            if self._steps is not None:
-                self._steps.__exit__()
-                self._steps = None
+            self._off()  # what an exception (Ctrl-C) kept from it
+
+    def _off(self) -> None:
+        self._close()
+        if self._steps is not None:
+            self._steps.close()
+            self._steps = None
 
     def _close(self) -> None:
         if self._run is not None:
-            try:
-                self._run.close()
-            finally:
-                self._run.close()  # what an exception (Ctrl-C) kept from it
+            self._run.close()
             self._run = None
 
 
@@ -256,6 +257,7 @@ class _FlowRun:
             remove(self.handles)
         finally:
             self.audit.__exit__()
+            self.reports.clear()
 
     def _watch_parameter(self, tensor: Tensor) -> RemovableHandle:
         frozen = not tensor.requires_grad
