@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
@@ -76,6 +77,18 @@ def compare(name: str, *overrides: str, cwd: Path, seconds: float = 1800) -> dic
     assert ran.returncode == 0, ran.stderr
     content = json.loads((cwd / "sweep" / "comparison.json").read_text())
     return content | {"arms": {arm["name"]: arm for arm in content["arms"]}}
+
+
+@functools.cache
+def comparison(name: str) -> dict[str, Any]:
+    """All of ``compare=name``, which takes minutes; once for all tests of this process."""
+    with tempfile.TemporaryDirectory() as folder:
+        return compare(name, cwd=Path(folder), seconds=3600)
+
+
+def final(name: str, arm: str, metric: str) -> list[float]:
+    """The metric's final value in the arm of ``compare=name``, by seed."""
+    return list(comparison(name)["arms"][arm]["metrics"][metric]["values"].values())
 
 
 def config(*overrides: str) -> DictConfig:

@@ -8,14 +8,11 @@ from typing import Any
 
 import lightning as L
 import pytest
-import torch
 from torch import nn
-from torch.nn.modules import module as torch_module
 from torch.optim import SGD
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
-from torch.overrides import _get_current_function_mode_stack
 
 from conf_tests.audit.test_lightning import Gan
+from conf_tests.installed import global_hooks, hooks_on, modes, packs_saved_tensors, step_hooks
 from stopgrad import audit
 from stopgrad.cuts.watcher import watcher
 from stopgrad.freeze import FreezeWatch
@@ -31,13 +28,12 @@ class Interrupt(BaseException):
 def _leaves(net: nn.Module) -> list[str]:
     """What is still on."""
     state = {
-        "mode": _get_current_function_mode_stack(),
-        "watcher": watcher(),
-        "optimiser hooks": [*_global_optimizer_pre_hooks, *_global_optimizer_post_hooks],
-        "global hooks": [*torch_module._global_forward_hooks, *torch_module._global_forward_pre_hooks],
-        "hooks": [m for m in net.modules() if m._forward_hooks or m._forward_pre_hooks],
-        "gradient hooks": [p for p in net.parameters() if p._backward_hooks],
-        "saved tensors hooks": torch._C._autograd._top_saved_tensors_default_hooks(False),
+        "modes": modes(),
+        "watcher": watcher() is not None,
+        "hooks on steps": step_hooks(),
+        "hooks on all modules": global_hooks(),
+        "hooks": hooks_on(net),
+        "hooks on saved tensors": packs_saved_tensors(),
     }
     return [name for name, value in state.items() if value]
 

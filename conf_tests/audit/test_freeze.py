@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from conf_tests.audit.test_lightning import fit
+from conf_tests.installed import hooks_on, step_hooks
 from stopgrad.audits.freeze import FreezeWatch, FrozenDrift, Part, frozen_modules, train_eval_gap
 from stopgrad.lightning import FreezeAudit
 
@@ -56,7 +56,7 @@ def _train(
     with FreezeWatch({"backbone": backbone}, [optimizer]) as watch:
         for _ in range(2):
             step(stopped=frozen)
-    assert not optimizer._optimizer_step_pre_hooks
+    assert hooks_on(optimizer) == 0
     return {drift.name: (drift.kind, drift.reason) for drift in watch.drifts()}
 
 
@@ -158,7 +158,7 @@ def test_the_callback_passes_a_backbone_in_eval_mode() -> None:
     fit(module, callback)
     assert callback.drifts == []
     assert callback.gaps["backbone"] > 0
-    assert not module.backbone._forward_pre_hooks
+    assert hooks_on(module.backbone) == 0
 
 
 def test_the_callback_catches_batch_norm() -> None:
@@ -167,7 +167,7 @@ def test_the_callback_catches_batch_norm() -> None:
         fit(module, FreezeAudit())
     with pytest.warns(UserWarning, match="running_var"):
         fit(Probe(keep_eval=False), FreezeAudit(parts=["backbone"], on_violation="warn"))
-    assert not module.backbone._forward_pre_hooks
+    assert hooks_on(module.backbone) == 0
 
 
 def test_the_callback_refuses_unknown_parts_and_idles_where_nothing_is_frozen() -> None:
@@ -193,21 +193,20 @@ def test_the_training_is_the_same_bit_for_bit() -> None:
         module = Probe(keep_eval=True)
         fit(module, *callbacks, batches=5)
         weights.append(module.state_dict())
-        assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+        assert hooks_on(module) == 0
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    assert not _global_optimizer_pre_hooks
-    assert not _global_optimizer_post_hooks
+    assert step_hooks() == 0
 
 
 def test_a_watch_that_is_dropped_takes_its_hooks_along() -> None:
     backbone, _ = _nets()
     watch = FreezeWatch(backbone, [SGD(backbone.parameters(), 0.1)])
-    assert len(_global_optimizer_pre_hooks) == 1
+    assert step_hooks() == 2
     copied, stored = copy.deepcopy(backbone), pickle.dumps(backbone)
     del watch
     gc.collect()
-    assert not _global_optimizer_pre_hooks
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in backbone.modules())
+    assert step_hooks() == 0
+    assert hooks_on(backbone) == 0
     for other in (copied, pickle.loads(stored)):
         assert torch.equal(other(X), backbone(X))
 
@@ -227,7 +226,7 @@ def test_what_cannot_be_watched_is_refused(frozen: dict[str, object], error: typ
     with pytest.raises(error, match=message):
         FreezeWatch(frozen)
     gc.collect()
-    assert not _global_optimizer_pre_hooks
+    assert step_hooks() == 0
 
 
 def test_buffers_are_followed_by_name() -> None:

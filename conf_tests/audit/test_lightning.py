@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
-from torch.overrides import _get_current_function_mode_stack
 from torch.utils.data import DataLoader, TensorDataset
 
+from conf_tests.installed import hooks_on, modes
 from stopgrad import FlowContract, GradientLeak, GradientStarved, Stops
 from stopgrad.lightning import FlowAudit, loss_name, unaudited
 
@@ -155,7 +155,7 @@ def test_names_without_a_contract_follow_the_optimisers() -> None:
 def test_a_leak_raises_or_warns() -> None:
     with pytest.raises(GradientLeak, match=r"(?s)d_loss reaches generator.*d_loss reaches stop.fakes"):
         fit(Gan(fakes="none"), FlowAudit())
-    assert _get_current_function_mode_stack() == []
+    assert modes() == 0
     callback = FlowAudit(on_violation="warn")
     with pytest.warns(UserWarning, match="d_loss reaches generator"):
         fit(Gan(fakes="none"), callback)
@@ -188,8 +188,7 @@ def test_training_is_the_same_bit_for_bit_and_nothing_stays() -> None:
         module = Gan()
         fit(module, *callbacks)
         weights.append(module.state_dict())
-        assert _get_current_function_mode_stack() == []
-        assert not any(p._backward_hooks for p in module.parameters())
+        assert hooks_on(module) == modes() == 0
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
@@ -198,8 +197,7 @@ def test_off_nothing_is_installed_between_audits() -> None:
 
     class Spy(L.Callback):
         def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-            hooks = sum(len(p._backward_hooks or ()) for p in pl_module.parameters())
-            seen.append((len(_get_current_function_mode_stack()), hooks > 0))
+            seen.append((modes(), hooks_on(pl_module) > 0))
 
     fit(Gan(), FlowAudit(every_n_steps=2), Spy(), batches=5)
     assert seen == [(1, True), (0, False)] * 2 + [(1, True)]
@@ -213,8 +211,7 @@ def test_after_an_exception_the_mode_and_the_hooks_are_off() -> None:
     module = Broken()
     with pytest.raises(KeyError, match="broken"):
         fit(module, FlowAudit())
-    assert _get_current_function_mode_stack() == []
-    assert not any(p._backward_hooks for p in module.parameters())
+    assert hooks_on(module) == modes() == 0
 
 
 def test_tensorboard_gets_norms_the_picture_and_the_cuts(tmp_path: Path) -> None:

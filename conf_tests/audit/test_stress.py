@@ -176,8 +176,7 @@ def test_findings_and_frozen_modules_of_two_thousand_modules() -> None:
     nodes: list[nn.Module] = [middle]
     while nodes:
         module = nodes.pop()
-        nodes += module._modules.values()  # pyright: ignore[reportArgumentType]
-        for p in module._parameters.values():
-            assert p is not None
+        nodes += module.children()
+        for p in module.parameters(recurse=False):
             p.requires_grad_(False)
     assert list(frozen_modules({"net": net})) == [".".join(["inner"] * (DEEP - DEEP // 2 - 1))]

@@ -57,6 +57,11 @@ CASES = {
     "recipe=actor_critic stop.target=detach_": "stop.target=detach_: choose one of no_grad, .*; did you mean detach?",
     "recipe=actor_critic data=digits": "Interpolation key .data.id. not found .* recipe.environment .*",
     "-m compare=gann": "compare=gann: choose one of .*gan.*; did you mean gan?",
+    "-m compare=gan compare.expect.none=identicle": "compare.expect.none=identicle: choose .*; did you mean identical?",
+    "-m compare=gan +compare.expect.nome=broken": "compare.expect=nome: choose one of no_grad, .*; did you mean none?",
+    "-m compare=gan +compare.expect.detach=broken": "compare.expect=detach: choose one of no_grad, .*",  # the reference
+    "-m compare=gan compare.expect=broken": "compare.expect=broken: give each arm a verdict; write ARM: VERDICT",
+    "-m compare=gan ~compare.expect.none": "compare.expect: says nothing of the arm none; write none: raised|broken|.*",
     "foo=1": "foo=1: no such key; choose one of mode, .*",
     "stop.fakes": "Error parsing override 'stop.fakes' missing EQUAL.*; write key=value",
     "hydra.run.dir=/proc/x": "hydra.run.dir=/proc/x: cannot be written: .*",

@@ -39,7 +39,9 @@ def folder(tmp_path_factory):
     for seed in range(3):
         write_run(root, "detach", seed, 1.0 + seed / 10, curve=20)
         write_run(root, "none", seed, 1.0 + seed / 10, cells=OPEN, curve=20)
-        write_run(root, "<b>late", seed, -1.0, cells=OPEN, alter=nudge(4), curve=20, started="2026-01-02")
+        compared = {"reference": "detach", "arms": [], "expect": {"none": "identical", "<b>late": "same_result"}}
+        later = {"started": "2026-01-02", "compare": compared}
+        write_run(root, "<b>late", seed, -1.0, cells=OPEN, alter=nudge(4), curve=20, **later)
     compare([root]).write(root)
     return root
 
@@ -73,13 +75,13 @@ class TestPage:
         rows = page.run("return [...document.querySelectorAll('#arms tbody tr')].map(row => row.innerText)")
         assert len(rows) == 3
         assert rows[1].startswith("none\tidentical\tprobe reached encoder (|g| 0.5); no step used it")
-        assert rows[2].startswith("<b>late\tbroken\t")
+        assert rows[2].startswith("<b>late\tbroken\nexpected same result\n\t")
         assert page.run("return performance.getEntriesByType('resource').length") == 0
 
     def test_an_arm_is_chosen_by_mouse(self, page):
         assert text(page, "#arm-title") == "none: identical"
         page.click("#arms tr:nth-child(3) button")
-        assert text(page, "#arm-title") == "<b>late: broken"
+        assert text(page, "#arm-title") == "<b>late: broken\nexpected same result"
         assert page.run("return document.querySelectorAll('#arms [aria-pressed=true]').length") == 1
         assert "seed 0: score -1 is below the line 0" in text(page, "#detail")
         assert "The weights differ between 2 and 4 on (seed 0), first in head.weight; 1 of 3" in text(page, "#detail")

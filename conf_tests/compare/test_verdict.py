@@ -103,6 +103,35 @@ class TestVerdict:
         assert reason == "shares no seed with the reference: seeds 1 here, seeds 0 there"
 
 
+class TestExpected:
+    """What the comparison's config declares of an arm, told only where the arm came out otherwise."""
+
+    COMPARED = {"reference": "detach", "arms": ["detach", "arm"]}  # noqa: RUF012
+
+    @pytest.mark.parametrize(("word", "told"), [("identical", "same_result (expected identical)"), ("same_result", "")])
+    def test_is_told_in_table_and_markdown_where_it_is_not_met(self, tmp_path, word, told):
+        found = two(tmp_path, (1.0, 1.1, 0.9), compare=self.COMPARED | {"expect": {"arm": word}})
+        assert (found["arm"]["verdict"], found["arm"]["expected"]) == ("same_result", word)
+        assert found["detach"]["expected"] is None
+        found.write(tmp_path)
+        for text in (str(found), (tmp_path / "comparison.md").read_text()):
+            assert ("(expected" in text) == bool(told)
+            assert told in text
+        assert json.loads((tmp_path / "comparison.json").read_text())["arms"][1]["expected"] == word
+
+    def test_holds_against_the_declared_reference_alone(self, tmp_path):
+        two(tmp_path, (1.0, 1.1, 0.9), compare=self.COMPARED | {"expect": {"arm": "identical", "detach": "broken"}})
+        assert compare([tmp_path], "arm")["detach"]["expected"] is None
+
+    def test_is_found_where_folders_are_compared_and_in_old_runs_is_none(self, tmp_path):
+        expect = {"expect": {"arm": "identical"}}
+        for folder, more in (("a", expect), ("b", {"expect": None}), ("c", {})):
+            for arm in ("detach", "arm"):
+                write_run(tmp_path / folder, arm, 0, compare=self.COMPARED | more)
+        found = compare([tmp_path / folder for folder in "abc"], "a/detach")
+        assert [found[f"{folder}/arm"]["expected"] for folder in "abc"] == ["identical", None, None]
+
+
 class TestFirstDifference:
     @pytest.mark.parametrize(
         ("start", "after", "step", "exact"), [(1, 0, 1, True), (0, None, 0, True), (3, 2, 4, False)]

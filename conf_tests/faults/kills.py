@@ -19,25 +19,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from conf_tests.distributed.table import FASTER
+from conf_tests.conformance.catalogue import CONFIGS, declared
 from conf_tests.helpers import PROCESSES, ROOT, _train, result, train
-from stopgrad.runner.declared import recipe_configs
 
-STEPS = {"dirac_gan": 400, "gan": 120, "td": 300, "td_asplit": 300, "finetune_linear": 300}  # else 60
+STEPS = 300  # of small sizes: long enough to be killed in the middle
 SECONDS = 120
 
 
 def overrides(recipe: str) -> list[str]:
-    steps = STEPS.get(recipe, 60)
-    smaller = [
-        f"{section}.{key}={value}" for section, some in FASTER.get(recipe, {}).items() for key, value in some.items()
-    ]
-    every = [
-        f"trainer.max_steps={steps}",
-        f"trainer.val_check_interval={steps // 3}",
-        "callbacks.last.every_n_train_steps=3",
-    ]
-    return [f"recipe={recipe}", "logger=none", "trainer.log_every_n_steps=20", *every, *smaller]
+    steps = [f"trainer.max_steps={STEPS}", f"trainer.val_check_interval={STEPS // 3}"]
+    every = ["trainer.log_every_n_steps=20", "callbacks.last.every_n_train_steps=3"]
+    return [f"recipe={recipe}", "logger=none", *steps, *every, *declared(recipe).small]
 
 
 class Left:
@@ -103,7 +95,7 @@ def kill(recipe: str, left: Left, folder: Path, aimed: bool, at: random.Random) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipes", nargs="*", default=list(recipe_configs()))
+    parser.add_argument("recipes", nargs="*", default=list(CONFIGS))
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first kill, to run them in pieces")

@@ -15,6 +15,7 @@ from stopgrad.runner.check import as_run_in
 from stopgrad.runner.checkpoints import WholeCheckpoints
 from stopgrad.runner.declared import recipe_configs
 from stopgrad.runner.errors import InputError
+from stopgrad.runner.hydra_internals import PLUGINS
 from stopgrad.runner.names import register
 from stopgrad.runner.safety import allowed_by, check_target, targets
 
@@ -35,6 +36,7 @@ RUNS_CODE = [
     "torch.utils.collect_env.run",
     "torch.package.PackageImporter",
     "torch.fx.GraphModule",
+    "torch.jit.ScriptModule",
     "torch.nn.Module.__init__",
     "torch.nn.Module.load_state_dict",
     "torch.nn.modules.module.torch.hub.load",
@@ -65,7 +67,7 @@ COMPOSES = [
     "recipes.gan.GAN",
     "stopgrad.runner.terminal.progress_bar",
     "stopgrad.lightning.FreezeAudit",
-    "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+    f"{PLUGINS}.basic_launcher.BasicLauncher",
 ]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from conf_tests.audit.test_lightning import fit
+from conf_tests.installed import hooks_on
 from stopgrad.freeze import Drift, FreezeWatch, FrozenDrift, Part, train_eval_gap
 from stopgrad.lightning import FreezeAudit
 
@@ -480,7 +481,7 @@ def test_a_teacher_with_its_dropout_on(kind: str) -> None:
     if isinstance(teacher, Functional):
         assert (teacher.calls, teacher.seen) == (2, [1, 2])  # the measurement left no trace
     assert all(m.training for m in teacher.modules())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in teacher.modules())
+    assert hooks_on(teacher) == 0
 
     teacher = _teacher(kind).eval()
     with FreezeWatch({"teacher": teacher}) as watch:
@@ -575,7 +576,7 @@ def test_the_callback_warns_of_teachers_and_never_raises() -> None:
         fit(Finetune("dropout"), FreezeAudit())
     module = Distil(calm=True)
     fit(module, FreezeAudit(every_n_steps=1))
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    assert hooks_on(module) == 0
 
 
 # ---- below rounding

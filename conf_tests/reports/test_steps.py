@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks
 
 from conf_tests.audit.test_lightning import fit
+from conf_tests.installed import step_hooks
 from stopgrad import FlowContract, audit
 from stopgrad.lightning import FlowAudit
 from stopgrad.museum import exhibits
@@ -28,7 +28,7 @@ def _watched(modules: Any, optimizers: list[Optimizer], step: Train, steps: int 
     with StepWatch(modules, optimizers) as watch:
         for _ in range(steps):
             step()
-    assert not _global_optimizer_post_hooks
+    assert step_hooks() == 0
     found = {finding.name: finding for finding in watch.findings()}
     assert len(found) == len(watch.findings())
     assert found.keys() <= exhibits().keys()

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
-from torch.utils._pytree import tree_leaves, tree_map
 
 from stopgrad.audits.tree import joined, walk
 from stopgrad.audits.writes import moved, remove
+from stopgrad.cuts.torch_internals import tree_leaves, tree_map
 from stopgrad.flow.measure import as_found
 from stopgrad.flow.sites import recorder
 
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _COPIED = (list, dict, OrderedDict, set, deque)
 
 
@@ -67,7 +67,7 @@ class Calls:
                 *(
                     inner.register_forward_hook(_Hook(self, "_dropped", name, path), with_kwargs=True)
                     for path, inner in walk(module)
-                    if isinstance(inner, _DropoutNd)
+                    if isinstance(inner, _DROPOUTS)
                 ),
             ]
         self._finalizer = weakref.finalize(self, _remove_all, self._handles)
@@ -176,7 +176,7 @@ def _difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
 
 
 def _drops(module: nn.Module) -> bool:
-    return isinstance(module, _DropoutNd) and module.training and module.p > 0
+    return isinstance(module, _DROPOUTS) and module.training and module.p > 0
 
 
 def _detached(leaf: Any) -> Any:

@@ -16,6 +16,7 @@ from stopgrad.audits.calls import Calls
 from stopgrad.audits.calls import train_eval_gap as train_eval_gap
 from stopgrad.audits.tree import buffers_in, leaves, listed, parameters_in, walk
 from stopgrad.audits.writes import Watched, Writers, moved, plain
+from stopgrad.cuts.torch_internals import base_of, non_persistent
 from stopgrad.flow.parts import Modules, modules_in
 
 _WORDS = {
@@ -200,7 +201,7 @@ class FreezeWatch:
             if value.shape == before.shape:
                 if amount := moved(value, before):
                     yield Drift("buffer", name, amount, _why_buffer(owner))
-            elif name.rpartition(".")[2] not in owner._non_persistent_buffers_set:  # those are caches
+            elif name.rpartition(".")[2] not in non_persistent(owner):  # those are caches
                 why = f"its shape is {_shape(value)} now, and was {_shape(before)}"
                 yield Drift("buffer", name, _overlap(value, before), why)
 
@@ -237,7 +238,7 @@ def modules_without(modules: Modules, has: Callable[[Tensor], bool]) -> dict[str
     for root in modules_in(modules):
         below = {path: [0, 0] for path, _ in walk(root)}  # parameters, and those that are such ones
         for path, module in reversed(list(walk(root))):
-            own = [p for p in module._parameters.values() if p is not None]
+            own = list(module.parameters(recurse=False))
             below[path] = [below[path][0] + len(own), below[path][1] + sum(map(has, own))]
             if path:
                 above = below[path.rpartition(".")[0]]
@@ -268,8 +269,8 @@ def _parameters(roots: Any) -> Iterator[tuple[str, nn.Module | None, Tensor, Cal
             yield from ((inner, owner, tensor, cut) for inner, owner, tensor in found)
         elif root.is_leaf:
             yield name, None, root, cut
-        elif cut is None and root._base is not None and root._base.is_leaf:
-            yield name, None, root._base, _window(root, root._base)
+        elif cut is None and (base := base_of(root)) is not None and base.is_leaf:
+            yield name, None, base, _window(root, base)
         else:
             raise TypeError(
                 f"FreezeWatch: {name!r} is a tensor that was computed; pass the parameter, or Part(parameter, index)"
@@ -324,6 +325,6 @@ def _trains(tensor: Tensor) -> str:
 
 
 def _why_buffer(owner: nn.Module) -> str:
-    if isinstance(owner, nn.modules.batchnorm._NormBase) and owner.training:
+    if owner.training and getattr(owner, "track_running_stats", False):
         return "BatchNorm updates its statistics in train mode, without gradients too; call .eval() on it"
     return "it was written to" + (" in train mode; call .eval() on its module" if owner.training else "")

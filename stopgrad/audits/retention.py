@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode, _get_current_function_mode
+from torch.overrides import TorchFunctionMode
 
 from stopgrad.audits.search import search
+from stopgrad.cuts.torch_internals import saved_tensors, top_mode, version_of
 from stopgrad.flow.frames import user_line
 from stopgrad.flow.ops import storage_of, written_by
 from stopgrad.flow.values import place
@@ -44,27 +45,13 @@ def graph_size(*tensors: Tensor, exclude: Iterable[Tensor] = ()) -> GraphSize:
     stack, spent = list(seen), False
     while stack:
         node = stack.pop()
-        for name in dir(node):
-            if name.startswith("_raw_saved"):
-                saved = _saved(node, name)
-                spent |= saved is None
-                storages.update((storage_of(t), t.untyped_storage().nbytes()) for t in saved or ())
+        for saved in saved_tensors(node):
+            spent |= saved is None
+            storages.update((storage_of(t), t.untyped_storage().nbytes()) for t in saved or ())
         fresh = {n for n, _ in node.next_functions if n is not None} - seen
         seen |= fresh
         stack += fresh
     return GraphSize(len(seen), sum(size for key, size in storages.items() if key not in ignored), spent)
-
-
-def _saved(node: Any, name: str) -> list[Tensor] | None:
-    """The tensors that a node has saved under a name; None if they were freed."""
-    try:
-        raw = getattr(node, name)
-        values = [each.data for each in (raw if isinstance(raw, tuple | list) else [raw])]
-        if not any(value is not None for value in values) and hasattr(node, public := name.removeprefix("_raw")):
-            getattr(node, public)  # raises if freed; nothing is stored, so nothing is recomputed
-    except RuntimeError:
-        return None
-    return [value for value in values if isinstance(value, Tensor)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,19 +196,19 @@ class guard_saved(TorchFunctionMode):
 
     def _off(self) -> None:
         try:
-            if _get_current_function_mode() is self:
+            if top_mode() is self:
                 super().__exit__(None, None, None)
         finally:
             if self._hooks is not None:
                 self._hooks = self._hooks.__exit__()  # None: off, and not a second time
 
     def _pack(self, tensor: Tensor) -> _Saved:
-        saved = _Saved(tensor.detach(), tensor._version)
+        saved = _Saved(tensor.detach(), version_of(tensor))
         self._live.setdefault(storage_of(tensor), weakref.WeakSet()).add(saved)
         return saved
 
     def _unpack(self, saved: _Saved) -> Tensor:
-        if saved.write or saved.tensor._version != saved.version:
+        if saved.write or version_of(saved.tensor) != saved.version:
             where = saved.write or "an operation that was not seen"
             raise SavedDataCorrupted(
                 f"a tensor of shape {tuple(saved.tensor.shape)} that backward needs was overwritten by {where}; "

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from stopgrad.cuts.torch_internals import gradient_hooks, post_accumulate_hooks
+
 _ATOMS = (
     *(str, bytes, bytearray, int, float, complex, type(None), type, types.ModuleType, types.CodeType, range, slice),
     *(weakref.ref, torch.dtype, torch.device, torch.Size, torch.Generator, torch.layout, torch.memory_format),
@@ -88,8 +90,8 @@ def _children(path: str, item: Any, seen: set[int]) -> Iterator[tuple[str, Any]]
         yield from ((f"{path}(cache)", part) for part in gc.get_referents(item))
     elif isinstance(item, Tensor):
         yield f"{path}.grad", item.grad if item.is_leaf else None
-        yield f"{path}._backward_hooks", item._backward_hooks
-        yield f"{path}._post_accumulate_grad_hooks", getattr(item, "_post_accumulate_grad_hooks", None)
+        yield f"{path}._backward_hooks", gradient_hooks(item)
+        yield f"{path}._post_accumulate_grad_hooks", post_accumulate_hooks(item)
         yield from _of_object(path, item)
     else:
         yield from _of_object(path, item)

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from stopgrad.cuts.torch_internals import children_of
+
 NAMES = 8  # under how many names a module that hangs in several places is given
 
 
@@ -23,24 +25,22 @@ def walk(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
         path, module = stack.pop()
         given[id(module)] += 1
         yield path, module
-        children = [(joined(path, name), child) for name, child in module._modules.items() if child is not None]
+        children = [(joined(path, name), child) for name, child in children_of(module)]
         stack += [(name, child) for name, child in reversed(children) if given[id(child)] < NAMES]
 
 
 def parameters_in(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module, Tensor]]:
     """``(dotted name, the module that owns it, the parameter)``, under every name that it has."""
     for path, module in walk(root, prefix):
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                yield joined(path, name), module, parameter
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            yield joined(path, name), module, parameter
 
 
 def buffers_in(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module, Tensor]]:
     """``(dotted name, the module that owns it, the buffer)``, under every name that it has."""
     for path, module in walk(root, prefix):
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                yield joined(path, name), module, buffer
+        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
+            yield joined(path, name), module, buffer
 
 
 def strays_in(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

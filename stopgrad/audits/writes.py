@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from stopgrad.cuts.torch_internals import version_of
 from stopgrad.flow.ops import storage_of
 
 EPS = torch.finfo(torch.float32).eps
@@ -82,7 +83,7 @@ class Watched:
 
     def __post_init__(self) -> None:
         self.before = self.read().clone()
-        self.version = self.began = self.parameter._version
+        self.version = self.began = version_of(self.parameter)
 
     @property
     def name(self) -> str:
@@ -102,8 +103,8 @@ class Watched:
         """Why it moved, as far as that is known."""
         if self.cause:
             return self.cause
-        silent = self.parameter._version == self.began
-        outside = self.outside or self.parameter._version != self.version
+        silent = version_of(self.parameter) == self.began
+        outside = self.outside or version_of(self.parameter) != self.version
         if self.suspect:
             return self.suspect + ("; it was also written to outside the steps" if outside else "")
         how = ", without a change of its version (.data, NumPy or a raw storage)" if silent else ""
@@ -208,8 +209,8 @@ class Writers:
         """The optimiser's own code begins to run."""
         look = _looks(self._steps[optimizer])
         for each, _, _ in self._held(optimizer):
-            each.outside |= each.parameter._version != each.version
-            each.version = each.parameter._version
+            each.outside |= version_of(each.parameter) != each.version
+            each.version = version_of(each.parameter)
             each.start = each.read().clone() if look and not each.cause else None
 
     def _leave(self, optimizer: Optimizer) -> None:
@@ -218,8 +219,8 @@ class Writers:
         by = "" if id(optimizer) in self._handed else f" by {name}, which was not handed over"
         for each, parameter, group in self._holds.get(optimizer, (0, ()))[1]:
             each.held[name] = None
-            wrote, start = each.parameter._version != each.version, each.start
-            each.version, each.start = each.parameter._version, None
+            wrote, start = version_of(each.parameter) != each.version, each.start
+            each.version, each.start = version_of(each.parameter), None
             if start is not None and not _same(each.read(), start):
                 each.cause = _why(each, parameter, group, optimizer, by, start)
             elif start is not None:

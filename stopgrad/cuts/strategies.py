@@ -98,3 +98,22 @@ def check_stop(
             raise ValueError(f"stop.{name}={choice}: choose one of {', '.join(map(spelling, legal))}{hint}")
         if name in boundaries:
             parse_strategy(choice, key=f"stop.{name}", offered=legal)
+
+
+def stops(strategy: str) -> bool:
+    """Whether no gradient crosses. ``scale:0`` is no stop: zeros cross."""
+    crossing, _ = parse_strategy(strategy, offered=OFFERED)
+    return crossing not in (Strategy.NONE, *TAKES_FACTOR)
+
+
+def flipped(stop: Mapping[str, str], default_stop: Mapping[str, str], boundaries: Iterable[str]) -> list[str]:
+    """Which of the ``boundaries`` stop what by default passes, or the other way round; that breaks a contract.
+
+    Zeros break either contract: ``scale:0`` is flipped beside any strategy but another factor of 0. Switches, which
+    ``stop`` and ``default_stop`` may hold too, flip nothing.
+    """
+
+    def kind(strategy: str) -> tuple[bool, bool]:
+        return stops(strategy), parse_strategy(strategy, offered=OFFERED)[1] == 0
+
+    return [name for name in boundaries if kind(stop.get(name, default_stop[name])) != kind(default_stop[name])]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from stopgrad.cuts.torch_internals import has_dynamo
 from stopgrad.flow.contract import FlowContract
 from stopgrad.flow.graph import Walk
 from stopgrad.flow.matrix import Cell, FlowMatrix
@@ -92,7 +92,7 @@ class audit:
             if self.draw:
                 for handle in self._recorder.follow_modules(self._module_names):
                     stack.callback(handle.remove)
-            if "torch._dynamo" in sys.modules:  # a compiled graph hides its values and links every parameter
+            if has_dynamo():  # a compiled graph hides its values and links every parameter
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             self._stack = stack.pop_all()
         return self

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-REENTRANT = "CheckpointFunctionBackward"  # runs its forward again inside backward: its parameters are not in the graph
+from stopgrad.cuts.torch_internals import has_static_graph
 
 
 class Walk:
@@ -46,8 +46,7 @@ class Walk:
             self.nodes += 1
             if isinstance(node, BackwardCFunction):
                 self.opaque.append(type(node).__name__)
-                ddp = node.ddp_weakref() if hasattr(node, "ddp_weakref") else None  # pyright: ignore
-                self.static_ddp |= ddp is not None and ddp.static_graph
+                self.static_ddp |= has_static_graph(node)
             elif (variable := getattr(node, "variable", None)) is not None:  # only AccumulateGrad has one
                 self.leaves[id(variable)] = variable
                 self._accumulators[id(variable)] = node

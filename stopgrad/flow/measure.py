@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from stopgrad.flow.graph import REENTRANT, Walk
+from stopgrad.cuts.torch_internals import REENTRANT, post_accumulate_hooks
+from stopgrad.flow.graph import Walk
 
 
 def norm(grad: Tensor) -> Tensor:
@@ -59,7 +60,7 @@ def _by_backward(loss: Tensor, tensors: Sequence[Tensor], leaves: Sequence[Tenso
     """A real backward with every ``.grad`` put aside."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return None  # DDP's hooks would reduce
-    if any(leaf._post_accumulate_grad_hooks for leaf in leaves):
+    if any(post_accumulate_hooks(leaf) for leaf in leaves):
         return None
     kept = [leaf.grad for leaf in leaves]
     caught: dict[int, Tensor] = {}

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stopgrad.cuts.torch_internals import sequence_number, storage_id
+
 _T: Any = torch.Tensor
 CUTS: dict[Any, str] = {
     _T.detach: "detach",
@@ -64,7 +66,7 @@ def name_of(func: Any) -> str:
 def next_sequence_number() -> int:
     """The number that autograd will give to the next node of this thread."""
     probe = torch.zeros((), requires_grad=True).view(())
-    return probe.grad_fn._sequence_nr() + 1  # pyright: ignore[reportOptionalMemberAccess]
+    return sequence_number(probe.grad_fn) + 1
 
 
 def node_name(tensor: Tensor) -> str:
@@ -89,7 +91,7 @@ def _differentiable(tensor: Tensor) -> bool:
 def storage_of(tensor: Tensor) -> int:
     """An id of the memory that a tensor shares with its aliases."""
     try:
-        return tensor.untyped_storage()._cdata
+        return storage_id(tensor.untyped_storage())
     except (NotImplementedError, RuntimeError):  # sparse and wrapped tensors have none
         return -id(tensor)
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+
+from stopgrad.cuts.torch_internals import tree_leaves
 
 Modules = nn.Module | Mapping[str, Any]
 

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode, _get_current_function_mode
+from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from stopgrad.cuts import watcher
+from stopgrad.cuts.torch_internals import functorch_level, is_view, sequence_number, top_mode
 from stopgrad.flow.frames import in_optimizer, user_line
 from stopgrad.flow.graph import Walk
 from stopgrad.flow.ops import (
@@ -35,7 +36,6 @@ from stopgrad.flow.ops import (
 )
 from stopgrad.flow.values import Value, place
 
-_functorch_stack = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
 _Known = tuple[Tensor, Value]
 
 
@@ -110,7 +110,7 @@ class Recorder(TorchFunctionMode):
     def off(self) -> None:
         """Stop recording; nothing where that was done."""
         try:
-            if _get_current_function_mode() is self:
+            if top_mode() is self:
                 super().__exit__(None, None, None)
         finally:
             watcher.leave(self)
@@ -154,7 +154,7 @@ class Recorder(TorchFunctionMode):
         numbers = [self._numbers[n] for n in numbers if n in self._numbers]
         live = any(t.requires_grad for t, _ in known)
         result = func(*args, **kwargs)
-        if not self.unseen and _functorch_stack() is not None:
+        if not self.unseen and functorch_level() is not None:
             self.unseen = "functorch at " + place(*user_line())
         if known or numbers:
             if func in ESCAPES:
@@ -268,7 +268,7 @@ class Recorder(TorchFunctionMode):
         walk = Walk(leaf, stop={t.grad_fn for t in inputs})
         reached = walk.leaves.keys() - {id(t) for t in inputs}
         # A view of a parameter is called live once that is unfrozen again, but nothing flows from it.
-        if reached and not (leaf.grad_fn is None and leaf._is_view()):
+        if reached and not (leaf.grad_fn is None and is_view(leaf)):
             return self.gate(name, leaf, lambda crossing: crossing)
         before, line = self.value(leaf), user_line()
         frozen = self._new(
@@ -324,7 +324,7 @@ class Recorder(TorchFunctionMode):
                 fresh = {n for n, _ in node.next_functions if n is not None} - seen
                 seen |= fresh
                 stack += fresh
-        foreign = any(node._sequence_nr() < self._began for node in seen)
+        foreign = any(sequence_number(node) < self._began for node in seen)
         value = self._new(node_name(tensor), parents, live=True, foreign=foreign)
         self._attach(tensor, value)
         return value

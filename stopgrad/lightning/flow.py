@@ -51,7 +51,8 @@ class FlowAudit(Audit):
 
     Args:
         every_n_steps: audit every n-th batch; None for the beginning of each fit alone.
-        on_violation: ``raise`` an error that names loss, part, path and cut, on all ranks; or ``warn`` with it.
+        on_violation: ``raise`` an error that names loss, part, path and cut, on all ranks; ``warn`` with it; or
+            ``record``: say nothing, and keep it in ``violations`` and ``findings``.
         contract: what to check, a :class:`~stopgrad.FlowContract` or its rows; by default the module's ``FLOW``, if it
             has one.
 
@@ -132,7 +133,7 @@ class FlowAudit(Audit):
             awaited = self._awaited(contract)
             unknown = [name for name in self.matrix.losses if not any(fnmatchcase(name, known) for known in contract)]
             self._judge(trainer, contract, awaited if unknown else [])
-            if awaited and not unknown and trainer.is_global_zero:
+            if awaited and not unknown and trainer.is_global_zero and self.on_violation != "record":
                 text = "FlowAudit: the run ended before these losses of the contract came, so they are not checked"
                 warnings.warn(f"{text}: {', '.join(awaited)}", stacklevel=2)
         if trainer.is_global_zero and not (contract or contract.frozen or trainer.loggers):
@@ -160,8 +161,12 @@ class FlowAudit(Audit):
         ]  # each once, as the first says
         if self.on_violation == "raise":
             raise_for(found, strict=contract.strict)
-        elif found:
-            warnings.warn("\n".join(v.text for v in found), stacklevel=2)
+        elif found and self.on_violation == "warn":
+            self.tell(found)
+
+    def tell(self, found: Sequence[Violation]) -> None:
+        """Warn of what was found. A subclass may say it in other words."""
+        warnings.warn("\n".join(v.text for v in found), stacklevel=3)
 
     def _tell(self, trainer: Trainer, contract: FlowContract, *, over: bool = False) -> None:
         """Warn of what is found about the optimisers, each once; not of what the contract calls blocked or frozen."""
@@ -174,8 +179,12 @@ class FlowAudit(Audit):
         for finding in self._steps.findings(spare=spare, over=over):
             if (finding.name, finding.evidence) not in {(f.name, f.evidence) for f in self.findings}:
                 self.findings.append(finding)
-                if trainer.is_global_zero:
-                    warnings.warn(str(finding), stacklevel=2)
+                if trainer.is_global_zero and self.on_violation != "record":
+                    self.tell_finding(finding)
+
+    def tell_finding(self, finding: Finding) -> None:
+        """Warn of a finding about the optimisers. A subclass may say it in other words."""
+        warnings.warn(str(finding), stacklevel=3)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")

@@ -41,7 +41,7 @@ class FreezeAudit(Audit):
             what is frozen of each: ``{"embed.weight": slice(0, 100), "head": mask, "backbone": ...}``, see
             :class:`~stopgrad.freeze.Part`; ``...`` is all of it.
         every_n_steps: check after every n-th batch; None for the end of each epoch alone.
-        on_violation: ``raise`` :class:`FrozenDrift`, on all ranks, or ``warn``.
+        on_violation: ``raise`` :class:`FrozenDrift`, on all ranks, ``warn``, or ``record`` it in ``drifts``.
 
     Attributes:
         drifts: what has moved by the last check.
@@ -135,7 +135,7 @@ class FreezeAudit(Audit):
         found = over_ranks([drift for drift in self.drifts if drift.kind != "dropout"])
         if found and self.on_violation == "raise":
             raise FrozenDrift(found)
-        if found:
+        if found and self.on_violation == "warn":
             warnings.warn("\n".join(map(str, found)), stacklevel=2)
 
     def _tell_dropout(self, found: Iterable[Drift]) -> None:

@@ -22,12 +22,13 @@ class RetentionAudit(Audit):
 
     Args:
         every_n_steps: look after every n-th batch; None for the batches 2, 4, 8, 16, ... alone.
-        on_violation: ``raise`` :class:`GraphRetained`, on all ranks, or ``warn``.
+        on_violation: ``raise`` :class:`GraphRetained`, on all ranks, ``warn``, or ``record`` it in ``growing``.
         seconds: how long one search may take; when that is not enough, a warning says where it ended, and from then on
             it looks after the batches 2, 4, 8, 16, ... alone.
 
     Attributes:
         kept: what the last look found, growing or not.
+        growing: the places that had grown at the last look, in words.
         left: the first place for which the last look had no time, or "".
     """
 
@@ -35,11 +36,12 @@ class RetentionAudit(Audit):
         super().__init__(every_n_steps, on_violation)
         self.seconds = seconds
         self.kept: list[Kept] | None = None
+        self.growing: list[str] = []
         self.left = ""
         self._since = 0  # batches of this fit
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.kept, self.left, self._since = None, "", 0
+        self.kept, self.growing, self.left, self._since = None, [], "", 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -60,12 +62,15 @@ class RetentionAudit(Audit):
             numbers[name] += 1
             roots[f"{name}[{numbers[name]}]" if numbers[name] > 1 else name] = callback
         found = search(roots, leave=[trainer, self.kept], seconds=self.seconds)
-        if found.left and not self.left:
-            warnings.warn(unfinished(found.left, self.seconds), stacklevel=2)
-        self.left = found.left
         before, self.kept = self.kept, measured(found.tensors, exclude=pl_module.parameters())
-        grown = over_ranks(growth(before, self.kept) if before is not None else [])
-        if grown and self.on_violation == "raise":
-            raise GraphRetained("\n".join(grown))
-        if grown:
-            warnings.warn("\n".join(grown), stacklevel=2)
+        grown = growth(before, self.kept) if before is not None else []
+        told = over_ranks([(True, line) for line in grown] + [(False, found.left)] * bool(found.left))
+        left = next((place for is_growth, place in told if not is_growth), "")
+        if left and not self.left and self.on_violation != "record":
+            warnings.warn(unfinished(left, self.seconds), stacklevel=2)
+        self.left = left  # of any rank: all must look after the same batches
+        self.growing = [line for is_growth, line in told if is_growth]
+        if self.growing and self.on_violation == "raise":
+            raise GraphRetained("\n".join(self.growing))
+        if self.growing and self.on_violation == "warn":
+            warnings.warn("\n".join(self.growing), stacklevel=2)

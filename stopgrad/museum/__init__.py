@@ -53,7 +53,7 @@ class Exhibit:
     @property
     def silent(self) -> bool:
         """Torch says nothing: the script's own check is what fails."""
-        return self.message.startswith("AssertionError")
+        return not self.patterns
 
     @property
     def threads(self) -> list[str]:
@@ -63,7 +63,12 @@ class Exhibit:
     @property
     def patterns(self) -> list[str]:
         """Regular expressions of the messages that this exhibit explains; none for a silent one."""
-        return re.findall(r"^- `(.+)`$", self.sections.get("Matches", ""), re.M)
+        return [pattern for pattern, _ in self.matches]
+
+    @property
+    def matches(self) -> list[tuple[str, str]]:
+        """Each pattern with a remark on who else says so (older versions, other libraries), or an empty string."""
+        return re.findall(r"^- `(.+)`(?: \((.+)\))?$", self.sections.get("Matches", ""), re.M)
 
     def script(self, *, fixed: bool) -> str:
         """The whole script, broken or fixed."""

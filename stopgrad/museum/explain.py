@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Iterable
 
 from stopgrad.museum import Exhibit, exhibits, plain
 
-_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_BOX = re.compile(r"^\s*[│┃|]\s?|\s*[│┃|]\s*$", re.M)  # the frames that rich draws around a traceback
-_ONE_MESSAGE = 200  # characters: matches that end this close together are parts of one message
+_ESCAPES = re.compile(r"(?:\x1b|\\u001b|\\x1b|\\033)\[[0-9;]*[A-Za-z]")
+_QUOTED = re.compile(r'\\+(?:[nrt](?=\W|[A-Z]|$)|(?=["\']))')  # line breaks and quotes as JSON and repr write them
+# What stands before a line of a message: frames that rich draws, ranks, workers, containers, times and levels of a log.
+_BEFORE = re.compile(
+    r"^\s*(?:[│┃|]|\[(?:default|rank)?\d+\]:?|\([\w ]+,? (?:pid|ip)=[^)]*\)|[\w./-]+\s+\|(?=\s)"
+    r"|\[?\d{4}-\d\d-\d\d[T ][\d:.,+Z]+\]?|[-:]?\s*\[?(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\]?\s*[-:|]?(?=\s))",
+    re.M,
+)
+_AFTER = re.compile(r"\s*[│┃|]\s*$", re.M)
+_ONE_MESSAGE = 160  # characters without spaces: matches that end this close together are parts of one message
 
 FIND = """\
   from stopgrad import audit
@@ -21,6 +29,19 @@ FIND = """\
   print(a.matrix())                # for each part: open, zero, blocked or independent, and the line that cut it"""
 
 
+def squeezed(text: str) -> str:
+    """``text`` without spaces, colours, frames and what a log puts before its lines: however often it was wrapped."""
+    text = _QUOTED.sub("\n", _ESCAPES.sub("", text))
+    while (bare := _AFTER.sub("", _BEFORE.sub("", text))) != text:
+        text = bare
+    return "".join(text.split())
+
+
+@functools.cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern.replace(" ", ""))
+
+
 def find(text: str) -> list[Exhibit]:
     """The exhibits whose message occurs in ``text``, the likeliest first; an empty list when none does.
 
@@ -28,10 +49,10 @@ def find(text: str) -> list[Exhibit]:
     message in the text is the likeliest, since it is what stopped the program; of several patterns that match it, the
     one that matches most of it.
     """
-    flat = " ".join(_BOX.sub("", _ESCAPES.sub("", text)).split())
+    flat = squeezed(text)
     hits: list[tuple[int, int, Exhibit]] = []
     for exhibit in exhibits().values():
-        spans = [match.span() for pattern in exhibit.patterns for match in re.finditer(pattern, flat)]
+        spans = [match.span() for pattern in exhibit.patterns for match in _compiled(pattern).finditer(flat)]
         if spans:
             start, end = max(spans)
             hits.append((end, end - start, exhibit))
