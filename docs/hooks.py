@@ -24,7 +24,7 @@ def on_config(config: Any) -> Any:
         {"Museum": ["museum/index.md", *(f"museum/{name}.md" for name in exhibits())]},
         {"Recipes": ["recipes/index.md", *recipes]},
         {"Comparison": "comparison.md"},
-        {"Audit": ["audit.md", "your_code.md"]},
+        {"Audit": ["audit.md", "your_code.md", "reports.md"]},
         {"Several processes": "distributed.md"},
         {"Your own project": "own_project.md"},
         {"Design": "design.md"},
