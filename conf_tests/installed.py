@@ -1,8 +1,10 @@
 """What hooks and modes stand in PyTorch, so that tests can tell that an audit leaves none. PyTorch keeps it private."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
 from torch.optim import Optimizer
+from torch.optim import optimizer as optimizers
 from torch.overrides import _get_current_function_mode_stack
 
 
@@ -14,6 +16,16 @@ def modes() -> int:
 def global_hooks() -> int:
     """Forward hooks on all modules there are."""
     return len(modules._global_forward_hooks) + len(modules._global_forward_pre_hooks)
+
+
+def step_hooks() -> int:
+    """Hooks on the steps of all optimisers there are."""
+    return len(optimizers._global_optimizer_pre_hooks) + len(optimizers._global_optimizer_post_hooks)
+
+
+def packs_saved_tensors() -> bool:
+    """Whether hooks see what is saved for backward."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
 def hooks_on(*objects: nn.Module | Tensor | Optimizer) -> int:

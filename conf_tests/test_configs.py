@@ -1,5 +1,6 @@
 """Every YAML composes, and --help answers without torch."""
 
+import re
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from conf_tests.helpers import ROOT, config
+from stopgrad.runner.declared import recipe_configs
 
 CONFIGS = [ROOT / "configs", ROOT / "stopgrad" / "runner" / "configs"]
 FILES = sorted(file.relative_to(folder).with_suffix("") for folder in CONFIGS for file in folder.rglob("*.yaml"))
@@ -38,16 +40,30 @@ def test_help_and_cfg_do_not_import_torch():
         assert ran.stderr.split() == ["False", "False"], ran.stderr
 
 
-def test_help_lists_recipes_boundaries_and_switches():
-    text = subprocess.run(
-        [sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+def helped(*arguments):
+    return subprocess.run(
+        [sys.executable, "train.py", *arguments, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
+
+
+def test_help_has_a_line_for_each_recipe():
+    text = helped()
+    for name in recipe_configs():
+        assert len(re.findall(rf"^  {name}  +\S", text, re.M)) == 1
+    assert max(map(len, text.partition("Other choices")[0].splitlines())) <= 120
+    assert "stop.penalty" not in text
+    assert "trainer: cpu, ddp, gpu, smoke" in text
+
+
+def test_help_on_a_recipe_lists_its_boundaries_and_switches():
+    text = helped("recipe=gan")
     for line in (
         "recipe=gan",
-        "stop.fakes=detach|no_grad|freeze|detach_|data|inference_mode|none|scale:a|reverse:l",
-        "stop.discriminator=freeze|none",
-        "stop.zero_grad=timely|late",
-        "stop.penalty=kept|no_create_graph|detached",
+        "boundary stop.fakes=detach|no_grad|freeze|detach_|data|inference_mode|none|scale:a|reverse:l\n",
+        "boundary stop.discriminator=freeze|none\n",
+        "switch   stop.zero_grad=timely|late\n             late, G steps on what D's loss left in it\n",
+        "switch   stop.penalty=kept|no_create_graph|detached\n",
         "trainer: cpu, ddp, gpu, smoke",
     ):
         assert line in text
+    assert "stop.advantage" not in text

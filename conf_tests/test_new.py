@@ -398,9 +398,10 @@ class TestOutOfTheWheel:
             (mine / path).write_text(text.replace(before, after))
         choices = ["stop.target=none", "stop.mine=detach,none", "trainer=smoke", f"hydra.sweep.dir={tmp_path}"]
         call(python, "train.py", "-m", *choices, cwd=mine)
-        kept, flipped = (result(tmp_path / f"target-none_mine-{choice}" / "seed-0") for choice in ("detach", "none"))
-        assert kept["violations"] == []
-        (violation,) = flipped["violations"]
+        runs = [result(file.parent) for file in tmp_path.glob("*/seed-0/result.json")]
+        violations = {run["stop"]["mine"]: run["violations"] for run in runs}
+        assert violations["detach"] == []
+        (violation,) = violations["none"]
         assert "td_loss reaches stop.mine, which the contract calls blocked" in violation
 
 

@@ -161,6 +161,42 @@ def test_post_accumulate_hooks(internals: Any) -> None:
     assert not internals.post_accumulate_hooks(x)
 
 
+@rests_on("torch:Tensor._base", "FreezeWatch cannot watch rows that are given as a view of a parameter")
+def test_base(internals: Any) -> None:
+    weight = nn.Parameter(torch.ones(2, 2))
+    assert internals.base_of(weight[:1]) is weight
+    assert internals.base_of(weight) is internals.base_of(weight + 0) is None
+
+
+@rests_on("torch:Tensor._backward_hooks", "kept_graphs() does not see what a hook on a parameter keeps")
+def test_gradient_hooks(internals: Any) -> None:
+    x = torch.ones(2, requires_grad=True)
+    assert not internals.gradient_hooks(x)
+    handle = x.register_hook(print)
+    assert list(internals.gradient_hooks(x).values()) == [print]
+    handle.remove()
+    assert not internals.gradient_hooks(x)
+
+
+@rests_on("torch.nn.Module, its children and buffers", "FreezeWatch loses names, or calls a cache a drift")
+def test_module(internals: Any) -> None:
+    module, child = nn.Module(), nn.ReLU()
+    module.first, module.second = child, child
+    module.register_module("none", None)
+    assert list(internals.children_of(module)) == [("first", child), ("second", child)]
+    module.register_buffer("kept", torch.ones(1))
+    module.register_buffer("cache", torch.ones(1), persistent=False)
+    assert internals.non_persistent(module) == {"cache"}
+
+
+@rests_on("torch.overrides:_get_current_function_mode", "an audit cannot be left a second time")
+def test_top_mode(internals: Any) -> None:
+    assert internals.top_mode() is None
+    with torch.overrides.BaseTorchFunctionMode() as mode:
+        assert internals.top_mode() is mode
+    assert internals.top_mode() is None
+
+
 @rests_on("torch.autograd.graph.Node, what it has saved", "RetentionAudit counts no bytes and knows no spent graph")
 def test_saved_tensors(internals: Any) -> None:
     x, y = (torch.full((2,), value, requires_grad=True) for value in (2.0, 3.0))

@@ -153,8 +153,7 @@ class DiracGAN(L.LightningModule):
         if self.stop.zero_grad == "late":
             g_optimizer.zero_grad()
         if log_is_due(self):
-            self.log_dict({"loss/d": d_loss.detach(), "loss/g": g_loss.detach()})
-            self.log("radius", self.radius(), prog_bar=True)
+            self.log_dict({"loss/d": d_loss.detach(), "loss/g": g_loss.detach()}, prog_bar=True)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         return [self.g_optimizer(self.generator.parameters()), self.d_optimizer(self.discriminator.parameters())]
@@ -166,6 +165,6 @@ class DiracGAN(L.LightningModule):
         return torch.cat([self.generator.theta, self.discriminator.weight.flatten()]).norm()
 
     def validation_step(self, reals: Tensor, batch_idx: int) -> None:
-        self.log("radius", self.radius())
+        self.log("radius", self.radius(), prog_bar=True)
 
     test_step = validation_step

@@ -74,7 +74,7 @@ class TestPage:
         assert text(page, "h1") == "made_up: what did the cut change?"
         rows = page.run("return [...document.querySelectorAll('#arms tbody tr')].map(row => row.innerText)")
         assert len(rows) == 3
-        assert rows[1].startswith("none\tidentical\tprobe reached encoder (|g| 0.5); no step used it")
+        assert rows[1].startswith("none\tidentical\t–\tprobe reaches encoder; no step uses it; identical weights")
         assert rows[2].startswith("<b>late\tbroken\nexpected same result\n\t")
         assert page.run("return performance.getEntriesByType('resource').length") == 0
 
@@ -143,6 +143,20 @@ class TestPage:
         page.scheme("")
         assert ratio >= 4.5
 
+    @pytest.mark.parametrize("last", [300, 99_999, 2_000_000])
+    def test_no_tick_is_cut_off(self, page, last):
+        beyond = page.run(
+            """
+            const flat = [-1e20, 1e-5], c = {steps: [1, arguments[0]], mean: flat, low: flat, high: flat};
+            const svg = chart("a", {detach: c}).querySelector("svg");
+            document.querySelector("#curves").append(svg);
+            const box = svg.viewBox.baseVal;
+            return [...svg.querySelectorAll("text")].map(text => text.getBBox())
+              .filter(b => b.x < 0 || b.y < 0 || b.x + b.width > box.width || b.y + b.height > box.height).length""",
+            last,
+        )
+        assert beyond == 0
+
     def test_fits_a_phone(self, page):
         page.post("/window/rect", width=500, height=900)
         wide = page.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
@@ -197,7 +211,7 @@ def test_tensorboard_has_a_readable_directory_an_arm(tensorboard):
     [
         ("custom_scalars", ["metrics", "score", "sweep/comparison/none"]),
         ("hparams", ["stop.features", "verdict", "broken", "identical", "final/score", "1.1000", "-1.0000"]),
-        ("text", ["verdict", "no step used it (it was zeroed in time)"]),
+        ("text", ["verdict", "no step uses it; identical weights"]),
         ("images", ["flow", "sweep/comparison/detach"]),
     ],
 )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pickle
 import re
+import time
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from conf_tests.helpers import ROOT, train
+from conf_tests.helpers import PROCESSES, ROOT, train
 from recipes.parts.cache import cached
 from stopgrad.runner.check import as_run_in
 from stopgrad.runner.checkpoints import WholeCheckpoints
@@ -198,6 +199,17 @@ def test_checkpoint_with_code_runs_nothing(name, reason, tmp_path, monkeypatch):
     assert not (tmp_path / "evil").exists()
 
 
+def ask(file, number, at_once, told):
+    """Say whose number is kept in ``file``."""
+
+    def make():
+        time.sleep(0.2)
+        return {"x": torch.tensor(number)}
+
+    at_once.wait(60)
+    told.put(cached(file, make)["x"].item())
+
+
 class TestCache:
     def make(self):
         self.made = getattr(self, "made", 0) + 1
@@ -207,7 +219,17 @@ class TestCache:
         for _ in range(2):
             assert cached(tmp_path / "c" / "x.pt", self.make)["x"].tolist() == [0, 1, 2]
         assert self.made == 1
-        assert [file.name for file in (tmp_path / "c").iterdir()] == ["x.pt"]
+        assert {file.name for file in (tmp_path / "c").iterdir()} == {"x.pt", ".x.pt.lock"}
+
+    def test_made_once_by_all_who_ask_at_once(self, tmp_path):
+        told, at_once = PROCESSES.Queue(), PROCESSES.Barrier(3)
+        asking = [PROCESSES.Process(target=ask, args=(tmp_path / "x.pt", n, at_once, told)) for n in range(3)]
+        for process in asking:
+            process.start()
+        numbers = [told.get(timeout=60) for _ in asking]
+        for process in asking:
+            process.join(60)
+        assert len(set(numbers)) == 1
 
     @pytest.mark.parametrize(
         "damage", [lambda b: b[:-3], lambda b: b[:100] + b"?" + b[101:], lambda b: b"", lambda b: b"x"]

@@ -90,7 +90,7 @@ def strength_words(flow: Mapping[str, Any]) -> str:
 
 
 def weights_words(arm: Mapping[str, Any]) -> str:
-    """From which step on the weights differ, and the tensor where it is one alone; or how far they are known to be equal."""
+    """From which step on the weights differ, and the tensor where it is one alone; or up to which they are equal."""
     first = arm["first_difference"]
     if first is None and arm["seeds_paired"]:
         return "weights differ"
@@ -249,9 +249,7 @@ def markdown(comparison: Mapping[str, Any]) -> str:
     seeds = ", ".join(map(str, comparison["seeds"]))
     heading, *body = rows(comparison)
     lines = [f"# {comparison['recipe']}: {len(comparison['arms'])} arms against `{comparison['reference']}`", ""]
-    lines += [
-        f"Seeds {seeds}. Time, bytes saved for backward and graph nodes are those of a step, against the reference's."
-    ]
+    lines += [f"Seeds {seeds}. Time, bytes saved for backward and graph nodes: of a step, over the reference's."]
     lines += ["Times are medians of separate runs, and noisy.", ""]
     lines += [f"- `{arm['name']}`: {arm['sentence']}" for arm in comparison["arms"]]
     lines += ["", f"| {' | '.join(heading)} |", "|---" * len(heading) + "|"]
@@ -260,9 +258,8 @@ def markdown(comparison: Mapping[str, Any]) -> str:
         lines += ["", f"## {arm['name']}: {verdict_words(arm)}", ""]
         lines += [f"- {reason}" for reason in arm["because"]] + flow_lines(arm["flow"])
         if first := arm["first_difference"]:
-            lines.append(
-                f"- {weights_words(arm)}; first in {first['tensor']}, {first['tensors']} of {first['of']} tensors"
-            )
+            since, of = weights_words(arm).partition(",")[0], f"{first['tensors']} of {first['of']} tensors"
+            lines.append(f"- {since}, first in {first['tensor']}; {of}")
         angles = [f"{g} {number(c)}" for g, c in arm["gradient_cosine"].items()]
         lines += [f"- cosine with the reference's first gradient: {', '.join(angles)}"] if angles else []
         if arm["distance"]:

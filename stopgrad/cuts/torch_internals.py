@@ -14,7 +14,8 @@ from operator import attrgetter, methodcaller
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map as tree_map
 
@@ -26,6 +27,9 @@ functorch_level: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack 
 
 version_of: Callable[[Tensor], int] = Tensor._version.__get__  # pyright: ignore[reportAttributeAccessIssue]
 """How many writes in place a tensor and its aliases have seen: ``Tensor._version``."""
+
+base_of: Callable[[Tensor], Tensor | None] = attrgetter("_base")
+"""The tensor of which this one is a view, or None: ``Tensor._base``."""
 
 is_view: Callable[[Tensor], bool] = Tensor._is_view
 """Whether autograd knows the tensor as a view of another: ``Tensor._is_view``."""
@@ -50,6 +54,22 @@ without_overrides: Callable[[], AbstractContextManager[None]] = torch._C.Disable
 
 post_accumulate_hooks: Callable[[Tensor], Any] = attrgetter("_post_accumulate_grad_hooks")
 """Hooks that run after a leaf's ``.grad`` is written, or None: ``Tensor._post_accumulate_grad_hooks``."""
+
+gradient_hooks: Callable[[Tensor], Any] = attrgetter("_backward_hooks")
+"""Hooks on a tensor's gradient, or None: ``Tensor._backward_hooks``."""
+
+non_persistent: Callable[[nn.Module], set[str]] = attrgetter("_non_persistent_buffers_set")
+"""Names of the buffers of a module that no checkpoint holds: ``Module._non_persistent_buffers_set``."""
+
+
+def children_of(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The children under all of their names, of which ``named_children`` gives the first: ``Module._modules``."""
+    yield from ((name, child) for name, child in module._modules.items() if child is not None)
+
+
+def top_mode() -> Any:
+    """The function mode that sees an operation first, or None: ``torch.overrides._get_current_function_mode``."""
+    return _get_current_function_mode()
 
 
 def saved_tensors(node: Any) -> Iterator[list[Tensor] | None]:

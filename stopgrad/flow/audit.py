@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from stopgrad.cuts.torch_internals import has_dynamo
 from stopgrad.flow.contract import FlowContract
@@ -19,6 +21,7 @@ from stopgrad.flow.matrix import Cell, FlowMatrix
 from stopgrad.flow.measure import Found, as_found, gradients, norms_of
 from stopgrad.flow.parts import Modules, module_names, modules_in, names_of, parts_of
 from stopgrad.flow.sites import Recorder
+from stopgrad.flow.steps import Finding, stepped_twice, unstepped
 from stopgrad.flow.values import Trace, Value
 
 # At or below this fraction of the largest gradient of the same loss, a gradient is rounding noise.
@@ -43,6 +46,7 @@ class audit:
         backward: report each loss whose ``backward()`` runs inside under this name, unless it was reported: so is a
             training audited without touching it.
         boundaries: names of boundaries that are columns even if nothing crosses them.
+        optimizers: those of the training. What :meth:`findings` finds with them is also warned of at the end.
         draw: also note in which module each operation runs, for :func:`stopgrad.drawing.flow_svg`; it installs hooks
             for all modules while the audit is on.
         rtol: a gradient at or below ``rtol`` times the largest of the same loss is ``zero``.
@@ -58,6 +62,7 @@ class audit:
         *,
         backward: str | None = None,
         boundaries: Sequence[str] = (),
+        optimizers: Iterable[Optimizer] = (),
         rtol: float = RTOL,
         draw: bool = False,
     ) -> None:
@@ -67,6 +72,8 @@ class audit:
         self._columns = [*self.parts, *(f"stop.{name}" for name in boundaries)]
         self._rtol = rtol
         self._backward = backward
+        self._optimizers = list(optimizers)
+        self._reached: set[int] = set()  # ids of parameters at which a gradient arrived that is not rounding noise
         self._cells: dict[tuple[str, str], Cell] = {}
         self.draw = draw
         self.loss_values: dict[Value, str] = {}
@@ -90,18 +97,26 @@ class audit:
         self._reported.clear()
         self._recorder.on_backward = self._report_backward if self._backward else None
         with ExitStack() as stack:
+            stack.callback(self._recorder.off)  # again, should an exception (Ctrl-C) reach into the first time
             stack.enter_context(self._recorder)
             if self.draw:
-                stack.enter_context(self._recorder.follow_modules(module_names(self._modules)))
+                for handle in self._recorder.follow_modules(module_names(self._modules)):
+                    stack.callback(handle.remove)
             if has_dynamo():  # a compiled graph hides its values and links every parameter
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        self._recorder = None
-        self._reaches.clear()
-        self._stack.close()
+        try:
+            self._stack.close()
+        finally:
+            self._stack.close()  # what an exception kept from it
+            self._recorder = None
+            self._reaches.clear()
+        if not any(exc):
+            for finding in self.findings():
+                warnings.warn(str(finding), stacklevel=2)
 
     def _roots(self) -> dict[Tensor, tuple[int, str]]:
         bits: dict[Tensor, int] = {}
@@ -127,6 +142,7 @@ class audit:
             ValueError: it is no scalar tensor, has no graph, or the same graph was reported before.
             RuntimeError: outside the ``with`` block, in another thread, under ``no_grad``, or its graph was freed.
         """
+        __tracebackhide__ = True  # pytest shows the caller's line
         recorder = self._running(name)
         if not torch.is_grad_enabled():
             raise RuntimeError(f"loss {name!r}: reported under no_grad; report it where gradients are enabled")
@@ -170,6 +186,7 @@ class audit:
 
     def admit(self, name: str, loss: Tensor) -> None:
         """Refuse what is no loss, and a graph that was reported before."""
+        __tracebackhide__ = True
         recorder = self._running(name)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
@@ -206,6 +223,7 @@ class audit:
         found = Trace(recorder.values, value)
         arrived = self._arrived(norms or {}, crossings)
         largest = max([0.0, *(norms or {}).values(), *(n for ns in crossings.values() for n in ns)])
+        self._reached |= {key for key, norm in (norms or {}).items() if norm > self._rtol * largest}
         for part, got in arrived.items():
             bit, norm = self._bit(part), math.sqrt(sum(n * n for n in got))
             state = "zero" if norm <= self._rtol * largest else "open"
@@ -262,12 +280,22 @@ class audit:
         """The matrix of all losses reported so far."""
         return FlowMatrix(self._columns, self._cells, list(dict.fromkeys(self.loss_values.values())))
 
+    def findings(self) -> list[Finding]:
+        """What is wrong with the optimisers: a gradient arrived where none of them steps, or one lists it twice."""
+        if not self._optimizers:
+            return []
+        model = [p for module in modules_in(self._modules) for p in module.parameters()]
+        model += [p for part in self.parts.values() for p in part]
+        twice = stepped_twice(self.names, self._optimizers)
+        return twice + unstepped(self.names, self._reached, self._optimizers, model)
+
     def check(self, contract: FlowContract | Mapping[str, Mapping[str, str]]) -> None:
         """Raise :class:`~stopgrad.GradientLeak` or :class:`~stopgrad.GradientStarved` if the contract is broken."""
         __tracebackhide__ = True
         (contract if isinstance(contract, FlowContract) else FlowContract(contract)).check(self.matrix())
 
     def _running(self, name: str) -> Recorder:
+        __tracebackhide__ = True
         if self._recorder is None:
             raise RuntimeError(f"loss {name!r}: reported outside the audit; call a.loss() inside the with block")
         if self._recorder.thread != threading.get_ident():

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from stopgrad.cuts import watcher
-from stopgrad.cuts.torch_internals import functorch_level, is_view, next_number
+from stopgrad.cuts.torch_internals import functorch_level, is_view, next_number, top_mode
 from stopgrad.flow.frames import in_optimizer, user_line
 from stopgrad.flow.graph import MOST_NODES, Nodes, Walk
 from stopgrad.flow.ops import (
@@ -109,11 +110,20 @@ class Recorder(TorchFunctionMode):
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        watcher.leave()
-        super().__exit__(*exc)
-        for store in (self._refs, self._writes, self._numbers, self.probes, self.leaves, self._parameters, self._roots):
-            store.clear()
-        self._fresh.clear()
+        self.off()
+
+    def off(self) -> None:
+        """Stop recording; nothing where that was done."""
+        try:
+            if top_mode() is self:
+                super().__exit__(None, None, None)
+        finally:
+            watcher.leave(self)
+            self.on_probe = self.on_backward = None  # a graph holds this, and they its losses
+            stores = (self._refs, self._writes, self._numbers, self.probes, self.leaves, self._parameters, self._roots)
+            for store in stores:
+                store.clear()
+            self._fresh.clear()
 
     @contextmanager
     def pause(self, at_first: Callable[[], None] | None = None) -> Iterator[None]:
@@ -128,9 +138,8 @@ class Recorder(TorchFunctionMode):
         finally:
             self._paused, self._at_first = before, None
 
-    @contextmanager
-    def follow_modules(self, names: Mapping[nn.Module, str]) -> Iterator[None]:
-        """Note in which of these modules each operation runs."""
+    def follow_modules(self, names: Mapping[nn.Module, str]) -> list[RemovableHandle]:
+        """Note in which of these modules each operation runs, until the hooks are removed."""
 
         def enter(module: nn.Module, args: Any) -> None:
             if module in names:
@@ -140,13 +149,7 @@ class Recorder(TorchFunctionMode):
             if module in names and self.modules:
                 self.modules.pop()
 
-        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            self.modules.clear()
+        return [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
 
     # ---- operations
 

@@ -10,6 +10,7 @@ import traceback
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import WandbLogger
 
 
 def batch_number(trainer: Trainer) -> int:
@@ -36,3 +37,8 @@ def raised_in_restore(error: BaseException) -> bool:
     """Whether Lightning was reading a checkpoint: its functions that do so have ``restore`` in their names."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if "restore" in frame.f_code.co_name]
     return any(frame.f_globals["__name__"].startswith("lightning.") for frame in frames)
+
+
+def has_begun(logger: WandbLogger) -> bool:
+    """Whether a run at Weights & Biases was begun; to ask for ``experiment`` would begin one: ``_experiment``."""
+    return logger._experiment is not None

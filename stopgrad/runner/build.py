@@ -148,9 +148,7 @@ def check_build(config: DictConfig) -> None:
         check_type(key, OmegaConf.select(config, key), hint)
     for name in LENGTH:
         if config.trainer.get(name) not in (None, -1):
-            raise InputError(
-                f"trainer.{name}={config.trainer[name]}: does nothing; a run's length is trainer.max_steps"
-            )
+            raise InputError(f"trainer.{name}={config.trainer[name]}: does nothing; a run is trainer.max_steps long")
     for key in ("recipe", "data", "trainer"):
         check_arguments(key, config[key])
     choices = config.hydra.runtime.choices
@@ -165,10 +163,8 @@ def check_build(config: DictConfig) -> None:
         attempt(f"trainer={choices.trainer}", lambda: instantiate(config.trainer, logger=False))
     for key, section in parts_to_build(config):
         check_arguments(key, section)
-        attempt(
-            f"logger={choices.logger}" if key == "logger" else key,
-            lambda section=section: instantiate(section, _convert_="all"),
-        )
+        said = f"logger={choices.logger}" if key == "logger" else key
+        attempt(said, lambda section=section: instantiate(section, _convert_="all"))
     if config.ckpt_path is not None:
         check_checkpoint(config.ckpt_path, recipe, world_size(config) if config.mode == "train" else None)
 

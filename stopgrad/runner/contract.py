@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from stopgrad.cuts.boundary import Stops
 from stopgrad.flow.contract import Violation
+from stopgrad.flow.steps import Finding
 from stopgrad.lightning import FlowAudit
 from stopgrad.runner.terminal import say
 
@@ -17,6 +18,7 @@ VERBS = {
     "starved": "does not reach {}",
     "opaque": "may reach {}: it cannot be told",
     "cut": "is cut on its way to {}",
+    "missing": "did not come{}",
 }
 
 
@@ -51,6 +53,10 @@ class ContractAudit(FlowAudit):
         if not self.flipped and self._speaks and line not in self._told:
             self._told.add(line)
             say(f"contract broken, though no boundary is flipped: {line}")
+
+    def tell_finding(self, finding: Finding) -> None:
+        if not self.flipped and self._speaks:
+            say(str(finding))
 
 
 def in_a_line(violations: Sequence[Violation]) -> str:

@@ -47,6 +47,11 @@ class Declaration:
     small: list[str] = field(default_factory=list)
 
     @property
+    def pattern(self) -> str:
+        """The sentence behind the recipe's name."""
+        return self.summary.partition(": ")[2] or self.summary
+
+    @property
     def default_stop(self) -> dict[str, str]:
         """The paper's choices."""
         return {name: legal[0] for name, legal in {**self.boundaries, **self.switches}.items()}
@@ -127,3 +132,15 @@ def recipe_configs() -> dict[str, DictConfig]:
         assert isinstance(config, DictConfig)
         found[file.stem] = config
     return found
+
+
+def recipe_files(folder: Path) -> dict[str, list[str]]:
+    """The configs in ``folder``/recipe by the file of their recipe, that of its own name first.
+
+    Such as ``{"td": ["td", "td_asplit"]}``.
+    """
+    found: dict[str, list[str]] = {}
+    for config in sorted((folder / "recipe").glob("*.yaml")):
+        target = str(OmegaConf.select(OmegaConf.load(config), "recipe._target_"))
+        found.setdefault(target.split(".")[-2], []).append(config.stem)
+    return {file: sorted(names, key=lambda name: (name != file, name)) for file, names in sorted(found.items())}

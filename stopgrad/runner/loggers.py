@@ -10,12 +10,13 @@ from typing import Any
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from stopgrad.lightning.lightning_internals import has_begun
 from stopgrad.runner.errors import RunFailed
 
 
 @rank_zero_only
 def log_settings(loggers: Iterable[Any], settings: Mapping[str, Any], metrics: Iterable[str]) -> None:
-    """Tell each logger the run's settings; TensorBoard also whose last values its HParams table shows, the ``metrics``.
+    """Tell each logger the run's settings; TensorBoard also of which ``metrics`` HParams shows the last value.
 
     Raises:
         RunFailed: Weights & Biases lets nobody in.
@@ -31,7 +32,7 @@ def log_settings(loggers: Iterable[Any], settings: Mapping[str, Any], metrics: I
             plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in settings.items()}
             experiment, session, _ = hparams(plain, dict.fromkeys(metrics, 0.0))
             for part in (experiment, session):
-                logger.experiment._get_file_writer().add_summary(part)
+                logger.experiment.file_writer.add_summary(part)
 
 
 def _log_in(logger: WandbLogger) -> None:
@@ -47,5 +48,5 @@ def _log_in(logger: WandbLogger) -> None:
 def close(loggers: Iterable[Any]) -> None:
     """End the run at Weights & Biases: else the next run of a sweep would be written into it."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger) and logger._experiment is not None:
+        if isinstance(logger, WandbLogger) and has_begun(logger):
             logger.experiment.finish()

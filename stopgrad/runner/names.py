@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -71,28 +72,43 @@ def arm_names(*, _root_: DictConfig) -> str:
     return ",".join(_root_.compare.arms)
 
 
-def help_text() -> str:
-    """What ``python train.py --help`` prints."""
-    lines = ["Train a recipe in which every stop-gradient is a named switch.", "", "Recipes, and what may be chosen:"]
-    lines[-1] += " the first choice is the default"
+def help_text(arguments: Sequence[str] = ()) -> str:
+    """What ``python train.py arguments... --help`` prints: all recipes, or of ``recipe=NAME`` what may be chosen."""
     recipes = declarations()
-    for name, declared in recipes.items():
-        if isinstance(declared, str):
-            lines += ["", f"recipe={name}", f"    cannot be used: {declared}"]
-            continue
-        lines += ["", f"recipe={name}", f"    {declared.summary}"]
-        for section, choices in (("boundary", declared.boundaries), ("switch", declared.switches)):
-            for key, legal in choices.items():
-                lines.append(f"    {section:<9}stop.{key}={'|'.join(map(spelling, legal))}")
+    given = next((a.removeprefix("recipe=") for a in arguments if a.startswith("recipe=")), "")
+    asked = [name for name in given.split(",") if name in recipes]
+    lines = ["Train a recipe in which every stop-gradient is a named switch.", ""]
+    for name in asked:
+        lines += [*_choices(name, recipes[name]), ""]
+    if not asked:
+        lines += ["Recipes; python train.py recipe=NAME --help tells of one what may be chosen:", ""]
+        width = max(map(len, recipes), default=0)
+        for name, declared in recipes.items():
+            said = f"cannot be used: {declared}" if isinstance(declared, str) else declared.pattern
+            lines += wrap(said, 120, initial_indent=f"  {name:<{width}}  ", subsequent_indent=" " * (width + 4))
+        asked = [*recipes]
+        lines.append("")
     lines += [
-        "",
         "Other choices:",
         *(f"{name}: {', '.join(options)}" for name, options in groups().items()),
         "",
         "Examples:",
-        *(f"  python train.py {words}" for words in _examples(recipes)),
+        *(f"  python train.py {words}" for words in _examples({name: recipes[name] for name in asked})),
     ]
     return "\n".join(lines)
+
+
+def _choices(name: str, declared: Declaration | str) -> list[str]:
+    """Of one recipe: its pattern, and each boundary and switch with its choices."""
+    if isinstance(declared, str):
+        return [f"recipe={name}", f"    cannot be used: {declared}"]
+    lines = [f"recipe={name}", f"    {declared.summary}", f"    {declared.paper}", ""]
+    lines.append("    The first choice is the default; below, what happens without it, or with the wrong choice.")
+    for section, choices in (("boundary", declared.boundaries), ("switch", declared.switches)):
+        for key, legal in choices.items():
+            lines.append(f"    {section:<9}stop.{key}={'|'.join(map(spelling, legal))}")
+            lines += [f"{'':13}{declared.without[key]}"] if key in declared.without else []
+    return lines
 
 
 def _examples(recipes: Mapping[str, Declaration | str]) -> Iterator[str]:

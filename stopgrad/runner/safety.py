@@ -52,9 +52,10 @@ def targets(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """(key, target) of every ``_target_`` below ``node``, as the interpolations resolve."""
     if isinstance(node, DictConfig):
         for name in node:
-            if OmegaConf.is_missing(node, name):
+            path = f"{key}.{name}" if key else str(name)
+            if OmegaConf.is_missing(node, name) or path == "hydra.help":  # a text, which takes a while to write
                 continue
-            value, path = node[name], f"{key}.{name}" if key else str(name)
+            value = node[name]
             if name == "_target_":
                 yield path, str(value)
             else:

@@ -26,7 +26,7 @@ def train(folder: str | Path) -> None:
     register()
     guard()
     if {"--help", "-h"} & set(sys.argv[1:]):
-        print(help_text())
+        print(help_text(sys.argv[1:]))
     elif follows():
         follow(one_run)
     else:
