@@ -25,7 +25,7 @@ def test_sweep_makes_one_directory_with_each_arm_once(tmp_path):
     }
     detach, none = (result(sweep / f"fakes-{arm}" / "seed-0") for arm in ("detach", "none"))
     assert detach["weights_sha256"] == none["weights_sha256"] == none["ranks"][1]["weights_sha256"]
-    assert {len(run.stdout.split("finished")) for run in [ran]} == {5}  # each arm told once
+    assert (ran.stdout + ran.stderr).count("finished") == 4  # each arm told once
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 
 

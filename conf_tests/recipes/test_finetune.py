@@ -227,7 +227,7 @@ class TestPretrained:
         assert torch.equal(before, torch.get_rng_state())
         assert equal(made, loaded)
         assert not equal(made, recipe.source_network().state_dict())
-        assert len(list(tmp_path.iterdir())) == 1
+        assert len(list(tmp_path.glob("*.pt"))) == 1
         for changed in ({"images": images + 1}, {"labels": 9 - labels}, {"steps": 2}):
             arguments = {"images": images, "labels": labels, "steps": 3} | changed
             pretrained(recipe.source_network(), **arguments, cache=tmp_path)

@@ -141,8 +141,8 @@ class TestThroughTrainPy:
     def test_the_retention_audit_names_the_place(self, tmp_path):
         ran = train(*SMALL, *self.RUN, "stop.history=running_sum", "hydra.run.dir=run", cwd=tmp_path)
         assert ran.returncode == 0
-        assert "module.history.total keeps a tensor with a graph of" in ran.stderr
-        assert "as total += loss does; add loss.detach() or loss.item()" in ran.stderr
+        assert "module.history.total keeps" in ran.stdout
+        assert "add loss.detach() or loss.item()" in ran.stdout
         assert result(tmp_path / "run")["metrics"]["nodes_a_step"] > 10
 
     def test_self_log_keeps_nothing_and_trains_the_same(self, tmp_path):
