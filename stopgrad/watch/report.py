@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from stopgrad.flow.matrix import FlowMatrix
 from stopgrad.flow.values import place
+from stopgrad.watch.findings import Finding, findings
 from stopgrad.watch.watch import Watch
 
 
@@ -21,6 +22,7 @@ class Report:
     optimizers: list[str]
     losses: list[str]
     cycles: int
+    findings: list[Finding]
 
     @classmethod
     def of(cls, watch: Watch) -> Report:
@@ -36,9 +38,9 @@ class Report:
             name, at = known.name or known.kind, place(known.file, known.line)
             lines.append(f"{name} ({known.kind}, {at}): {ledger.steps[key]} steps of {', '.join(held)}; {told}")
         losses = [f"{name} ({place(file, line)}) x{count}" for name, (file, line, count) in ledger.losses.items()]
-        return cls(watch.matrix, lines, losses, watch.cycle + 1)
+        return cls(watch.matrix, lines, losses, watch.cycle + 1, findings(watch))
 
     def __str__(self) -> str:
         if not self.losses:
             return "nothing to report: no backward ran"
-        return "\n".join(["stopgrad run", str(self.matrix or "no matrix"), "", *self.losses, *self.optimizers])
+        return "\n".join(["stopgrad run", str(self.matrix or "no matrix"), "", *self.losses, *self.optimizers, "", *map(str, self.findings)])
