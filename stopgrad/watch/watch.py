@@ -67,6 +67,8 @@ class Watch:
     def after_backward(self, tensors: Any) -> None:
         if self._written():
             self.ledger.after_backward(*loss_name())
+            if self.ledger.number <= 2:
+                self._name()
         if self._span is not None:
             self._span.end()
 
