@@ -117,12 +117,18 @@ def empty_steps(watch: Watch) -> Iterator[Finding]:
         if count < steps:
             continue
         cleared = {loss for (loss, parameter) in watch.ledger.wasted if parameter in set(known.holds)}
-        why = f"{', '.join(sorted(cleared))} wrote gradients, which were cleared before" if cleared else "no loss wrote one"
+        why = (
+            f"{', '.join(sorted(cleared))} wrote gradients, which were cleared before"
+            if cleared
+            else "no loss wrote one"
+        )
         yield Finding(
             "empty_step",
             "error",
             f"{known.name} found no gradient in any of its {steps} steps: {why}",
-            "call zero_grad, backward and step in this order" if cleared else "give the loss a path to these parameters",
+            "call zero_grad, backward and step in this order"
+            if cleared
+            else "give the loss a path to these parameters",
             *watch.ledger.step_lines[optimizer],
         )
 
@@ -136,7 +142,7 @@ def listed_twice(watch: Watch) -> Iterator[Finding]:
             yield Finding(
                 "listed_twice",
                 "error",
-                f"{known.name} holds {len(twice)} parameters of {_parts(watch, twice)} more than once, and steps them as often",
+                f"{known.name} holds {len(twice)} parameters of {_parts(watch, twice)} more than once, and steps each as often",
                 "give it each parameter once: list(dict.fromkeys(parameters))",
                 known.file,
                 known.line,

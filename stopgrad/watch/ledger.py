@@ -10,7 +10,6 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -175,5 +174,3 @@ class Ledger:
 def held(optimizer: Optimizer) -> list[Tensor]:
     """The parameters of an optimiser, each as often as it is held."""
     return [p for group in optimizer.param_groups for p in group["params"] if isinstance(p, Tensor)]
-
-

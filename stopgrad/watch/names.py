@@ -1,8 +1,9 @@
-"""Names as the script gives them: a loss by the variable whose backward runs, a module by the variable that holds it."""
+"""Names as the script gives them: a loss by the variable whose backward runs, a module by the one that holds it."""
 
 from __future__ import annotations
 
 import ast
+import itertools
 import linecache
 import sys
 from collections.abc import Iterator, Mapping
@@ -38,29 +39,24 @@ def loss_name(fallback: str = "loss") -> tuple[str, str, int]:
     if not frames:
         return fallback, "", 0
     place = frames[0].f_code.co_filename, frames[0].f_lineno
-    name: str | None = None
-    for inner, outer in zip(frames, [*frames[1:], None], strict=True):
-        call = _call_at(inner)
-        if name is None:
-            name = _loss_in(call)
-        else:
-            argument = _argument(call, called, name)
-            if argument is None:
-                break
-            name = argument
-        code = inner.f_code
-        called = code
-        is_argument = name is not None and name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-        if not is_argument or outer is None or inner.f_back is not outer:
+    name, called = _loss_in(_call_at(frames[0])), frames[0]
+    for caller in frames[1:]:
+        code = called.f_code
+        if called.f_back is not caller or name not in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
             break
+        argument = _argument(_call_at(caller), code, name)
+        if argument is None:
+            break
+        name, called = argument, caller
     return (name or fallback, *place)
 
 
 def _call_at(frame: FrameType) -> ast.Call | None:
     """The call that the frame is in."""
     calls = _calls(frame.f_code.co_filename, frame.f_lineno)
-    if hasattr(frame.f_code, "co_positions"):
-        position = list(frame.f_code.co_positions())[frame.f_lasti // 2]
+    positions = getattr(frame.f_code, "co_positions", None)  # from Python 3.11 on
+    if positions is not None:
+        position = next(itertools.islice(positions(), frame.f_lasti // 2, None))
         exact = [c for c in calls if (c.lineno, c.end_lineno, c.col_offset, c.end_col_offset) == position]
         if exact:
             return exact[0]

@@ -29,7 +29,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 class Parts:
-    """Names for modules and parameters, found in the frames of the script while it runs. It keeps none of them alive."""
+    """Names for modules and parameters, found in the script's frames while it runs. It keeps none of them alive."""
 
     def __init__(self) -> None:
         self._named: dict[str, weakref.ref[nn.Module]] = {}
@@ -44,7 +44,9 @@ class Parts:
                 spaces.append(frame.f_globals)
             owner = frame.f_locals.get("self")
             if owner is not None and hasattr(owner, "__dict__"):
-                spaces.insert(1, {**vars(owner), **vars(owner).get("_modules", {}), **vars(owner).get("_parameters", {})})
+                spaces.insert(
+                    1, {**vars(owner), **vars(owner).get("_modules", {}), **vars(owner).get("_parameters", {})}
+                )
             for space in spaces:
                 if id(space) in seen:
                     continue

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import runpy
 import sys
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+from stopgrad.watch.findings import SEVERITIES
 from stopgrad.watch.hooks import overhear
-from stopgrad.watch.report import Report
+from stopgrad.watch.report import Report, changes, read, save
 from stopgrad.watch.watch import Watch
 
 _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the script and report. Returns the script's own exit status, or ours where ``--fail-on`` asks for it."""
+    """Run the script and report on stderr.
+
+    Returns:
+        The script's own exit status; else 1 where ``--check`` found a change or ``--fail-on`` a finding.
+
+    Raises:
+        ValueError: no such script; a file of ``--save`` or ``--check`` that will not do. Before the script runs.
+    """
+    saved = _prepare(options)
     watch = Watch(cycles=options.cycles, every=options.every)
     status, error = 0, None
     with overhear(watch):
@@ -33,9 +45,32 @@ def run(options: argparse.Namespace) -> int:
     if error is not None:
         sys.excepthook(type(error), error, _without_ours(error.__traceback__))
         status = 130 if isinstance(error, KeyboardInterrupt) else 1
-    report = Report.of(watch)
+    report = Report.of(watch, options.script, tuple(options.silence))
+    sys.stdout.flush()
     print(f"\n{report}", file=sys.stderr)
-    return status
+    if options.json:
+        save(report, Path(options.json), force=True)
+    if options.save:
+        save(report, Path(options.save), force=options.force)
+    differ = changes(saved, report) if saved is not None else []
+    if differ:
+        print("\n".join([f"\nthe flow differs from {options.check}:", *differ]), file=sys.stderr)
+    wanted = SEVERITIES[: SEVERITIES.index(options.fail_on) + 1] if options.fail_on != "never" else ()
+    return status or int(bool(differ) or report.worst in wanted)
+
+
+def _prepare(options: argparse.Namespace) -> dict[str, Any] | None:
+    """Refuse what can be refused before the script runs; the flow that ``--check`` names."""
+    if not options.module and not os.path.isfile(options.script):
+        raise ValueError(f"{options.script}: no such script")
+    if options.module and importlib.util.find_spec(options.script) is None:
+        raise ValueError(f"-m {options.script}: no such module")
+    for flag, file in (("--save", options.save), ("--json", options.json)):
+        if file and not os.access(Path(file).absolute().parent, os.W_OK):
+            raise ValueError(f"{flag} {file}: the folder cannot be written")
+    if options.save and Path(options.save).exists() and not options.force:
+        raise ValueError(f"--save {options.save}: is there already; --force replaces it")
+    return read(Path(options.check)) if options.check else None
 
 
 def _script(options: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from stopgrad.watch.ledger import Ledger
 from stopgrad.watch.names import loss_name, user_frames, variable_of
 from stopgrad.watch.parts import Parts
 
+
 class Watch:
     """Listens to a script that trains (see :func:`stopgrad.watch.hooks.overhear`).
 
@@ -35,6 +36,7 @@ class Watch:
         self.matrix: FlowMatrix | None = None
         self.home: dict[int, str] = {}  # id of a parameter -> its part
         self.cycle = 0
+        self.notes: list[str] = []  # what was not seen
         self._cleared: set[int] = set()
         self._stepped = False
         self._span: _Span | None = None
@@ -127,6 +129,7 @@ class Watch:
         if seen is not None and seen.losses:
             self.matrix = seen if self.matrix is None else self.matrix.updated(seen)
 
+
 class _Span:
     """A cycle that is measured: the audit that follows its values, and the norms that arrive in its backwards."""
 
@@ -169,6 +172,7 @@ class _Span:
         finally:
             self.audit.__exit__()
 
+
 def _scalar(tensors: Any) -> Tensor | None:
     """The one loss of a backward; of several, none."""
     if isinstance(tensors, Tensor):
@@ -176,8 +180,7 @@ def _scalar(tensors: Any) -> Tensor | None:
     tensors = list(tensors) if isinstance(tensors, list | tuple) else []
     return tensors[0] if len(tensors) == 1 and isinstance(tensors[0], Tensor) else None
 
+
 def _line() -> tuple[str, int]:
     frame = next(user_frames(), None)
     return ("", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
-
-__all__ = ["Watch", "held"]
