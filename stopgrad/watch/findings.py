@@ -142,7 +142,7 @@ def listed_twice(watch: Watch) -> Iterator[Finding]:
             yield Finding(
                 "listed_twice",
                 "error",
-                f"{known.name} holds {len(twice)} parameters of {_parts(watch, twice)} more than once, and steps each as often",
+                f"{known.name} holds {len(twice)} parameters of {_parts(watch, twice)} more than once",
                 "give it each parameter once: list(dict.fromkeys(parameters))",
                 known.file,
                 known.line,

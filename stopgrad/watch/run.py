@@ -43,7 +43,8 @@ def run(options: argparse.Namespace) -> int:
         finally:
             watch.close()
     if error is not None:
-        sys.excepthook(type(error), error, _without_ours(error.__traceback__))
+        error.__traceback__ = _without_ours(error.__traceback__)
+        sys.excepthook(type(error), error, error.__traceback__)
         status = 130 if isinstance(error, KeyboardInterrupt) else 1
     report = Report.of(watch, options.script, tuple(options.silence))
     sys.stdout.flush()
