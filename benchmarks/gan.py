@@ -38,6 +38,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from recipes.gan import GAN  # noqa: E402
+from recipes.parts.averages import follow  # noqa: E402
 from recipes.parts.images import Batches, Images  # noqa: E402
 from stopgrad.lightning import FlowAudit  # noqa: E402
 from stopgrad.runner.build import quiet  # noqa: E402
@@ -82,7 +83,7 @@ class First(L.LightningModule):
         g_optimizer.zero_grad()
         self.manual_backward(g_loss)
         g_optimizer.step()
-        self.gan.average_generator()
+        follow(self.gan.average, self.gan.generator, self.gan.ema_decay)
         self.log("d_loss", d_loss, prog_bar=True)
         self.log("g_loss", g_loss, prog_bar=True)
 
@@ -123,7 +124,7 @@ def plain(gan: GAN, data: Images, steps: int, folder: str) -> float:
         g_optimizer.zero_grad()
         g_loss.backward()
         g_optimizer.step()
-        gan.average_generator()
+        follow(gan.average, gan.generator, gan.ema_decay)
         if k == WARM_UP - 1:
             started = time.perf_counter()
     return (time.perf_counter() - started) / (steps - WARM_UP)

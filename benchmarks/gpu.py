@@ -34,14 +34,17 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from stopgrad.lightning import FlowAudit  # noqa: E402
+from stopgrad.lightning.lightning_internals import batch_number  # noqa: E402
 from stopgrad.runner.build import build_recipe, compile_networks, quiet  # noqa: E402
 from stopgrad.runner.declared import recipe_configs  # noqa: E402
 from stopgrad.runner.finite import Finite  # noqa: E402
 from stopgrad.runner.meter import Meter  # noqa: E402
 from stopgrad.runner.names import register  # noqa: E402
+from stopgrad.runner.project import open_project  # noqa: E402
 from stopgrad.runner.streams import RandomStreams  # noqa: E402
 
 WARM_UP = 10
+open_project(ROOT)
 WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "equal")
 
 
@@ -65,7 +68,7 @@ class Watch(L.Callback):
         self.counter: Any = None
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        if trainer.fit_loop.epoch_loop.total_batch_idx != self.steps + 1:  # after what is timed
+        if batch_number(trainer) != self.steps + 1:  # after what is timed
             return
         if self.device == "cpu":
             self.counter = Waits()
@@ -75,7 +78,7 @@ class Watch(L.Callback):
         self.caught = self.counter.__enter__()
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        step = trainer.fit_loop.epoch_loop.total_batch_idx
+        step = batch_number(trainer)
         if self.counter is not None:
             self.counter.__exit__(None, None, None)
             self.waits = self.counter.count if self.device == "cpu" else len(self.caught)

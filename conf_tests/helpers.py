@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
 import runpy
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,14 @@ open_project(ROOT)
 
 PROCESSES = multiprocessing.get_context("forkserver")  # what takes seconds to import is imported once
 PROCESSES.set_forkserver_preload(
-    ["lightning.pytorch", "torchmetrics.image.fid", "sklearn.datasets", "torch.utils.tensorboard"]
+    [
+        "lightning.pytorch",
+        "torchmetrics.image.fid",
+        "sklearn.datasets",
+        "torch.utils.tensorboard",
+        "stopgrad.runner.train",
+        "stopgrad.runner.record",
+    ]
 )
 
 
@@ -48,16 +57,32 @@ def train(*overrides: str, cwd: Path, seconds: float = 300, **env: str) -> Ran:
     """
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        arguments = [*overrides, f"cache={ROOT / '.cache'}"]
-        process = PROCESSES.Process(target=_train, args=(arguments, cwd, env, out, err))
-        process.start()
+        process = start(*overrides, cwd=cwd, out=out, err=err, **env)
         process.join(seconds)
         process.kill()
         return Ran(process.exitcode, out.read_text(), err.read_text())
 
 
+def start(*overrides: str, cwd: Path, out: Path, err: Path, **env: str) -> Any:
+    """The process of :func:`train`, on its way; what it prints goes to the files ``out`` and ``err``."""
+    process = PROCESSES.Process(target=_train, args=([*overrides, f"cache={ROOT / '.cache'}"], cwd, env, out, err))
+    process.start()
+    return process
+
+
+def wait_for(there: Callable[[], bool], process: Any, seconds: float = 120) -> bool:
+    """Until ``there()``; False where the process ends before, or the time does."""
+    deadline = time.monotonic() + seconds
+    while process.is_alive() and time.monotonic() < deadline:
+        if there():
+            return True
+        time.sleep(0.0002)
+    return there()
+
+
 def _train(arguments: list[str], cwd: Path, env: Mapping[str, str], out: Path, err: Path) -> None:
     os.environ.update(env)
+    sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
     os.chdir(cwd)
     for file, number in ((out, 1), (err, 2)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
@@ -76,6 +101,18 @@ def compare(name: str, *overrides: str, cwd: Path, seconds: float = 1800) -> dic
     assert ran.returncode == 0, ran.stderr
     content = json.loads((cwd / "sweep" / "comparison.json").read_text())
     return content | {"arms": {arm["name"]: arm for arm in content["arms"]}}
+
+
+@functools.cache
+def comparison(name: str) -> dict[str, Any]:
+    """All of ``compare=name``, which takes minutes; once for all tests of this process."""
+    with tempfile.TemporaryDirectory() as folder:
+        return compare(name, cwd=Path(folder), seconds=3600)
+
+
+def final(name: str, arm: str, metric: str) -> list[float]:
+    """The metric's final value in the arm of ``compare=name``, by seed."""
+    return list(comparison(name)["arms"][arm]["metrics"][metric]["values"].values())
 
 
 def config(*overrides: str) -> DictConfig:

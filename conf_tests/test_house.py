@@ -1,6 +1,7 @@
 """The house: every concept has one home, and the arrows between the homes point one way. docs/design.md draws it."""
 
 import ast
+import re
 import sys
 
 import pytest
@@ -35,6 +36,14 @@ def test_every_folder_of_the_library_has_a_place():
     folders = {file.parent.name for file in (ROOT / "stopgrad").glob("*/__init__.py")}
     assert folders <= set(MAY_IMPORT)
     assert {"cuts", "flow", "audits", "compare", "museum", "lightning", "runner"} <= folders
+
+
+def test_the_picture_shows_every_folder_in_its_order():
+    page = (ROOT / "docs" / "design.md").read_text()
+    picture = re.search(r"^## The house\n.*?\n((?: {4}.*\n)+)", page, re.M | re.S)
+    assert picture
+    drawn = [name for name in re.findall(r"(?:^|\s)(\w+)/\s", picture[1]) if name in MAY_IMPORT]
+    assert drawn == [*reversed(LAYERS), "museum"]
 
 
 @pytest.mark.parametrize("layer", MAY_IMPORT)

@@ -1,4 +1,4 @@
-"""The semantics and the museum on the oldest supported torch, in a virtual environment of its own.
+"""The semantics, the museum and what is private to it on the oldest supported torch, in an environment of its own.
 
 Started by a person (``pytest -m older_torch``), since the first run downloads that torch: several GB where only a build
 with CUDA is offered. ``OLDER_TORCH_PYTHON=/path/to/python`` uses an environment that exists already.
@@ -16,7 +16,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OLDEST = "2.8.0"
-WHAT = ("conf_tests/semantics", "conf_tests/test_museum.py", "conf_tests/test_explain.py")
+WHAT = (
+    "conf_tests/semantics",
+    "conf_tests/test_museum.py",
+    "conf_tests/test_explain.py",
+    "conf_tests/test_private.py",
+)
 
 
 def environment() -> str:
@@ -37,7 +42,8 @@ def test_same_on_the_oldest_supported_torch():
     version = subprocess.run([python, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True)
     assert version.stdout.startswith(OLDEST), version.stdout + version.stderr
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    ran = subprocess.run([python, "-m", "pytest", *WHAT], cwd=ROOT, env=env, capture_output=True, text=True)
+    command = [python, "-m", "pytest", "-o", "addopts=-q", *WHAT]  # which has no pytest-xdist
+    ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout[-3000:]
     passed = re.search(r"(\d+) passed", ran.stdout)
     assert passed

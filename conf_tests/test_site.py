@@ -7,6 +7,7 @@ import http.server
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -56,8 +57,29 @@ def test_every_page_is_there(site):
     from stopgrad.museum import exhibits
 
     names = {"index", "which", "semantics", "zh/semantics", "museum/index", *(f"museum/{n}" for n in exhibits())}
+    names |= {"design", "your_code", "own_project", "recipes/index"}
     assert all((site / f"{name}.html").is_file() for name in names)
     assert not list(site.rglob("hooks.*")), "the hooks are no page"
+
+
+def test_the_navigation_lists_the_recipes_that_help_lists(site):
+    from stopgrad.runner.declared import recipe_files
+
+    pages = re.findall(r'href="(\w+)\.html" class="md-nav__link', (site / "recipes" / "td.html").read_text())
+    listed = recipe_files(ROOT / "configs")
+    assert [name for name in dict.fromkeys(pages) if name in listed] == list(listed)
+
+
+def test_a_recipe_without_a_page_fails_the_build(tmp_path):
+    for name in ("mkdocs.yml", "docs", "configs"):
+        source = ROOT / name
+        shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy(source, tmp_path)
+    (tmp_path / "docs" / "recipes" / "td.md").unlink()
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert built.returncode == 1
+    assert "recipes/td.md" in built.stderr
 
 
 def test_pages_load_nothing_from_elsewhere(site):
@@ -151,7 +173,8 @@ def test_a_row_is_reached_from_the_first_table(server, browser):
 
 @in_a_browser
 def test_nothing_is_wider_than_a_phone(server, browser):
-    for page in ("semantics.html", "which.html", "museum/index.html", "museum/toggle_optimizer.html"):
+    pages = ("semantics.html", "which.html", "museum/index.html", "museum/toggle_optimizer.html")
+    for page in (*pages, "recipes/index.html", "design.html", "your_code.html"):
         browser.open(f"{server}/{page}")
         browser.post("/window/rect", width=500, height=900)
         wide = browser.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth")

@@ -1,4 +1,4 @@
-"""MkDocs hooks: the navigation from what stands in docs/, and the museum's pages from the exhibits."""
+"""MkDocs hooks: the navigation, with the recipes that ``--help`` lists, and a page for each exhibit of the museum."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ from mkdocs.structure.files import File, Files
 
 from stopgrad.museum import Exhibit, exhibits
 from stopgrad.museum.explain import FIND
+from stopgrad.runner.declared import recipe_files
 
 DOCS = Path(__file__).parent
-PAGES = (
-    ("Comparison", "comparison.md"),
-    ("Audit", "audit.md"),
-    ("Several processes", "distributed.md"),
-    ("Design", "design.md"),
-)
 
 
 def on_config(config: Any) -> Any:
-    """Pages in reading order; recipes, the audit and the design are listed when they are there."""
-    recipes = [f"recipes/{page.name}" for page in sorted(DOCS.glob("recipes/*.md"))]
+    """Pages in reading order. A recipe without a page, or a page in no place here, fails the build."""
+    recipes = [f"recipes/{name}.md" for name in recipe_files(DOCS.parent / "configs")]
     config.nav = [
         {"Home": "index.md"},
         {"Which one": "which.md"},
         {"Semantics": [{"English": "semantics.md"}, {"中文": "zh/semantics.md"}]},
         {"Museum": ["museum/index.md", *(f"museum/{name}.md" for name in exhibits())]},
-        *([{"Recipes": recipes}] if recipes else []),
-        *({title: page} for title, page in PAGES if (DOCS / page).exists()),
+        {"Recipes": ["recipes/index.md", *recipes]},
+        {"Comparison": "comparison.md"},
+        {"Audit": ["audit.md", "your_code.md", "reports.md"]},
+        {"Several processes": "distributed.md"},
+        {"Your own project": "own_project.md"},
+        {"Design": "design.md"},
     ]
     return config
 

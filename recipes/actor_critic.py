@@ -37,10 +37,12 @@ from recipes.parts.environments import Step, VectorEnvironment, play, spaces
 from recipes.parts.policies import Normalise, linear, mlp, policy_for
 from stopgrad import FlowContract, Stops
 from stopgrad.lightning import loss_name, unaudited
+from stopgrad.lightning.manual import counted, log_is_due, raw, trainer_of
 
 Share = Annotated[float, Field(ge=0, le=1)]
 AtLeastTwo = Annotated[int, Field(ge=2)]  # every second step may be one that only resets
 
+PAPER = "Mnih 2016; Schulman 2017; Cobbe 2021"
 # The first choice is the paper's, and the default.
 BOUNDARIES = {
     "target": ["no_grad", "detach", "data", "freeze", "none", "scale", "reverse"],
@@ -54,6 +56,14 @@ METRICS = {
     "evaluation_return": {"goal": "max", "margin": 25.0},
     "health/value_bias": {"goal": None, "margin": 0.02},  # exact on the bandit: 0, or H(pi) / 2c
 }
+WITHOUT = {
+    "target": "a residual gradient: the target moves towards the value",
+    "advantage": "the policy's loss teaches the critic: V is off by H(pi) / 2c",
+    "trunk": "cut, V has no features of its own",
+}
+NEEDS = {"stop.trunk": ["recipe.network=shared"]}
+EXEMPT = {"ranks": "each rank has environments of its own"}
+SMALL = ["data.num_envs=4", "data.episodes=2", "recipe.rollout=8", "recipe.minibatch=32"]
 POLICY = {"actor": "open", "trunk": "open", "critic": "blocked", "stop.advantage": "blocked"}
 VALUE = {"critic": "open", "actor": "blocked", "stop.target": "blocked"}
 FLOW = FlowContract({"policy_loss": POLICY, "value_loss": VALUE | {"trunk": "open", "stop.trunk": "open"}})
@@ -263,21 +273,18 @@ class ActorCritic(L.LightningModule):
         return Rollout(observations, chosen, log_probs, steps, steps.valid.flatten().nonzero().squeeze(1))
 
     def training_step(self, environments: VectorEnvironment, batch_idx: int) -> None:
-        started, wrapped = time.perf_counter(), self.optimizers()
-        raw: torch.optim.Optimizer = wrapped.optimizer  # pyright: ignore
-        max_steps = self.trainer.max_steps  # pyright: ignore[reportAttributeAccessIssue]
-        self.remaining = 1 - self.global_step / max_steps if self.anneal else 1.0
-        for group in raw.param_groups:
-            group["lr"] = raw.defaults["lr"] * self.remaining
-        due = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # pyright: ignore[reportAttributeAccessIssue]
+        started, optimizer, due = time.perf_counter(), raw(self), log_is_due(self, steps_ahead=1)
+        self.remaining = 1 - self.global_step / trainer_of(self).max_steps if self.anneal else 1.0
+        for group in optimizer.param_groups:
+            group["lr"] = optimizer.defaults["lr"] * self.remaining
 
         rollout = self.collect(environments)
         terms = self.critic_health(rollout) if due else {}
         minibatches = [part for _ in range(self.epochs) for part in self.minibatches(rollout, environments.generator)]
-        losses = self.update(rollout, minibatches[0], wrapped, each=True)  # counted: global_step is the iterations
+        losses = self.update(rollout, minibatches[0], counted(self), each=True)  # global_step is the iterations
         with unaudited():  # the same two losses again, whose sum takes one backward
             for here in minibatches[1:]:
-                losses = self.update(rollout, here, raw)
+                losses = self.update(rollout, here, optimizer)
         if due:
             terms |= losses | self.policy_health(rollout)
             if environments.episodes:

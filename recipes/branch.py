@@ -30,9 +30,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
+from recipes.parts.labels import check_labels
 from stopgrad import FlowContract, Stops
 from stopgrad.lightning import loss_name
+from stopgrad.lightning.manual import counted, log_is_due
 
+PAPER = "Alain & Bengio 2016; Ganin 2016"
 # The first choice is the probe's, and the default.
 BOUNDARIES = {"features": ["detach", "no_grad", "freeze", "data", "none", "scale", "reverse"]}
 SWITCHES = {"clip": ["group", "global"]}  # global: by one norm, the branch's gradient in it
@@ -41,6 +44,11 @@ METRICS = {
     "target_accuracy": {"goal": "max", "margin": 0.02},
     "source_accuracy": {"goal": "max", "margin": 0.02, "broken_below": 0.5},
 }
+WITHOUT = {
+    "features": "the probe trains what it measures",
+    "clip": "global, the probe moves the trunk, though no gradient flows",
+}
+SMALL = ["data.batch_size=16"]
 FLOW = FlowContract(
     {
         "label_loss": {"trunk": "open", "classifier": "open", "branch": "blocked"},
@@ -127,8 +135,8 @@ class Branch(L.LightningModule):
     # ---- the step
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        optimizer = self.optimizers()
-        optimizer.zero_grad()  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer = counted(self)
+        optimizer.zero_grad()
         terms = {}
         for name, loss, weight in (("label", self.label_loss, 1.0), ("domain", self.domain_loss, self.domain_weight)):
             if weight:
@@ -137,8 +145,8 @@ class Branch(L.LightningModule):
                     self.manual_backward(value)
                 terms[f"loss/{name}"] = value.detach()
         terms |= self.clip()
-        optimizer.step()  # pyright: ignore[reportAttributeAccessIssue]
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.step()
+        if log_is_due(self):
             self.log_dict(terms, prog_bar=True)
 
     def clip(self) -> dict[str, Tensor]:
@@ -158,9 +166,7 @@ class Branch(L.LightningModule):
 
     def check_data(self, data: L.LightningDataModule) -> None:
         """Refuse, before a run, labels that the classifier has no output for."""
-        most = int(data.train_labels.max())  # pyright: ignore[reportAttributeAccessIssue]
-        if most >= self.classes:
-            raise ValueError(f"recipe.classes={self.classes}: the data has labels up to {most}; choose {most + 1}")
+        check_labels(data, self.classes)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.trunk(images))

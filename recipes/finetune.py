@@ -32,10 +32,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recipes.parts.backbones import backbone as build_backbone
+from recipes.parts.labels import check_labels
 from recipes.parts.pretrained import kept_features
 from stopgrad import FlowContract, Stops
 from stopgrad.lightning import loss_name
+from stopgrad.lightning.manual import counted, data_of, log_is_due
 
+PAPER = "Kumar 2022; Howard & Ruder 2018"
 # The first choice is linear probing, and the default.
 BOUNDARIES = {"features": ["detach", "no_grad", "freeze", "freeze_params", "cached", "none", "scale"]}
 SWITCHES = {
@@ -46,8 +49,13 @@ SWITCHES = {
 METRICS = {
     "accuracy": {"goal": "max", "margin": 0.02},
     "old_task": {"goal": "max", "margin": 0.02, "broken_below": 0.5},
-    "ood_error": {"goal": "min", "margin": 0.01, "broken_above": 0.3},
 }
+WITHOUT = {
+    "features": "features are distorted before the head is in place",
+    "batchnorm": "train, the old task is lost, whatever is cut",
+    "unfreeze": "at once from a random head, features that were perfect are wrong elsewhere",
+}
+SMALL = ["recipe.pretrain_steps=5", "data.batch_size=16"]
 FLOW = FlowContract({"target_loss": {"head": "open", "backbone": "blocked", "stop.features": "blocked"}})
 
 
@@ -61,11 +69,11 @@ class FineTune(L.LightningModule):
 
     Args:
         stop: the chosen strategies and switches.
-        shape: of an input: (C, H, W), or (D,) for the linear backbone.
+        shape: (C, H, W) of an image.
         optimizer: from parameter groups to an optimiser; it holds the backbone too, whatever is cut.
-        classes: outputs of the head; with 1 the labels are real numbers and the loss is the squared error.
-        backbone: ``resnet`` (with BatchNorm), ``linear``, ``torchvision/NAME`` or ``timm/NAME``.
-        width: of the embedded backbones.
+        classes: outputs of the head.
+        backbone: ``resnet`` (with BatchNorm), ``torchvision/NAME`` or ``timm/NAME``.
+        width: channels of the ResNet's first stage.
         weights: of torchvision's or timm's backbone: null, or the name of those to download.
         pretrain_steps: batches on the source task, once; the result is cached.
         unfreeze_after: batches until the whole backbone is unfrozen, or its next stage.
@@ -103,7 +111,7 @@ class FineTune(L.LightningModule):
         self.source = (backbone, shape, width, weights)
         network: Any = self.source_network()
         self.backbone, self.old_head = network.backbone, network.head.requires_grad_(False)
-        self.head = nn.Linear(self.old_head.in_features, classes, bias=classes > 1)
+        self.head = nn.Linear(self.old_head.in_features, classes)
         self.cached = False  # whether batches hold features
         self.freeze_below_the_cut()
         self.train()
@@ -132,14 +140,13 @@ class FineTune(L.LightningModule):
     # ---- the loss, and where the cut stands: what this recipe is about
 
     def target_loss(self, batch: Sequence[Tensor]) -> Tensor:
-        """Of inputs (B, ...), or their cached features (B, F), and labels (B,) or (B, 1)."""
+        """Of images (B, C, H, W), or their cached features (B, F), and labels (B,)."""
         inputs, labels = batch
         if self.augment:
             inputs = jittered(inputs)
         below, above = self.halves()
         features = self.stop.features(below, inputs)  # the cut: this loss must not teach what is below
-        scores = self.head(above(features))
-        return F.mse_loss(scores, labels) if self.classes == 1 else F.cross_entropy(scores, labels)
+        return F.cross_entropy(self.head(above(features)), labels)
 
     @property
     def cut(self) -> int:
@@ -178,13 +185,13 @@ class FineTune(L.LightningModule):
         self.freeze_below_the_cut()
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        optimizer: Any = self.optimizers()
+        optimizer = counted(self)
         loss = self.target_loss(batch)
         optimizer.zero_grad()  # to None: a gradient of zeros would let weight decay move what is frozen
         with loss_name("target_loss"):
             self.manual_backward(loss)
         optimizer.step()
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
+        if log_is_due(self):
             self.log("loss/target", loss.detach(), prog_bar=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -201,14 +208,12 @@ class FineTune(L.LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
             backbone, features = build_backbone(name, shape, width, weights)
-            head = nn.Linear(features, self.classes, bias=self.classes > 1)
+            head = nn.Linear(features, self.classes)
         return nn.Sequential(OrderedDict(backbone=backbone, head=head))
 
     def check_data(self, data: Any) -> None:
         """Refuse, before a run, labels that the head has no output for, and features made by something else."""
-        labels = data.train_labels
-        if self.classes > 1 and not labels.is_floating_point() and (most := int(labels.max())) >= self.classes:
-            raise ValueError(f"recipe.classes={self.classes}: the data has labels up to {most}; choose {most + 1}")
+        check_labels(data, self.classes)
         if self.strategy == "cached" and self.feature_cache is not None and Path(self.feature_cache).exists():
             self.old_network().load_state_dict(data.pretrain(self.source_network(), self.pretrain_steps))
             self.compute_features(data)
@@ -218,13 +223,12 @@ class FineTune(L.LightningModule):
         return nn.ModuleDict({"backbone": self.backbone, "head": self.old_head})
 
     def prepare_data(self) -> None:
-        data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        data = data_of(self)
         data.setup("fit")
         data.pretrain(self.source_network(), self.pretrain_steps)  # once, on one process
 
     def setup(self, stage: str) -> None:
-        data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        self.origin = data.pretrain(self.source_network(), self.pretrain_steps)
+        self.origin = data_of(self).pretrain(self.source_network(), self.pretrain_steps)
         if stage == "fit":
             self.old_network().load_state_dict(self.origin)
 
@@ -235,7 +239,7 @@ class FineTune(L.LightningModule):
 
     def on_fit_start(self) -> None:
         if self.strategy == "cached":
-            data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+            data = data_of(self)
             data.train_inputs, self.cached = self.compute_features(data), True
 
     def on_fit_end(self) -> None:
@@ -257,16 +261,12 @@ class FineTune(L.LightningModule):
         return torch.stack(changes).max() if changes else torch.zeros(())
 
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        """Inputs and labels of the new task, then of the old one (images), or out of distribution (vectors)."""
-        inputs, labels, other_inputs, other_labels = batch
-        if self.classes == 1:
-            self.log("error", F.mse_loss(self(inputs), labels))
-            self.log("ood_error", F.mse_loss(self(other_inputs), other_labels), prog_bar=True)
-        else:
-            old_scores = self.old_head(self.backbone(other_inputs))
-            self.log("accuracy", (self(inputs).argmax(1) == labels).float().mean(), prog_bar=True)
-            self.log("old_task", (old_scores.argmax(1) == other_labels).float().mean(), prog_bar=True)
-            self.log("health/statistics_moved", self.moved(buffers=True))
+        """Images and labels of the new task, then of the old one."""
+        images, labels, old_images, old_labels = batch
+        old_scores = self.old_head(self.backbone(old_images))
+        self.log("accuracy", (self(images).argmax(1) == labels).float().mean(), prog_bar=True)
+        self.log("old_task", (old_scores.argmax(1) == old_labels).float().mean(), prog_bar=True)
+        self.log("health/statistics_moved", self.moved(buffers=True))
         self.log("health/weights_moved", self.moved(buffers=False))
 
     test_step = validation_step

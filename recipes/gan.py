@@ -7,7 +7,7 @@ r"""GAN: the discriminator's loss must not reach the generator, and the generato
 
 Goodfellow et al. 2014, arXiv:1406.2661, algorithm 1: D ascends with G's samples held fixed, then G descends. Hinge:
 Miyato et al. 2018, arXiv:1802.05957, eq. 16-17. WGAN-GP: Gulrajani et al. 2017, arXiv:1704.00028, eq. 3. R1: Mescheder
-et al. 2018, arXiv:1801.04406, eq. 9, and its Dirac-GAN, definition 2.1.
+et al. 2018, arXiv:1801.04406, eq. 9. With two parameters and exact: recipe=dirac_gan.
 
 Without the cut, D's loss writes gradients into G. If G's gradients are zeroed before G's own backward, nothing changes
 but the cost; if not, G is trained to help D. The opposite mistake is to cut inside a gradient penalty: the penalty is
@@ -32,13 +32,15 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import relu, softplus
 from torch.nn.utils.parametrizations import spectral_norm
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from recipes.parts.averages import follow
 from recipes.parts.frechet import sample_quality
 from stopgrad import FlowContract, Stops
 from stopgrad.lightning import loss_name
+from stopgrad.lightning.manual import counted, data_of, log_is_due, raw
 from stopgrad.runner.samples import add_grid
 
+PAPER = "Goodfellow 2014; Gulrajani 2017; Mescheder 2018"
 # The first choice is the paper's, and the default.
 BOUNDARIES = {
     "fakes": ["detach", "no_grad", "freeze", "detach_", "data", "inference_mode", "none", "scale", "reverse"],
@@ -52,12 +54,15 @@ SWITCHES = {
 METRICS = {
     "frechet": {"goal": "min", "margin": 2.0, "broken_above": 678.0},  # the untrained generator's, seed 0
     "health/slope": {"goal": None, "margin": 0.2, "broken_above": 20.0},  # 1 where WGAN-GP works (eq. 3)
-    "radius": {
-        "goal": "min",
-        "margin": 0.1,
-        "broken_above": 3.0,
-    },  # of the Dirac-GAN; it starts at, and circles on, 1.41
 }
+WITHOUT = {
+    "fakes": "G is trained to help D, where its gradients are not zeroed in time",
+    "discriminator": "gradients of D that nobody uses",
+    "zero_grad": "late, G steps on what D's loss left in it",
+    "penalty": "cut, the penalty is a constant and D's slope leaves 1",
+}
+REFUSES = {"stop.fakes=inference_mode": "Inference tensors cannot be saved for backward"}
+SMALL = ["recipe.width=32", "data.batch_size=24"]
 FLOW = FlowContract(
     {
         "d_loss": {"discriminator": "open", "generator": "blocked", "stop.fakes": "blocked"},
@@ -126,31 +131,13 @@ def dcgan(shape: Sequence[int], latent: int, width: int) -> tuple[nn.Module, nn.
     return generator, discriminator
 
 
-class DiracGenerator(nn.Module):
-    """A point mass at ``theta``, whatever the noise."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.theta = nn.Parameter(torch.ones(1))
-
-    def forward(self, noise: Tensor) -> Tensor:
-        return self.theta + noise.new_zeros(len(noise), 1)
-
-
-def dirac(shape: Sequence[int], latent: int, width: int) -> tuple[nn.Module, nn.Module]:
-    """The Dirac-GAN: generator theta, discriminator psi * x, both started at 1; the data is the point 0."""
-    discriminator = nn.Linear(1, 1, bias=False)
-    nn.init.ones_(discriminator.weight)
-    return DiracGenerator(), discriminator
-
-
 class GAN(L.LightningModule):
     """A generator against a discriminator, in manual optimisation; a batch is n_critic steps of D and one of G.
 
     Args:
         stop: the chosen strategies and switches.
         shape: (C, H, W) of an image.
-        network: ``mlp`` for 8x8 images, ``dcgan`` for 28x28 and 32x32, ``dirac`` for the exact test.
+        network: ``mlp`` for 8x8 images, ``dcgan`` for 28x28 and 32x32.
         latent: dimensions of the noise.
         width: units, or channels, of the hidden layers.
         use_spectral_norm: on every layer of D (Miyato et al. 2018).
@@ -158,7 +145,6 @@ class GAN(L.LightningModule):
         penalty: on D's gradient: ``r1`` at the reals, ``interpolates`` towards norm 1 (WGAN-GP).
         penalty_weight: gamma of R1, lambda of WGAN-GP.
         n_critic: D's steps for each step of G; a batch is split among them.
-        updates: ``simultaneous``: both players step from the same point.
         ema_decay: of the generator's running average, which is the one that is sampled.
         g_optimizer, d_optimizer: from parameters to an optimiser.
     """
@@ -172,7 +158,7 @@ class GAN(L.LightningModule):
         shape: Sequence[PositiveInt],
         g_optimizer: Callable[..., torch.optim.Optimizer],
         d_optimizer: Callable[..., torch.optim.Optimizer],
-        network: Literal["mlp", "dcgan", "dirac"] = "mlp",
+        network: Literal["mlp", "dcgan"] = "mlp",
         latent: PositiveInt = 64,
         width: PositiveInt = 256,
         use_spectral_norm: bool = False,
@@ -180,29 +166,20 @@ class GAN(L.LightningModule):
         penalty: Literal["none", "r1", "interpolates"] = "interpolates",
         penalty_weight: NonNegativeFloat = 10.0,
         n_critic: PositiveInt = 3,
-        updates: Literal["alternating", "simultaneous"] = "alternating",
         ema_decay: NonNegativeFloat = 0.99,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.stop = Stops(stop, BOUNDARIES, SWITCHES)
-        if updates == "simultaneous" and n_critic > 1:
-            raise ValueError(f"recipe.updates=simultaneous: needs recipe.n_critic=1, here it is {n_critic}")
-        if updates == "simultaneous" and self.stop.discriminator.spelled == "none":
-            raise ValueError(
-                "stop.discriminator=none: with recipe.updates=simultaneous D would step on G's loss; "
-                "choose stop.discriminator=freeze or recipe.updates=alternating"
-            )
         if network == "dcgan" and tuple(shape[1:]) not in ((28, 28), (32, 32)):
             raise ValueError(f"recipe.network=dcgan: images of {list(shape)}; choose 28x28 or 32x32 images, or mlp")
-        self.generator, self.discriminator = {"mlp": mlp, "dcgan": dcgan, "dirac": dirac}[network](shape, latent, width)
+        self.generator, self.discriminator = (mlp if network == "mlp" else dcgan)(shape, latent, width)
         if use_spectral_norm:
             for layer in self.discriminator.modules():
                 if isinstance(layer, (nn.Linear, nn.Conv2d)):
                     spectral_norm(layer)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
-        self.update_average = get_ema_multi_avg_fn(ema_decay)
-        self.latent, self.loss, self.n_critic, self.updates = latent, loss, n_critic, updates
+        self.latent, self.loss, self.n_critic, self.ema_decay = latent, loss, n_critic, ema_decay
         self.penalty, self.penalty_weight = penalty, penalty_weight
         self.g_optimizer, self.d_optimizer = g_optimizer, d_optimizer
         self.terms: dict[str, Tensor] = {}  # the last value of each term, detached
@@ -256,37 +233,27 @@ class GAN(L.LightningModule):
     # ---- the order of backward, zero_grad and step
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
-        g_optimizer, d_wrapped = self.optimizers()  # pyright: ignore[reportGeneralTypeIssues]
-        d_optimizer = d_wrapped.optimizer  # not counted: Lightning's global_step is G's steps, which are the batches
-
+        g_optimizer, d_optimizer = counted(self, 0), raw(self, 1)  # Lightning's global_step is G's, the batches
         for reals in batch.tensor_split(self.n_critic):  # chunk could give fewer
             d_optimizer.zero_grad()
             d_loss = self.d_loss(reals)
             with loss_name("d_loss"):
                 self.manual_backward(d_loss)
-            if self.updates == "alternating":
-                d_optimizer.step()
+            d_optimizer.step()
 
         if self.stop.zero_grad == "timely":
             g_optimizer.zero_grad()
         g_loss = self.g_loss(reals)
         with loss_name("g_loss"):
             self.manual_backward(g_loss)
-        if self.updates == "simultaneous":
-            d_optimizer.step()
         g_optimizer.step()
         if self.stop.zero_grad == "late":
             g_optimizer.zero_grad()
 
-        self.average_generator()
+        follow(self.average, self.generator, self.ema_decay)
         self.terms |= {"loss/d": d_loss.detach(), "loss/g": g_loss.detach()}
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
+        if log_is_due(self):
             self.log_dict(self.terms, prog_bar=True)
-
-    def average_generator(self) -> None:
-        self.update_average(list(self.average.parameters()), list(self.generator.parameters()), None)  # pyright: ignore
-        for averaged, current in zip(self.average.buffers(), self.generator.buffers(), strict=True):
-            averaged.copy_(current)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         return [self.g_optimizer(self.generator.parameters()), self.d_optimizer(self.discriminator.parameters())]
@@ -303,12 +270,9 @@ class GAN(L.LightningModule):
         return samples
 
     def setup(self, stage: str) -> None:
-        self.quality = sample_quality(self.trainer.datamodule, self.sample if stage == "fit" else None)  # pyright: ignore
+        self.quality = sample_quality(data_of(self), self.sample if stage == "fit" else None)
 
     def validation_step(self, reals: Tensor, batch_idx: int) -> None:
-        if isinstance(self.generator, DiracGenerator):  # how far its orbit is from the equilibrium, 0
-            players = [*self.generator.parameters(), *self.discriminator.parameters()]
-            self.log("radius", torch.cat([p.flatten() for p in players]).norm())
         if self.quality:
             samples = self.sample(self.quality.num_reals)
             self.log_dict(self.quality(samples), prog_bar=True)

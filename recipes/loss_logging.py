@@ -31,9 +31,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recipes.parts.backbones import backbone
+from recipes.parts.labels import check_labels
 from stopgrad import FlowContract, Stops
 from stopgrad.audits.retention import kept_graphs
 
+PAPER = "PyTorch FAQ"
 BOUNDARIES: dict[str, list[str]] = {}
 SWITCHES = {
     "history": [
@@ -51,6 +53,12 @@ METRICS = {
     "nodes_a_step": {"goal": "min", "margin": 0.01, "broken_above": 0.5},
     "bytes_a_step": {"goal": "min", "margin": 1.0, "broken_above": 100.0},
 }
+WITHOUT = {"history": "memory grows at every step: by the nodes of a graph, or by its activations too"}
+EXEMPT = {
+    "ranks": "BatchNorm normalises by the rank's own half of the batch",
+    "picture": "what is kept of a step is one number",
+}
+SMALL = ["recipe.width=2", "data.batch_size=16"]
 FLOW = FlowContract({"training_loss": {"network": "open"}})
 
 
@@ -154,9 +162,7 @@ class LossLogging(L.LightningModule):
 
     def check_data(self, data: L.LightningDataModule) -> None:
         """Refuse, before a run, labels that the network has no output for."""
-        most = int(data.train_labels.max())  # pyright: ignore[reportAttributeAccessIssue]
-        if most >= self.classes:
-            raise ValueError(f"recipe.classes={self.classes}: the data has labels up to {most}; choose {most + 1}")
+        check_labels(data, self.classes)
 
     # ---- what is kept, by the count of the retention audit
 

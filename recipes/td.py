@@ -26,7 +26,6 @@ Figures of all arms, three seeds each: docs/recipes/td.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import lightning as L
 import torch
@@ -36,7 +35,9 @@ from torch import Tensor, nn
 from recipes.parts.transitions import Transition
 from stopgrad import FlowContract, Stops
 from stopgrad.lightning import loss_name
+from stopgrad.lightning.manual import counted, data_of, log_is_due, raw
 
+PAPER = "Baird 1995; Sutton & Barto 2018"
 # The first choice is the usual one, and the default.
 BOUNDARIES = {
     "target": ["detach", "no_grad", "freeze", "detach_", "data", "inference_mode", "none", "scale", "reverse"],
@@ -47,6 +48,12 @@ METRICS = {
     "value_error": {"goal": "min", "margin": 0.01},  # root mean square over the states; all of order 1
     "weight_norm": {"goal": None, "margin": 1.0, "broken_above": 1e3},  # the star begins at 10.3; true values need 0
 }
+WITHOUT = {
+    "target": "it moves to the prediction: wrong values where transitions are random; with the cut the star diverges",
+    "prediction": "cut, no reward is learnt",
+}
+NEEDS = {"stop.prediction": ["stop.target=none"]}
+SMALL = ["data.batch_size=2"]  # of which two ranks have one each
 FLOW = FlowContract({"td_loss": {"value": "open", "stop.prediction": "open", "stop.target": "blocked"}})
 
 
@@ -102,16 +109,15 @@ class TD(L.LightningModule):
 
     def training_step(self, batch: Transition, batch_idx: int) -> None:
         """One update for each of the batch's first dimension; Lightning counts the batch as one step."""
-        wrapped: Any = self.optimizers()
-        optimizer = wrapped.optimizer  # not counted: Lightning's global_step is the batches
+        last, optimizer = counted(self), raw(self)  # Lightning's global_step is the batches
         updates = [Transition(*parts) for parts in zip(*batch, strict=True)]
         for update, transitions in enumerate(updates, start=1):
             loss = self.td_loss(transitions)
             optimizer.zero_grad()
             with loss_name("td_loss"):
                 self.manual_backward(loss)
-            (wrapped if update == len(updates) else optimizer).step()
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
+            (last if update == len(updates) else optimizer).step()
+        if log_is_due(self):
             self.log("td_error", (2 * loss.detach()).sqrt())  # of the last update, root mean square
             self.log("weight_norm", self.value.weight.detach().norm(), prog_bar=True)
 
@@ -125,7 +131,7 @@ class TD(L.LightningModule):
     # ---- how far the values are from the true ones
 
     def validation_step(self, batch: Transition, batch_idx: int) -> None:
-        chain = self.trainer.datamodule.chain  # pyright: ignore[reportAttributeAccessIssue]
+        chain = data_of(self).chain
         values = self.value(chain.features.to(self.device)).squeeze(-1)  # (S,)
         error = (values - chain.values(self.discount).to(self.device)).square().mean().sqrt()
         self.log_dict({f"value/{name}": value for name, value in zip(chain.names, values, strict=True)})

@@ -35,13 +35,15 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from recipes.parts.averages import follow
 from recipes.parts.environments import VectorEnvironment, play, spaces
 from recipes.parts.replay import Transitions, bounded_sizes, unscaled
 from stopgrad import FlowContract, Stops
 from stopgrad.lightning import loss_name
+from stopgrad.lightning.manual import counted, data_of, log_is_due, raw, trainer_of
 
+PAPER = "Fujimoto 2018; Silver 2014"
 # The first choice is the paper's, and the default.
 BOUNDARIES = {
     "target": ["no_grad", "detach", "data", "freeze", "none", "scale", "reverse"],
@@ -57,6 +59,17 @@ SWITCHES = {
 METRICS = {
     "evaluation_return": {"goal": "max", "margin": 50.0, "broken_below": -900.0},  # of Pendulum; random actions: -1200
 }
+WITHOUT = {
+    "target": "a residual gradient; behind averaged copies, which no optimiser holds, waste",
+    "action": "cut, the actor's gradient is exactly 0",
+    "critic": "the critic learns to call every action good; waste where it is zeroed in time",
+    "zero_grad": "late, an optimiser steps on what the other loss left",
+    "target_network": "online, the target moves with every step",
+    "target_cut": "action, the critic's own share stays live: a residual gradient",
+}
+NEEDS = {"stop.action": ["stop.critic=none"]}
+EXEMPT = {"ranks": "each rank has environments and a replay of its own"}
+SMALL = ["data.num_envs=2", "data.updates_per_step=4", "data.batch_size=16", "data.warmup=50", "data.episodes=2"]
 FLOW = FlowContract(
     {
         "critic_loss": {"critic": "open", "actor": "blocked", "stop.target": "blocked"},
@@ -153,7 +166,7 @@ class TD3(L.LightningModule):
         live = self.stop.target.spelled not in CUTS or self.stop.target_cut == "action"
         self.target_actor = copy.deepcopy(self.actor).requires_grad_(live)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(live)
-        self.update_average = get_ema_multi_avg_fn(1 - tau)
+        self.tau = tau
         self.gamma, self.reward_scale, self.policy_delay = gamma, reward_scale, policy_delay
         self.exploration_noise, self.smoothing_noise, self.noise_clip = exploration_noise, smoothing_noise, noise_clip
         self.actor_optimizer, self.critic_optimizer = actor_optimizer, critic_optimizer
@@ -202,33 +215,31 @@ class TD3(L.LightningModule):
 
     def training_step(self, batch: Transitions, batch_idx: int) -> None:
         """One update for each of the batch's first dimension; Lightning counts the batch as one step."""
-        actor_optimizer, wrapped = self.optimizers()  # pyright: ignore[reportGeneralTypeIssues]
-        actor_optimizer, critic_optimizer = actor_optimizer.optimizer, wrapped.optimizer  # not counted
+        actor_optimizer, critic_optimizer, last = raw(self, 0), raw(self, 1), counted(self, 1)
         updates = [Transitions(*parts) for parts in zip(*batch, strict=True)]
         for k, transitions in enumerate(updates, start=self.global_step * len(updates) + 1):
-            counted = wrapped if k % len(updates) == 0 else critic_optimizer
-            self.learn("critic_loss", transitions, critic_optimizer, counted)
+            stepped = last if k % len(updates) == 0 else critic_optimizer
+            self.learn("critic_loss", transitions, critic_optimizer, stepped)
             if k % self.policy_delay == 0:
                 self.learn("actor_loss", transitions, actor_optimizer, actor_optimizer)
-                self.average(self.target_critic, self.critic)
-                self.average(self.target_actor, self.actor)
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
+                follow(self.target_critic, self.critic, 1 - self.tau)
+                follow(self.target_actor, self.actor, 1 - self.tau)
+        if log_is_due(self):
             self.log_health()
 
-    def learn(self, name: str, batch: Transitions, optimizer: torch.optim.Optimizer, counted: Any) -> None:
+    def learn(
+        self, name: str, batch: Transitions, optimizer: torch.optim.Optimizer, stepped: torch.optim.Optimizer
+    ) -> None:
         """One update by the loss of that name."""
         if self.stop.zero_grad == "timely":
             optimizer.zero_grad()
         loss = getattr(self, name)(batch)
         with loss_name(name):
             self.manual_backward(loss)
-        counted.step()
+        stepped.step()
         if self.stop.zero_grad == "late":
             optimizer.zero_grad()
         self.terms[f"loss/{name.removesuffix('_loss')}"] = loss.detach()
-
-    def average(self, target: nn.Module, network: nn.Module) -> None:
-        self.update_average(list(target.parameters()), list(network.parameters()), None)  # pyright: ignore
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         action, critic = self.stop.action.spelled, self.stop.critic.spelled
@@ -239,7 +250,7 @@ class TD3(L.LightningModule):
     # ---- acting, and how well it goes
 
     def setup(self, stage: str) -> None:
-        self.trainer.datamodule.policy = self.explore  # pyright: ignore[reportAttributeAccessIssue]
+        data_of(self).policy = self.explore
 
     def explore(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         """Noisy actions (N, A) for observations (N, O); the noise is the environments' own."""
@@ -248,7 +259,7 @@ class TD3(L.LightningModule):
         return (actions + noise).clamp(-1, 1)
 
     def log_health(self) -> None:
-        experience: Any = self.trainer.train_dataloader  # pyright: ignore[reportAttributeAccessIssue]
+        experience: Any = trainer_of(self).train_dataloader
         (time_then, count_then), self.clock = self.clock, (time.perf_counter(), experience.replay.count)
         if "loss/actor" in self.terms:  # what the critic makes of the actor, in units of the reward
             self.terms["health/q"] = -self.terms["loss/actor"] / self.reward_scale

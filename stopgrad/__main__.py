@@ -27,15 +27,17 @@ def audit_command(options: argparse.Namespace) -> int:
             if not (isinstance(step, tuple) and len(step) == 2):
                 raise ValueError(f"{options.target}: yielded a {type(step).__name__}; yield (name, loss)")
             a.loss(*step)
-    print(a.matrix())
+    contract = None if options.contract is None else FlowContract.from_yaml(Path(options.contract))
+    broken = [] if contract is None else contract.violations(a.matrix())
+    print(a.matrix().text([(v.loss, v.part) for v in broken]))
     if options.html is not None:
         from stopgrad.flow.drawing import flow_svg
 
         page = html_page(f"Gradient flow of {options.target}", matrix_svg(a.matrix()), flow_svg(a))
         Path(options.html).write_text(page, encoding="utf-8")
-    if options.contract is not None:
+    if contract is not None:
         try:
-            FlowContract.from_yaml(Path(options.contract)).check(a.matrix())
+            contract.check(a.matrix())
         except FlowViolation as violation:
             print(f"\n{violation}", file=sys.stderr)
             return 1
@@ -88,7 +90,7 @@ def museum_command(options: argparse.Namespace) -> int:
 
 
 def compare_command(options: argparse.Namespace) -> int:
-    """Compare run directories, print the table and write the comparison."""
+    """Compare run directories, print the table, write the comparison and say where."""
     from stopgrad.compare import compare
 
     folders = [Path(folder) for folder in options.folders]
@@ -100,14 +102,41 @@ def compare_command(options: argparse.Namespace) -> int:
         if replay(compared):
             compared = compare(folders, options.reference)
             print(f"\n{compared}")
-    out = Path(options.out) if options.out else folders[0] if len(folders) == 1 else Path("comparison")
+    out = Path(options.out) if options.out else _place(folders)
     compared.write(out)
     if options.picture:
         from stopgrad.compare.picture import draw
 
         draw(compared, Path(options.picture), options.arms)
-    print(f"\n{out}")
+    print(f"\n{out / 'comparison.html'}")
     return 0
+
+
+def new_command(options: argparse.Namespace) -> int:
+    """Begin a project of one's own."""
+    try:
+        from stopgrad.runner.new import begin
+    except ModuleNotFoundError as missing:
+        raise ValueError(f'new: {missing.name} is not installed: pip install "stopgrad[recipes]"') from None
+
+    files = begin(Path(options.folder), options.recipe)
+    print(f"{options.folder}: {len(files)} files; README.md tells what is where\n")
+    steps = ["python train.py trainer=smoke", "pytest"]
+    if Path(options.folder).resolve() != Path.cwd():
+        steps.insert(0, f"cd {options.folder}")
+    print("\n".join(f"    {step}" for step in steps))
+    return 0
+
+
+def _place(folders: list[Path]) -> Path:
+    """Where a comparison of ``folders`` goes: into the one, or beside them all, into ``comparison``."""
+    if len(folders) == 1:
+        return folders[0]
+    above = Path(os.path.commonpath([folder.resolve() for folder in folders]))
+    if above == Path(above.anchor):
+        raise ValueError(f"{', '.join(map(str, folders))}: have no folder in common; say where to write: --out DIR")
+    here = Path.cwd()
+    return (above.relative_to(here) if above.is_relative_to(here) else above) / "comparison"
 
 
 def _add_audit(commands: Any) -> None:
@@ -144,7 +173,9 @@ def _add_compare(commands: Any) -> None:
     parser.add_argument("folders", nargs="+", metavar="DIR", help="run directories, or that of a sweep")
     parser.add_argument("--reference", metavar="ARM", help="the arm that the others are held against")
     parser.add_argument("--replay", action="store_true", help="run arms again to find the very step at which they part")
-    parser.add_argument("--out", metavar="DIR", help="where to write; by default the one DIR, or ./comparison")
+    parser.add_argument(
+        "--out", metavar="DIR", help="where to write; by default into the one DIR, or into comparison/ beside all"
+    )
     parser.add_argument(
         "--picture", metavar="FILE", help="also draw the arms' curves, with samples where there are any"
     )
@@ -175,11 +206,22 @@ def _add_run(commands: Any) -> None:
     parser.set_defaults(run=run_command)
 
 
+def _add_new(commands: Any) -> None:
+    parser = commands.add_parser(
+        "new",
+        help="begin a project of your own with one of the recipes",
+        description="Writes a recipe with its parts and configs, a comparison, train.py, tests and a README.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="empty or new; its name is the project's")
+    parser.add_argument("--from", dest="recipe", metavar="RECIPE", help="the recipe to begin with, such as td3")
+    parser.set_defaults(run=new_command)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command. Exit status: 0 fine, 1 the answer is no, 2 the question was wrong."""
     parser = argparse.ArgumentParser(prog="python -m stopgrad", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_audit, _add_compare, _add_explain, _add_museum, _add_run):
+    for add in (_add_audit, _add_compare, _add_explain, _add_museum, _add_new, _add_run):
         add(commands)
     options = parser.parse_args(arguments)
     try:

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
+from conf_tests.installed import global_hooks, hooks_on, modes
 from stopgrad import Boundary, FlowContract, GradientLeak, GradientStarved, assert_flow, audit
 
 
@@ -42,16 +42,6 @@ def _fingerprint(net: nn.Module) -> list[Tensor]:
     state = [t.clone() for t in net.state_dict().values()]
     grads = [torch.zeros(1) if p.grad is None else p.grad.clone() for p in net.parameters()]
     return [*state, *grads, torch.get_rng_state()]
-
-
-def _hooks() -> int:
-    module = torch.nn.modules.module
-    return len(module._global_forward_hooks) + len(module._global_forward_pre_hooks)
-
-
-def _hooks_of(net: nn.Module) -> int:
-    on_modules = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules())
-    return on_modules + sum(len(p._backward_hooks or ()) for p in net.parameters())
 
 
 # ---- leaves no trace
@@ -93,7 +83,7 @@ def test_assert_flow_with_a_function_leaves_everything(net: Net, x: Tensor) -> N
     assert not net.training
     for a, b in zip(before, _fingerprint(net), strict=True):
         assert torch.equal(a, b)
-    assert _hooks_of(net) == _hooks() == 0
+    assert hooks_on(net) == global_hooks() == 0
 
 
 def test_everything_is_taken_off_after_an_exception(net: Net, x: Tensor) -> None:
@@ -107,8 +97,8 @@ def test_everything_is_taken_off_after_an_exception(net: Net, x: Tensor) -> None
 
     with pytest.raises(KeyError):
         step()
-    assert _get_current_function_mode_stack() == []
-    assert _hooks_of(net) == _hooks() == 0
+    assert modes() == 0
+    assert hooks_on(net) == global_hooks() == 0
     for a, b in zip(before, _fingerprint(net), strict=True):
         assert torch.equal(a, b)
 
@@ -133,12 +123,12 @@ def test_nothing_is_installed_when_off(net: Net, x: Tensor) -> None:
     """No modes and no hooks, and what crosses a boundary is the tensor itself."""
     h = net.trunk(x)
     assert Boundary("h", "none").cross(h) is h
-    assert _get_current_function_mode_stack() == []
-    assert _hooks_of(net) == _hooks() == 0
+    assert modes() == 0
+    assert hooks_on(net) == global_hooks() == 0
     with audit(net):
-        assert len(_get_current_function_mode_stack()) == 1
-    assert _get_current_function_mode_stack() == []
-    assert _hooks_of(net) == _hooks() == 0
+        assert modes() == 1
+    assert modes() == 0
+    assert hooks_on(net) == global_hooks() == 0
 
 
 # ---- parts

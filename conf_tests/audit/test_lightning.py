@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
-from torch.overrides import _get_current_function_mode_stack
 from torch.utils.data import DataLoader, TensorDataset
 
-from stopgrad import FlowContract, GradientLeak, Stops
+from conf_tests.installed import hooks_on, modes
+from stopgrad import FlowContract, GradientLeak, GradientStarved, Stops
 from stopgrad.lightning import FlowAudit, loss_name, unaudited
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:.*does not have many workers")
@@ -154,16 +155,24 @@ def test_names_without_a_contract_follow_the_optimisers() -> None:
 def test_a_leak_raises_or_warns() -> None:
     with pytest.raises(GradientLeak, match=r"(?s)d_loss reaches generator.*d_loss reaches stop.fakes"):
         fit(Gan(fakes="none"), FlowAudit())
-    assert _get_current_function_mode_stack() == []
+    assert modes() == 0
     callback = FlowAudit(on_violation="warn")
     with pytest.warns(UserWarning, match="d_loss reaches generator"):
         fit(Gan(fakes="none"), callback)
     assert {(v.kind, v.part) for v in callback.violations} == {("leak", "generator"), ("leak", "stop.fakes")}
 
 
+def test_what_is_only_recorded_is_not_said(recwarn: pytest.WarningsRecorder) -> None:
+    callback = FlowAudit(on_violation="record")
+    fit(Gan(fakes="none"), callback)
+    assert [str(warning.message) for warning in recwarn if "reaches" in str(warning.message)] == []
+    assert {v.part for v in callback.violations} == {"generator", "stop.fakes"}
+
+
 def test_automatic_optimisation_without_touching_the_module() -> None:
     callback = FlowAudit()
-    fit(Regression(), callback)
+    with pytest.warns(UserWarning, match=r"backbone.0.weight, .* never moved in 3 steps of SGD: no gradient arrived"):
+        fit(Regression(), callback)
     assert _states(callback) == {("loss", "backbone"): "blocked", ("loss", "head"): "open"}
     assert callback.matrix is not None
     assert {cut.kind for cut in callback.matrix["loss", "backbone"].cuts} == {"no_grad"}
@@ -186,8 +195,7 @@ def test_training_is_the_same_bit_for_bit_and_nothing_stays() -> None:
         module = Gan()
         fit(module, *callbacks)
         weights.append(module.state_dict())
-        assert _get_current_function_mode_stack() == []
-        assert not any(p._backward_hooks for p in module.parameters())
+        assert hooks_on(module) == modes() == 0
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
@@ -196,8 +204,7 @@ def test_off_nothing_is_installed_between_audits() -> None:
 
     class Spy(L.Callback):
         def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-            hooks = sum(len(p._backward_hooks or ()) for p in pl_module.parameters())
-            seen.append((len(_get_current_function_mode_stack()), hooks > 0))
+            seen.append((modes(), hooks_on(pl_module) > 0))
 
     fit(Gan(), FlowAudit(every_n_steps=2), Spy(), batches=5)
     assert seen == [(1, True), (0, False)] * 2 + [(1, True)]
@@ -211,8 +218,7 @@ def test_after_an_exception_the_mode_and_the_hooks_are_off() -> None:
     module = Broken()
     with pytest.raises(KeyError, match="broken"):
         fit(module, FlowAudit())
-    assert _get_current_function_mode_stack() == []
-    assert not any(p._backward_hooks for p in module.parameters())
+    assert hooks_on(module) == modes() == 0
 
 
 def test_tensorboard_gets_norms_the_picture_and_the_cuts(tmp_path: Path) -> None:
@@ -235,7 +241,7 @@ def test_tensorboard_gets_norms_the_picture_and_the_cuts(tmp_path: Path) -> None
 
 
 def test_bad_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match="on_violation=ignore: choose one of raise, warn"):
+    with pytest.raises(ValueError, match="on_violation=ignore: choose one of raise, warn, record"):
         FlowAudit(on_violation="ignore")
     with pytest.raises(ValueError, match="every_n_steps=0"):
         FlowAudit(every_n_steps=0)
@@ -258,7 +264,8 @@ class RareGenerator(Gan):
 @pytest.mark.parametrize(("batches", "losses"), [(6, ("d_loss", "g_loss")), (2, ("d_loss",))])
 def test_first_audit_waits_for_every_loss_of_the_contract(batches: int, losses: tuple[str, ...]) -> None:
     callback = FlowAudit()
-    fit(RareGenerator(), callback, batches=batches)
+    with pytest.warns(UserWarning, match="before these losses .*: g_loss$") if batches == 2 else nullcontext():
+        fit(RareGenerator(), callback, batches=batches)
     assert callback.matrix is not None
     assert callback.matrix.losses == losses
     assert callback.violations == []
@@ -268,3 +275,97 @@ def test_first_audit_waits_for_every_loss_of_the_contract(batches: int, losses: 
 def test_leak_is_judged_with_all_losses_or_at_the_end(batches: int) -> None:
     with pytest.raises(GradientLeak, match="d_loss reaches generator"):
         fit(RareGenerator(fakes="none"), FlowAudit(), batches=batches)
+
+
+class Misnamed(Gan):
+    """Says ``loss_d`` where its contract says ``d_loss``."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        for name, optimizer in zip(("d_loss", "g_loss"), self.optimizers(use_pl_optimizer=False), strict=True):
+            optimizer.zero_grad()
+            with loss_name("loss_d" if name == "d_loss" else name):
+                self.manual_backward(getattr(self, name)(batch[0]))
+            optimizer.step()
+
+
+class Unnamed(Gan):
+    """Three losses in the contract, and two optimisers to name them by."""
+
+    FLOW = FlowContract({**Gan.FLOW, "r1": {"discriminator": "open"}})
+
+
+@pytest.mark.parametrize("batches", [3, 25])
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Misnamed, r"names loss 'd_loss', which did not come in .* batches; there is loss_d, g_loss; did you mean"),
+        (Unnamed, r"(?s)'d_loss', .* there is optimizer_0, optimizer_1.*'g_loss', .*'r1', .*by loss_name\('r1'\)"),
+    ],
+)
+def test_a_loss_that_never_comes_is_an_error(module: type[Gan], message: str, strict: bool, batches: int) -> None:
+    def make() -> Gan:
+        return module(named=False)
+
+    contract = FlowContract(module.FLOW, strict=strict)
+    with pytest.raises(GradientStarved, match=message):
+        fit(make(), FlowAudit(contract=contract), batches=batches)
+    callback = FlowAudit(on_violation="warn", contract=contract)
+    with pytest.warns(UserWarning, match=message):
+        fit(make(), callback, batches=batches)
+    assert "missing" in {v.kind for v in callback.violations}
+
+
+def test_rows_are_a_contract() -> None:
+    callback = FlowAudit(contract={name: dict(row) for name, row in Gan.FLOW.items()})
+    fit(Gan(), callback)
+    assert callback.violations == []
+    with pytest.raises(GradientLeak, match="d_loss reaches generator"):
+        fit(Gan(fakes="none"), FlowAudit(contract={"d_loss": {"generator": "blocked"}}))
+    with pytest.raises(ValueError, match="'opn' is neither 'open' nor 'blocked'; did you mean open"):
+        FlowAudit(contract={"d_loss": {"generator": "opn"}})
+    with pytest.raises(TypeError, match="contract=3: pass a FlowContract, or"):
+        FlowAudit(contract=3)  # pyright: ignore[reportArgumentType]
+
+
+class Rows(Gan):
+    FLOW: Any = {"d_loss": {"generator": "blocked"}}  # noqa: RUF012
+
+
+def test_rows_on_the_module_are_a_contract_too() -> None:
+    with pytest.raises(GradientLeak, match="d_loss reaches generator"):
+        fit(Rows(fakes="none"), FlowAudit())
+
+
+class Bare(L.LightningModule):
+    """No contract."""
+
+    def __init__(self, frozen: bool = False) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4).requires_grad_(not frozen) for _ in range(8)])
+        self.head = nn.Linear(4, 1)
+
+    def parameter_groups(self) -> dict[str, nn.Module]:
+        return {**{f"layer{i}": layer for i, layer in enumerate(self.layers)}, "head": self.head}
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        x = batch[0]
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def test_without_contract_and_logger_the_matrix_is_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    fit(Bare(frozen=True), FlowAudit())
+    header, row, *reasons = capsys.readouterr().out.splitlines()
+    assert header.split() == [*(f"layer{i}" for i in range(8)), "head"]
+    assert row.split()[:9] == ["loss", *["blocked"] * 8]
+    assert len(reasons) == 6
+    assert reasons[0].startswith("  loss -> layer0: stopped by requires_grad")
+    assert reasons[-1] == "  ... and 3 reasons more"
+    fit(Bare(), FlowAudit(), logger=TensorBoardLogger(tmp_path, name="", version=""))
+    fit(Bare(), FlowAudit(contract={"loss": {"head": "open"}}))
+    assert capsys.readouterr().out == ""

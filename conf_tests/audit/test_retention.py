@@ -144,6 +144,14 @@ def test_the_callback_names_what_grows(keep: str, place: str) -> None:
         fit(Logger(keep), RetentionAudit(every_n_steps=2, on_violation="warn"), batches=4)
 
 
+def test_what_is_only_recorded_is_not_said(recwarn: pytest.WarningsRecorder) -> None:
+    callback = RetentionAudit(every_n_steps=2, on_violation="record")
+    fit(Logger("sum"), callback, batches=4)
+    assert [str(warning.message) for warning in recwarn if "keeps" in str(warning.message)] == []
+    (line,) = callback.growing
+    assert line.startswith("module.total keeps ")
+
+
 @pytest.mark.parametrize("keep", ["item", "detached", "nothing"])
 def test_the_callback_passes_what_is_detached(keep: str) -> None:
     callback = RetentionAudit(every_n_steps=1)

@@ -89,19 +89,57 @@ def test_broken(flow_audit):
 def test_a_loss_is_missing(flow_audit):
     flow_audit(net).loss("loss", loss())
 
+@pytest.mark.flow_contract({"loss": {"head": "opn"}})
+def test_a_state_is_wrong(flow_audit):
+    flow_audit(net).loss("loss", loss())
+
 @pytest.mark.flow_contract({"loss": {"head": "open"}})
 def test_without_the_fixture():
     pass
 """,
     )
-    result.assert_outcomes(passed=1, failed=3)
+    result.assert_outcomes(passed=1, failed=4)
+    said = result.stdout.str()
+    assert "entries are hidden" not in said  # the message is the failure
+    assert "stopgrad/" not in said  # and none of our source stands before it
+    assert "During handling" not in said
     result.stdout.fnmatch_lines(
         [
-            "*GradientStarved: loss does not reach backbone*",
-            "*contract names loss 'other'; there is loss*",
+            "*_ test_broken _*",
+            "GradientStarved: loss does not reach backbone*",
+            "ValueError: the contract names loss 'other'; there is loss",
+            "ValueError: contract loss -> head: 'opn' is neither*",
             "*needs one contract, and a test that uses flow_audit*",
         ]
     )
+
+
+def test_wrong_names_in_a_test_are_one_line(pytester: pytest.Pytester) -> None:
+    result = _run(
+        pytester,
+        """
+def test_check(flow_audit):
+    a = flow_audit(net)
+    a.loss("loss", loss())
+    a.check({"los": {"head": "open"}})
+
+def test_part(flow_audit):
+    a = flow_audit(net)
+    a.loss("loss", loss())
+    a.check({"loss": {"tail": "open"}})
+
+def test_state(flow_audit):
+    flow_audit(net).check({"loss": {"head": "opn"}})
+
+def test_vector(flow_audit):
+    flow_audit(net).loss("loss", x)
+""",
+    )
+    result.assert_outcomes(failed=4)
+    said = result.stdout.str()
+    assert "stopgrad/" not in said
+    assert len([line for line in said.splitlines() if line.startswith(">")]) == 4  # the test's own lines
+    result.stdout.fnmatch_lines(["E*names loss 'los'; there is loss; did you mean loss?", "E*names part 'tail'*"])
 
 
 # ---- pictures

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from stopgrad import Boundary
+from stopgrad import Boundary, Stops
 from stopgrad.cuts.strategies import OFFERED, TAKES_FACTOR, Strategy, flipped, spelling, stops
 
 CHOICES = [f"{s.value}:0.5" if s in TAKES_FACTOR else s.value for s in Strategy] + ["scale:0", *OFFERED]
@@ -45,3 +45,10 @@ def test_flipped(stop, found):
 def test_a_strategy_that_is_none_is_refused():
     with pytest.raises(ValueError, match=f"strategy=late: choose one of none, .*{spelling('scale')}"):
         stops("late")
+
+
+def test_stops_know_what_they_flip():
+    boundaries = {"fakes": ["detach", "no_grad", "none"], "trunk": ["none", "detach", "scale"]}
+    assert Stops({}, boundaries).flipped == []
+    assert Stops({"fakes": "no_grad", "trunk": "scale:0.5"}, boundaries).flipped == []
+    assert Stops({"trunk": "detach", "history": "none"}, boundaries, {"history": ["item", "none"]}).flipped == ["trunk"]

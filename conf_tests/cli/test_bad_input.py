@@ -1,11 +1,15 @@
 """Wrong input: one line with key, value and choices; exit status 1 or 2; no traceback; no run directory."""
 
+import importlib.util
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from conf_tests.helpers import train
+from conf_tests.helpers import ROOT, train
 
 CASES = {
     "recipe=gann": "recipe=gann: choose one of .*dirac_gan, .*gan, .*; did you mean gan?",
@@ -25,13 +29,14 @@ CASES = {
     "recipe.loss=hing": "recipe.loss=hing: input should be 'non_saturating', 'hinge' or 'wasserstein'",
     "recipe.los=hinge": "recipe.los=hinge: no such key; choose one of .*; did you mean loss?",
     "recipe.network=dcgan": r"recipe.network=dcgan: images of \[1, 8, 8\]; choose 28x28 or 32x32 images, or mlp",
-    "recipe.updates=simultaneous": "recipe.updates=simultaneous: needs recipe.n_critic=1, here it is 3",
-    "recipe.updates=simultaneous recipe.n_critic=1 stop.discriminator=none": "stop.discriminator=none: with .*",
+    "recipe=dirac_gan recipe.updates=simultaneous stop.discriminator=none": "stop.discriminator=none: with .*",
     "recipe.g_optimizer.lr=abc": "recipe.g_optimizer.lr=abc: input should be a valid number.*",
     "recipe.g_optimizer.lr=-1": "recipe=gan: Invalid learning rate: -1",
     "recipe._target_=recipes.gan.GANN": "recipe._target_=recipes.gan.GANN: module .* has no attribute 'GANN'",
     "trainer.max_steps=0": "trainer.max_steps=0: input should be greater than 0",
     "trainer.max_stepz=3": "trainer.max_stepz=3: no such key; choose one of max_steps, .*; did you mean max_steps?",
+    "trainer.max_epochs=1": "trainer.max_epochs=1: does nothing; a run is trainer.max_steps long",
+    "trainer.log_every_n_steps=0": "trainer.log_every_n_steps=0: input should be greater than 0",
     "trainer=tpu": "trainer=tpu: choose one of .*; did you mean .*?",
     "seed=-1": "seed=-1: input should be greater than or equal to 0",
     "seed=x": "seed=x: input should be a valid integer.*",
@@ -57,6 +62,14 @@ CASES = {
     "recipe=actor_critic stop.target=detach_": "stop.target=detach_: choose one of no_grad, .*; did you mean detach?",
     "recipe=actor_critic data=digits": "Interpolation key .data.id. not found .* recipe.environment .*",
     "-m compare=gann": "compare=gann: choose one of .*gan.*; did you mean gan?",
+    "lr=0.1": "lr=0.1: no such key; did you mean recipe.g_optimizer.lr or recipe.d_optimizer.lr?",
+    "recipe.batchsize=3": "recipe.batchsize=3: no such key; did you mean data.batch_size?",
+    "logger=tensorbord": "logger=tensorbord: choose one of csv, none, tensorboard, wandb; did you mean tensorboard?",
+    "-m compare=gan compare.expect.none=identicle": "compare.expect.none=identicle: choose .*; did you mean identical?",
+    "-m compare=gan +compare.expect.nome=broken": "compare.expect=nome: choose one of no_grad, .*; did you mean none?",
+    "-m compare=gan +compare.expect.detach=broken": "compare.expect=detach: choose one of no_grad, .*",  # the reference
+    "-m compare=gan compare.expect=broken": "compare.expect=broken: give each arm a verdict; write ARM: VERDICT",
+    "-m compare=gan ~compare.expect.none": "compare.expect: says nothing of the arm none; write none: raised|broken|.*",
     "foo=1": "foo=1: no such key; choose one of mode, .*",
     "stop.fakes": "Error parsing override 'stop.fakes' missing EQUAL.*; write key=value",
     "hydra.run.dir=/proc/x": "hydra.run.dir=/proc/x: cannot be written: .*",
@@ -114,6 +127,65 @@ def test_checkpoint_of_another_size(checkpoints, tmp_path):
 def test_data_that_needs_torchvision_or_network(tmp_path):
     message = "data.name=mnist: (needs torchvision; .*|could not be downloaded .*)"
     refused(train("data=mnist", f"cache={tmp_path / 'c'}", cwd=tmp_path), tmp_path, message)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
+def test_a_logger_that_is_not_installed(tmp_path):
+    refused(train("logger=wandb", cwd=tmp_path), tmp_path, "logger=wandb: Requirement 'wandb.*' not met. .*")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project of its own, without ``gan.yaml``, and with recipes that cannot be used."""
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    shutil.copytree(ROOT / "recipes", folder / "recipes", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "train.py", folder)
+    recipes = folder / "configs" / "recipe"
+    gan = (recipes / "gan.yaml").read_text()
+    (recipes / "gan.yaml").unlink()
+    (recipes / "gone.yaml").write_text(gan.replace("recipes.gan.GAN", "recipes.gone.Gone"))
+    (recipes / "broken.yaml").write_text(gan.replace("recipes.gan.GAN", "recipes.broken.Broken"))
+    (recipes / "computed.yaml").write_text(gan.replace("recipes.gan.GAN", "recipes.computed.Computed"))
+    (recipes / "odd.yaml").write_text("x: [")
+    (recipes / "empty.yaml").write_text("")
+    (folder / "recipes" / "broken.py").write_text("def (:")
+    (folder / "recipes" / "computed.py").write_text("BOUNDARIES = dict(fakes=['detach'])")
+    return folder
+
+
+class TestLeftovers:
+    """A recipe's config whose module is gone or broken stops that recipe alone."""
+
+    def start(self, *arguments, cwd):
+        command = [sys.executable, "train.py", *arguments]
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=100)
+
+    @pytest.mark.parametrize("option", ["--help", "-h"])
+    def test_help_names_them_and_goes_on(self, option, project):
+        ran = self.start(option, cwd=project)
+        assert (ran.returncode, ran.stderr) == (0, "")
+        said = " ".join(ran.stdout.split())
+        for recipe, why in {
+            "gone": "recipe._target_=recipes.gone.Gone: no module 'recipes.gone'; write package.module.Class",
+            "broken": f"{project}/recipes/broken.py: cannot be read: invalid syntax (broken.py, line 1)",
+            "computed": f"{project}/recipes/computed.py: BOUNDARIES is read without being run; write it as a literal",
+            "odd": "while parsing a flow node expected the node content, ",
+            "empty": "recipe._target_=None: no module ''; ",
+        }.items():
+            assert f" {recipe} cannot be used: {why}" in said
+        assert " td should the gradient follow the bootstrap target? " in said
+        examples = ran.stdout.partition("Examples:\n")[2].splitlines()
+        assert examples[0] == "  python train.py recipe=actor_critic stop.target=none"
+        assert examples[3] == "  python train.py -m compare=actor_critic"
+
+    def test_other_recipes_go_on(self, project):
+        assert self.start("recipe=dirac_gan", "trainer=smoke", cwd=project).returncode == 0
+
+    def test_each_is_one_line_where_it_is_asked_for(self, project):
+        line = "error: recipe._target_=recipes.gone.Gone: No module named 'recipes.gone'\n"
+        assert self.start("recipe=gone", cwd=project).stderr == line
+        assert self.start(cwd=project).stderr.startswith("error: recipe=gan: choose one of actor_critic, ")
 
 
 def test_traceback_on_request(tmp_path):

@@ -39,7 +39,9 @@ def folder(tmp_path_factory):
     for seed in range(3):
         write_run(root, "detach", seed, 1.0 + seed / 10, curve=20)
         write_run(root, "none", seed, 1.0 + seed / 10, cells=OPEN, curve=20)
-        write_run(root, "<b>late", seed, -1.0, cells=OPEN, alter=nudge(4), curve=20, started="2026-01-02")
+        compared = {"reference": "detach", "arms": [], "expect": {"none": "identical", "<b>late": "same_result"}}
+        later = {"started": "2026-01-02", "compare": compared}
+        write_run(root, "<b>late", seed, -1.0, cells=OPEN, alter=nudge(4), curve=20, **later)
     compare([root]).write(root)
     return root
 
@@ -72,14 +74,14 @@ class TestPage:
         assert text(page, "h1") == "made_up: what did the cut change?"
         rows = page.run("return [...document.querySelectorAll('#arms tbody tr')].map(row => row.innerText)")
         assert len(rows) == 3
-        assert rows[1].startswith("none\tidentical\tprobe reached encoder (|g| 0.5); no step used it")
-        assert rows[2].startswith("<b>late\tbroken\t")
+        assert rows[1].startswith("none\tidentical\t–\tprobe reaches encoder; no step uses it; identical weights")
+        assert rows[2].startswith("<b>late\tbroken\nexpected same result\n\t")
         assert page.run("return performance.getEntriesByType('resource').length") == 0
 
     def test_an_arm_is_chosen_by_mouse(self, page):
         assert text(page, "#arm-title") == "none: identical"
         page.click("#arms tr:nth-child(3) button")
-        assert text(page, "#arm-title") == "<b>late: broken"
+        assert text(page, "#arm-title") == "<b>late: broken\nexpected same result"
         assert page.run("return document.querySelectorAll('#arms [aria-pressed=true]').length") == 1
         assert "seed 0: score -1 is below the line 0" in text(page, "#detail")
         assert "The weights differ between 2 and 4 on (seed 0), first in head.weight; 1 of 3" in text(page, "#detail")
@@ -141,6 +143,20 @@ class TestPage:
         page.scheme("")
         assert ratio >= 4.5
 
+    @pytest.mark.parametrize("last", [300, 99_999, 2_000_000])
+    def test_no_tick_is_cut_off(self, page, last):
+        beyond = page.run(
+            """
+            const flat = [-1e20, 1e-5], c = {steps: [1, arguments[0]], mean: flat, low: flat, high: flat};
+            const svg = chart("a", {detach: c}).querySelector("svg");
+            document.querySelector("#curves").append(svg);
+            const box = svg.viewBox.baseVal;
+            return [...svg.querySelectorAll("text")].map(text => text.getBBox())
+              .filter(b => b.x < 0 || b.y < 0 || b.x + b.width > box.width || b.y + b.height > box.height).length""",
+            last,
+        )
+        assert beyond == 0
+
     def test_fits_a_phone(self, page):
         page.post("/window/rect", width=500, height=900)
         wide = page.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
@@ -195,7 +211,7 @@ def test_tensorboard_has_a_readable_directory_an_arm(tensorboard):
     [
         ("custom_scalars", ["metrics", "score", "sweep/comparison/none"]),
         ("hparams", ["stop.features", "verdict", "broken", "identical", "final/score", "1.1000", "-1.0000"]),
-        ("text", ["verdict", "no step used it (it was zeroed in time)"]),
+        ("text", ["verdict", "no step uses it; identical weights"]),
         ("images", ["flow", "sweep/comparison/detach"]),
     ],
 )

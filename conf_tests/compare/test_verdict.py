@@ -8,6 +8,8 @@ import subprocess
 import sys
 
 import pytest
+from lightning.pytorch.loggers import CSVLogger
+from torch.utils.tensorboard.writer import SummaryWriter
 
 from conf_tests.compare.runs import CLOSED, METRICS, nudge, write_run
 from stopgrad.__main__ import main
@@ -103,6 +105,35 @@ class TestVerdict:
         assert reason == "shares no seed with the reference: seeds 1 here, seeds 0 there"
 
 
+class TestExpected:
+    """What the comparison's config declares of an arm, told only where the arm came out otherwise."""
+
+    COMPARED = {"reference": "detach", "arms": ["detach", "arm"]}  # noqa: RUF012
+
+    @pytest.mark.parametrize(("word", "told"), [("identical", "same_result (expected identical)"), ("same_result", "")])
+    def test_is_told_in_table_and_markdown_where_it_is_not_met(self, tmp_path, word, told):
+        found = two(tmp_path, (1.0, 1.1, 0.9), compare=self.COMPARED | {"expect": {"arm": word}})
+        assert (found["arm"]["verdict"], found["arm"]["expected"]) == ("same_result", word)
+        assert found["detach"]["expected"] is None
+        found.write(tmp_path)
+        for text in (str(found), (tmp_path / "comparison.md").read_text()):
+            assert ("(expected" in text) == bool(told)
+            assert told in text
+        assert json.loads((tmp_path / "comparison.json").read_text())["arms"][1]["expected"] == word
+
+    def test_holds_against_the_declared_reference_alone(self, tmp_path):
+        two(tmp_path, (1.0, 1.1, 0.9), compare=self.COMPARED | {"expect": {"arm": "identical", "detach": "broken"}})
+        assert compare([tmp_path], "arm")["detach"]["expected"] is None
+
+    def test_is_found_where_folders_are_compared_and_in_old_runs_is_none(self, tmp_path):
+        expect = {"expect": {"arm": "identical"}}
+        for folder, more in (("a", expect), ("b", {"expect": None}), ("c", {})):
+            for arm in ("detach", "arm"):
+                write_run(tmp_path / folder, arm, 0, compare=self.COMPARED | more)
+        found = compare([tmp_path / folder for folder in "abc"], "a/detach")
+        assert [found[f"{folder}/arm"]["expected"] for folder in "abc"] == ["identical", None, None]
+
+
 class TestFirstDifference:
     @pytest.mark.parametrize(
         ("start", "after", "step", "exact"), [(1, 0, 1, True), (0, None, 0, True), (3, 2, 4, False)]
@@ -129,8 +160,7 @@ class TestSentence:
             write_run(tmp_path, "none", seed, cells=OPEN, step_time=time, graph_nodes=66)
         found = compare([tmp_path])
         assert found["none"]["sentence"] == (
-            "probe reached encoder (|g| 0.5); no step used it (it was zeroed in time), so the weights are identical; "
-            "the step costs about 1.39 times the time and 1.32 times the graph nodes."
+            "probe reaches encoder; no step uses it; identical weights; 1.39x time, 1.32x graph nodes."
         )
         assert found["none"]["flow"]["changed"] == [
             {"loss": "probe", "part": "encoder", "was": "blocked", "is": "open"}
@@ -141,17 +171,15 @@ class TestSentence:
         [
             ((0.014,), ""),  # one run is no measurement
             ((0.014, 0.009), ""),  # nor are two that disagree
-            ((0.0101, 0.0099), "the step costs about the same time"),
-            ((0.006, 0.007), "the step costs about 0.65 times the time"),
+            ((0.0101, 0.0099), ""),  # the same time
+            ((0.006, 0.007), "; 0.65x time"),
         ],
     )
     def test_step_time_of_separate_runs_is_told_where_they_agree(self, tmp_path, times, words):
         for seed, time in enumerate(times):
             write_run(tmp_path, "detach", seed)
             write_run(tmp_path, "arm", seed, step_time=time)
-        assert compare([tmp_path])["arm"]["sentence"] == (
-            "the weights are identical, bit for bit" + (f"; {words}" if words else "") + "."
-        )
+        assert compare([tmp_path])["arm"]["sentence"] == f"identical weights{words}."
 
     def test_step_times_measured_in_one_process_take_their_place(self, tmp_path):
         write_run(tmp_path, "detach", 0)
@@ -162,14 +190,14 @@ class TestSentence:
         found = compare([tmp_path])["arm"]
         assert (found["cost"]["step_time"], found["cost"]["step_time_ratio"]) == (0.011, 1.1)
         assert found["cost"]["step_time_is"] == "medians of 5 interleaved turns of 40 steps in one process"
-        assert found["sentence"].endswith("; the step costs 1.10 times the time.")
+        assert found["sentence"].endswith("; 1.10x time.")
 
     def test_starved(self, tmp_path):
         write_run(tmp_path, "detach", 0, cells=OPEN)
         write_run(tmp_path, "cut", 0, cells=CLOSED, alter=nudge(1))
         sentence = compare([tmp_path])["cut"]["sentence"]
         assert sentence.startswith(
-            "probe no longer reached encoder (blocked); the weights differ from step 1 on, first"
+            "probe no longer reaches encoder; weights differ from step 1, in head.weight alone; "
         )
 
     def test_share_of_the_gradient(self, tmp_path):
@@ -178,25 +206,142 @@ class TestSentence:
         result = json.loads((folder / "result.json").read_text())
         result["flow"]["task"] = {"encoder": {"state": "open", "norm": 1.5, "cuts": []}}
         (folder / "result.json").write_text(json.dumps(result))
-        assert "(|g| 0.5, 25% of its gradient)" in compare([tmp_path])["none"]["sentence"]
+        assert "probe reaches encoder (25% of its gradient)" in compare([tmp_path])["none"]["sentence"]
 
     def test_broken_names_the_line(self, tmp_path):
         sentence = two(tmp_path, (-1.0, -2.0, 0.5))["arm"]["sentence"]
-        assert "score -1 -2 0.5, below the line 0: broken" in sentence
+        assert sentence.endswith("; broken: score -1 -2 0.5, below 0.")
 
     def test_broken_with_equal_weights(self, tmp_path):
         sentence = two(tmp_path, (-1.0, -2.0, 0.5), start=None)["arm"]["sentence"]
-        assert sentence.startswith("the weights are identical, bit for bit; score -1 -2 0.5, below the line 0: broken")
+        assert sentence == "identical weights; broken: score -1 -2 0.5, below 0."
+
+    def test_broken_as_the_reference(self, tmp_path):
+        sentence = two(tmp_path, (-1.0, -2.0, 0.5), base=(-1.0, -2.0, 0.5), start=None)["arm"]["sentence"]
+        assert sentence == "identical weights; broken as the reference did."
 
     def test_raised_gives_the_message(self, tmp_path):
         write_run(tmp_path, "detach", 0)
         write_run(tmp_path, "arm", 0, status="raised", message="Inference tensors", error="RuntimeError", metrics={})
-        assert compare([tmp_path])["arm"]["sentence"] == "PyTorch refused: Inference tensors."
+        assert compare([tmp_path])["arm"]["sentence"] == "raised: Inference tensors."
 
     def test_a_gradient_that_begins_weaker(self, tmp_path):
         write_run(tmp_path, "detach", 0, cells=OPEN)
         write_run(tmp_path, "arm", 0, cells={**OPEN, "norm": 0.1}, alter=nudge(1))
-        assert "probe's gradient at encoder begins 0.2 times as strong" in compare([tmp_path])["arm"]["sentence"]
+        assert "probe's gradient at encoder begins 0.2x as strong" in compare([tmp_path])["arm"]["sentence"]
+
+    @pytest.mark.parametrize(
+        ("scores", "words"),
+        [
+            ((3.0, 3.2, 2.8), "score +2 ± 0.25."),  # differences 2, 2.1, 1.9: t(95%, 2) = 4.303, times .1 / sqrt 3
+            ((1.01, 1.09, 0.9), "same result: score +0 ± 0.017."),  # .01, -.01, 0: t(90%, 2) = 2.920
+            ((1.3, 0.9, 1.0), "3 seeds cannot tell: score +0.0667 ± 0.63."),  # nor would a hundred
+            ((1.25, 1.05, 1.2), "3 seeds cannot tell: score +0.167 ± 0.47; about 34 would."),
+            ((9.0,), "1 seed cannot tell: score +8."),
+        ],
+    )
+    def test_an_interval_is_half_its_width(self, tmp_path, scores, words):
+        assert (
+            two(tmp_path, scores)["arm"]["sentence"]
+            == f"weights differ between steps 4 and 8, in head.weight alone; {words}"
+        )
+
+    def test_at_most_two_metrics_are_named(self, tmp_path):
+        rule = {name: {"goal": "max", "margin": 0.1} for name in ("a", "b", "c", "d")}
+        for seed in range(2):
+            write_run(tmp_path, "detach", seed, metrics=dict.fromkeys(rule, 0.0), metrics_declared=rule)
+            metrics = dict.fromkeys(rule, 1234.5)
+            write_run(tmp_path, "arm", seed, metrics=metrics, metrics_declared=rule, alter=nudge(1))
+        assert compare([tmp_path])["arm"]["sentence"].endswith("alone; a +1230 ± 0, b +1230 ± 0 and 2 more.")
+
+    def test_many_seeds_are_a_range(self, tmp_path):
+        found = two(tmp_path, (-1.0, -2.0, 0.5, 0.1, 7.0), base=(1.0,) * 5)["arm"]
+        assert found["sentence"].endswith("broken: score -2 to 7, below 0.")
+
+    def test_other_settings_are_said(self, tmp_path):
+        write_run(tmp_path, "detach", 0, settings={"recipe.width": 8, "recipe.lr": 0.1, "data.noise": 0})
+        write_run(tmp_path, "arm", 0, settings={"recipe.width": 9, "recipe.lr": 0.1, "data.noise": 1, "data.more": 2})
+        found = compare([tmp_path])["arm"]
+        assert found["settings"] == {"recipe.width": [9, 8], "data.noise": [1, 0], "data.more": [2, None]}
+        assert found["sentence"] == "with recipe.width=9, data.noise=1 and 1 more; identical weights."
+
+
+class TestContract:
+    """Whether what a contract forbids was to be expected: where the arm flips a boundary."""
+
+    def test_table_note_and_page(self, tmp_path):
+        for arm, broken, flipped in (("detach", "", []), ("none", "a reaches b", ["f"]), ("arm", "a reaches b", [])):
+            write_run(tmp_path, arm, 0, contract={"broken": broken, "flipped": flipped})
+        found = compare([tmp_path])
+        rows = [line.split()[:3] for line in str(found).splitlines()[1:4]]
+        assert sorted(rows) == [
+            ["arm", "identical", "unexpected"], ["detach", "reference", "kept"], ["none", "identical", "broken"],
+        ]  # fmt: skip
+        assert found.content["notes"] == ["arm: contract broken, though no boundary is flipped: a reaches b"]
+
+
+LINE = {"score": {"goal": "min", "margin": 0.1, "broken_above": 2.0}}
+
+
+class TestDiverged:
+    """An arm's ``score`` is logged as a power of ``factor``, and ends where it is said to."""
+
+    def arm(self, tmp_path, score, factor=1.0, seeds=1, curve=50, **result):
+        for seed in range(seeds):
+            write_run(tmp_path, "detach", seed, metrics_declared=LINE)
+            folder = write_run(tmp_path, "arm", seed, score, metrics_declared=LINE, alter=nudge(1), **result)
+            if curve:
+                with SummaryWriter(folder) as writer:
+                    for step in range(curve):
+                        writer.add_scalar("score", factor if factor > 2 else factor ** (step - seed), step)
+        return compare([tmp_path])["arm"]
+
+    def test_step_by_which_it_had_in_all_seeds(self, tmp_path):
+        found = self.arm(tmp_path, 1000.0, factor=1.15, seeds=2)  # 1.15^4 < 2 < 1.15^5, logged at 5 as batch 6
+        assert found["diverged"] == {
+            0: {"metric": "score", "step": 6, "exact": False}, 1: {"metric": "score", "step": 7, "exact": False},
+        }  # fmt: skip
+        assert found["verdict"] == "broken"
+        assert found["sentence"].endswith("; score diverged by step 7.")
+
+    def test_in_some_seeds(self, tmp_path):
+        self.arm(tmp_path, 1000.0, factor=1.15)
+        write_run(tmp_path, "arm", 1, 1.0, metrics_declared=LINE)
+        assert compare([tmp_path])["arm"]["sentence"].endswith("; score diverged by step 6 in 1 of 2 seeds.")
+
+    @pytest.mark.parametrize(
+        ("score", "factor"),
+        [(150.0, 1.15), (1000.0, 1000.0)],
+        ids=["too near its line", "as large from the beginning"],
+    )
+    def test_far_and_grown_or_it_is_only_broken(self, tmp_path, score, factor):
+        found = self.arm(tmp_path, score, factor)
+        assert (found["verdict"], found["diverged"]) == ("broken", {})
+        assert "; broken: score" in found["sentence"]
+
+    def test_without_a_curve_only_what_leaves_no_doubt(self, tmp_path):
+        assert self.arm(tmp_path / "far", 1e9, curve=0)["sentence"].endswith("; score diverged.")
+        assert self.arm(tmp_path / "near", 1e4, curve=0)["sentence"].endswith("; broken: score 10000, above 2.")
+        assert self.arm(tmp_path / "nan", math.nan, curve=0)["sentence"].endswith("; score diverged.")
+
+    def test_a_loss_that_ended_the_run_gives_the_very_step(self, tmp_path):
+        ended = {"status": "raised", "error": "NonFiniteLoss", "message": "d_loss is nan at step 812"}
+        found = self.arm(tmp_path, 1.0, curve=0, **ended)
+        assert (found["verdict"], found["because"]) == ("broken", ["seed 0: d_loss is nan at step 812"])
+        assert found["sentence"].endswith("; d_loss diverged at step 812.")
+
+    def test_a_reference_that_diverges_needs_no_interval(self, tmp_path):
+        for seed in range(3):
+            write_run(tmp_path, "detach", seed, 4e22 * (seed + 1), metrics_declared=LINE)
+            write_run(tmp_path, "arm", seed, 1.0, metrics_declared=LINE, alter=nudge(1))
+        found = compare([tmp_path])["arm"]
+        assert (found["verdict"], found["because"]) == ("cannot_tell", found["because"])
+        for seed in range(3, 9):
+            write_run(tmp_path, "detach", seed, 4e22, metrics_declared=LINE)
+            write_run(tmp_path, "arm", seed, 1.0, metrics_declared=LINE, alter=nudge(1))
+        found = compare([tmp_path])["arm"]
+        assert (found["verdict"], found["because"]) == ("different_training", ["the reference's score diverged"])
+        assert found["sentence"].endswith("; does not diverge: score 1.")
 
 
 class TestReference:
@@ -346,7 +491,44 @@ class TestUnequalRuns:
         folder = write_run(tmp_path, "detach", 0)
         shutil.copytree(folder, folder.with_name("seed-0_2"))
         found = compare([tmp_path])
-        assert [left["reason"] for left in found.content["left_out"]] == [f"the same arm and seed as {folder}"]
+        assert found.content["left_out"] == [
+            {"path": str(folder), "reason": f"{folder}_2 is taken, the newest finished run of this arm and seed"}
+        ]
+
+    def test_of_several_runs_the_newest_finished_one_is_taken(self, tmp_path):
+        for k, (status, score) in enumerate([("finished", 1.0), ("finished", 2.0), ("interrupted", 3.0)]):
+            folder = write_run(tmp_path, "a", 0, score, status=status, started=f"2026-01-0{[2, 1, 3][k]}")
+            folder.rename(folder.with_name(f"seed-0_{k}"))
+        found = compare([tmp_path])
+        assert found["a"]["metrics"]["score"]["values"] == {0: 1.0}
+        assert len(found.content["left_out"]) == 2
+        write_run(tmp_path, "a", 0, 4.0, started="2026-01-04")
+        assert compare([tmp_path])["a"]["metrics"]["score"]["values"] == {0: 4.0}
+
+    def test_of_other_lengths_are_not_judged(self, tmp_path):
+        for seed in range(3):
+            write_run(tmp_path, "detach", seed, 1.0 + 0.1 * seed)
+            folder = write_run(tmp_path, "arm", seed, 3.0 + 0.1 * seed, weights_sha256="another")
+            longer = json.loads((folder / "result.json").read_text()) | {"steps": 300}
+            (folder / "result.json").write_text(json.dumps(longer))
+        found = compare([tmp_path])["arm"]
+        assert (found["verdict"], found["because"]) == ("cannot_tell", ["300 steps here, 100 in the reference"])
+        assert "difference" not in found["metrics"]["score"]
+        assert found["sentence"] == (
+            "equal weights up to step 100; cannot be told: 300 steps here, 100 in the reference."
+        )
+
+    def test_seeds_that_share_no_step(self, tmp_path):
+        for seed in range(2):
+            folder = write_run(tmp_path, "detach", seed)
+            with SummaryWriter(folder) as writer:
+                for step in range(3):
+                    writer.add_scalar("score", 1.0, 10 * step + seed)
+                    writer.add_scalar("loss/probe", 1.0, 10 * step)
+        found = compare([tmp_path])
+        found.write(tmp_path)
+        assert list(found.content["curves"]) == ["loss/probe"]
+        assert found.content["notes"] == ["detach: its seeds were logged at no common step: score not drawn"]
 
 
 class TestWritten:
@@ -370,12 +552,17 @@ class TestWritten:
         compare([tmp_path]).write(tmp_path)
         assert "| probe | **open 0.5** (was blocked) | open 2 |" in (tmp_path / "comparison.md").read_text()
 
-    def test_several_directories_are_written_elsewhere(self, tmp_path, monkeypatch):
+    def test_several_directories_are_written_beside_them(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
         for arm in ("detach", "arm"):
             write_run(tmp_path / arm, arm, 0)
         assert main(["compare", "detach", "arm"]) == 0
         assert (tmp_path / "comparison" / "comparison.html").exists()
+        assert capsys.readouterr().out.endswith("\n\ncomparison/comparison.html\n")
+        monkeypatch.chdir("/")
+        assert main(["compare", str(tmp_path / "detach"), str(tmp_path / "arm")]) == 0
+        assert capsys.readouterr().out.endswith(f"\n{str(tmp_path)[1:]}/comparison/comparison.html\n")
+        monkeypatch.chdir(tmp_path)
         assert main(["compare", "detach", "arm", "--out", "here"]) == 0
         assert (tmp_path / "here" / "comparison.json").exists()
 
@@ -389,9 +576,33 @@ class TestWritten:
         for seed in range(3):
             write_run(tmp_path, "detach", seed, score=1.0, curve=3)
         curve = compare([tmp_path]).content["curves"]["score"]["detach"]
-        assert curve["steps"] == [0, 1, 2]
+        assert curve["steps"] == [1, 2, 3]
         assert curve["mean"] == pytest.approx([1.1, 1.11, 1.12])
         assert (curve["low"][0], curve["high"][0]) == pytest.approx((1.0, 1.2))
+
+
+class TestCurves:
+    def test_one_evaluation_is_one_point(self, tmp_path):
+        """The last validation, which Lightning logs at 99, and the test at 100 are of the same network."""
+        folder = write_run(tmp_path, "detach", 0)
+        with SummaryWriter(folder) as writer:
+            for step, value in ((49, 1.0), (99, 2.0), (100, 2.0)):
+                writer.add_scalar("score", value, step)
+        (curve,) = compare([tmp_path]).content["curves"]["score"].values()
+        assert (curve["steps"], curve["mean"]) == ([50, 100], [1.0, 2.0])
+
+    def test_from_a_csv_logger(self, tmp_path):
+        folder = write_run(tmp_path, "detach", 0)
+        logger = CSVLogger(folder, name="", version="csv")
+        for step in (9, 19):
+            logger.log_metrics({"score": step / 10, "epoch": 0}, step)
+            logger.log_metrics({"loss/probe": 1.0}, step)
+        logger.save()
+        curves = compare([tmp_path]).content["curves"]
+        assert {tag: curve["detach"]["steps"] for tag, curve in curves.items()} == {
+            "score": [10, 20], "loss/probe": [10, 20],
+        }  # fmt: skip
+        assert curves["score"]["detach"]["mean"] == [0.9, 1.9]
 
 
 def test_torch_alone_is_enough(tmp_path):

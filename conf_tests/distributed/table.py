@@ -2,11 +2,12 @@
 
     python -m conf_tests.distributed.table                # print the table
     python -m conf_tests.distributed.table --write        # put it into docs/distributed.md
-    python -m conf_tests.distributed.table gan td         # of these recipes
+    python -m conf_tests.distributed.table gan td         # of these alone, printed or put in the place of theirs
 
-One sweep of train.py a recipe, its arms one after the other on the same pair of processes. Columns: how the run ended;
-whether each rank's audit found the contract kept, or which cells are broken, by an arm that is there to break them; and
-whether parameters, buffers and optimiser state were the same, bit for bit, on both ranks after every batch.
+One sweep of train.py a recipe, its arms one after the other on the same pair of processes; what is declared refused
+runs by itself. Columns: how the run ended; whether each rank's audit found the contract kept, or which cells an arm
+broke that is there to break them; and whether parameters, buffers and optimiser state were the same, bit for bit, on
+both ranks after every batch.
 """
 
 from __future__ import annotations
@@ -14,71 +15,69 @@ from __future__ import annotations
 import argparse
 import re
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from conf_tests.helpers import ROOT, Ran, result, train
-from stopgrad.runner.declared import declaration, recipe_configs
+from conf_tests.conformance.catalogue import CONFIGS, choices, declared, refusal
+from conf_tests.helpers import ROOT, result, train
 
 PAGE = ROOT / "docs" / "distributed.md"
-FACTOR = {"scale": "scale:0.5", "reverse": "reverse:1"}
-SHORT = {"max_steps": 6, "val_check_interval": 6, "log_every_n_steps": 3}
-FASTER: dict[str, dict[str, Any]] = {  # shorter, and what two ranks need
-    "td": {"data": {"batch_size": 2}},
-    "actor_critic": {"data": {"num_envs": 4, "episodes": 2}, "recipe": {"rollout": 8, "minibatch": 16, "epochs": 2}},
-    "bandit": {"data": {"episodes": 2}},
-    "td3": {"data": {"num_envs": 2, "updates_per_step": 4, "batch_size": 16, "warmup": 50, "episodes": 2}},
-    "finetune": {"recipe": {"pretrain_steps": 5}},
-}
-NEEDS: dict[tuple[str, str], dict[str, Any]] = {  # (recipe, switch): without which the switch is refused
-    ("td", "prediction"): {"stop": {"target": "none"}},
-    ("td_asplit", "prediction"): {"stop": {"target": "none"}},
-    ("actor_critic", "trunk"): {"recipe": {"network": "shared"}},
-    ("td3", "action"): {"stop": {"critic": "none"}},
-}
+TABLE, EXEMPT = (("<!-- table -->\n", "<!-- end of table -->"), ("<!-- exempt -->\n", "<!-- end of exempt -->"))
+HEAD = ["| recipe | arm | run | contract | ranks after every batch |", "|---|---|---|---|---|"]
+SHORT = ["trainer.max_steps=6", "trainer.val_check_interval=6", "trainer.log_every_n_steps=3", "logger=none"]
 CELL = re.compile(r"(\w+) (?:reaches|does not reach) ([\w.]+)")
 
 
-def arms(recipe: str) -> dict[str, dict[str, Any]]:
-    """The default, and every other choice of each boundary and each switch, by name."""
-    declared = declaration(recipe_configs()[recipe].recipe._target_)
-    found: dict[str, dict[str, Any]] = {"default": {}}
-    for name, choices in {**declared.boundaries, **declared.switches}.items():
-        for choice in choices[1:]:
-            needs = NEEDS.get((recipe, name), {})
-            found[f"{name}-{choice}"] = needs | {"stop": needs.get("stop", {}) | {name: FACTOR.get(choice, choice)}}
-    return found
+def arms(recipe: str) -> dict[str, list[str]]:
+    """The overrides of the default, and of every other choice of each boundary and each switch, by name."""
+    found = {f"{name}-{choice.partition(':')[0]}": overrides for name, choice, overrides in choices(recipe)}
+    return {"default": [], **found}
 
 
-def sweep(recipe: str, folder: Path, *overrides: str) -> Ran:
-    """Run all arms of the recipe on two ranks, into ``folder``/sweep."""
-    whole = {"compare": {"reference": "default", "arms": arms(recipe)}, "trainer": SHORT} | FASTER.get(recipe, {})
-    config = OmegaConf.to_yaml(OmegaConf.create(whole))
-    (folder / "compare").mkdir(parents=True)
-    (folder / "compare" / "table.yaml").write_text(
-        f"# @package _global_\ndefaults:\n  - override /recipe: {recipe}\n  - override /logger: none\n{config}"
-    )
-    sweeping = ["--config-dir", str(folder), "-m", "compare=table", f"arm={','.join(arms(recipe))}", "trainer=ddp"]
-    return train(
-        *sweeping,
-        "callbacks.ranks.every_n_steps=1",
-        f"hydra.sweep.dir={folder / 'sweep'}",
-        *overrides,
-        cwd=folder,
-    )
+def runs(recipe: str) -> dict[str, dict[str, Any]]:
+    """What each arm of the recipe left of a run on two ranks: its ``result.json``, or the ``message`` it ended with."""
+    of, known = declared(recipe), arms(recipe)
+    swept = {arm: overrides for arm, overrides in known.items() if not refusal(of, overrides)}
+    run = [f"recipe={recipe}", *of.small, *SHORT, "trainer=ddp", "callbacks.ranks.every_n_steps=1"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "compare").mkdir()
+        nested = {arm: OmegaConf.to_container(OmegaConf.from_dotlist(overrides)) for arm, overrides in swept.items()}
+        whole = OmegaConf.to_yaml({"compare": {"reference": "default", "arms": nested}})
+        (folder / "compare" / "table.yaml").write_text(f"# @package _global_\n{whole}")
+        sweep = ["--config-dir", name, "-m", "compare=table", f"arm={','.join(swept)}", "hydra.sweep.dir=sweep"]
+        ran = train(*sweep, *run, cwd=folder)
+        found = {arm: folder / "sweep" / arm / "seed-0" for arm in swept}
+        missing = [arm for arm, left in found.items() if not (left / "result.json").exists()]
+        if missing:
+            raise RuntimeError(f"{recipe}: no result of {', '.join(missing)}\n{ran.stdout}\n{ran.stderr}")
+        results = {arm: result(left) for arm, left in found.items()}
+        for arm in known.keys() - swept.keys():
+            ran = train(*run, *known[arm], f"hydra.run.dir={arm}", cwd=folder)
+            there = (folder / arm / "result.json").exists()
+            results[arm] = result(folder / arm) if there else {"status": "refused", "message": ran.stderr.strip()}
+        return {arm: results[arm] for arm in known}
 
 
-def row(recipe: str, arm: str, found: dict[str, Any]) -> str:
-    """The arm's line of the table."""
-    if found["status"] != "finished":
-        ended = f"refused by PyTorch: {found['message'].partition(': ')[2].partition(';')[0]}"
-        return f"| `{recipe}` | `{arm}` | {ended if found['message'].startswith('stop.') else found['message']} | | |"
-    cells = [
+def broken_cells(found: Mapping[str, Any]) -> list[list[str]]:
+    """On each rank, the cells of the contract that are broken, as ``loss:part``."""
+    return [
         sorted({":".join(match) for text in rank["violations"] for match in CELL.findall(text.partition("\n")[0])})
         for rank in found["ranks"]
     ]
+
+
+def row(recipe: str, arm: str, found: Mapping[str, Any]) -> str:
+    """The arm's line of the table."""
+    words = refusal(declared(recipe), arms(recipe)[arm])
+    if found["status"] != "finished":
+        by = " by PyTorch" if found["status"] == "raised" else ""
+        told = f"refused{by}: {words}" if words and words in found["message"] else found["message"]
+        return f"| `{recipe}` | `{arm}` | {told} | | |"
+    cells = broken_cells(found)
     if cells[0] != cells[1]:
         contract = f"ranks differ: {cells}"
     else:
@@ -88,31 +87,53 @@ def row(recipe: str, arm: str, found: dict[str, Any]) -> str:
 
 
 def rows(recipe: str) -> list[str]:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        ran = sweep(recipe, folder)
-        found = {arm: folder / "sweep" / arm / "seed-0" for arm in arms(recipe)}
-        missing = [arm for arm, run in found.items() if not (run / "result.json").exists()]
-        if missing:
-            raise RuntimeError(f"{recipe}: no result of {', '.join(missing)}\n{ran.stdout}\n{ran.stderr}")
-        return [row(recipe, arm, result(run)) for arm, run in found.items()]
+    return [row(recipe, arm, found) for arm, found in runs(recipe).items()]
+
+
+def rows_in(page: str) -> dict[str, list[str]]:
+    """The lines of the table that a page holds, by recipe."""
+    found: dict[str, list[str]] = {}
+    for line in between(page, *TABLE).splitlines()[len(HEAD) :]:
+        found.setdefault(line.split("`")[1], []).append(line)
+    return found
+
+
+def between(page: str, start: str, end: str) -> str:
+    return page.partition(start)[2].partition(end)[0]
+
+
+def written(page: str, new: Mapping[str, Sequence[str]]) -> str:
+    """The page with these rows in the place of their recipes' old ones, without recipes that are gone; and with what
+    is exempt from the comparison with one process.
+    """
+    lines = {**rows_in(page), **new}
+    exempt: dict[str, list[str]] = {}
+    for name in CONFIGS:
+        if reason := declared(name).exempt.get("ranks"):
+            exempt.setdefault(reason, []).append(f"`{name}`")
+    texts = (
+        [*HEAD, *(line for name in CONFIGS for line in lines.get(name, []))],
+        [f"- {', '.join(names)}: {reason}" for reason, names in exempt.items()],
+    )
+    for (start, end), text in zip((TABLE, EXEMPT), texts, strict=True):
+        before, _, rest = page.partition(start)
+        page = before + start + "".join(f"{line}\n" for line in text) + end + rest.partition(end)[2]
+    return page
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipes", nargs="*", default=list(recipe_configs()))
+    parser.add_argument("recipes", nargs="*", default=list(CONFIGS))
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
-    lines = ["| recipe | arm | run | contract | ranks after every batch |", "|---|---|---|---|---|"]
+    if not arguments.write:
+        print(*HEAD, sep="\n")
     for recipe in arguments.recipes:
-        lines += rows(recipe)
-        if not arguments.write:
-            print(*lines, sep="\n", flush=True)
-            lines.clear()
-    if arguments.write:
-        before, start, rest = PAGE.read_text().partition("<!-- table -->\n")
-        _, end, after = rest.partition("<!-- end of table -->")
-        PAGE.write_text(before + start + "\n".join(lines) + "\n" + end + after)
+        found = rows(recipe)
+        if arguments.write:  # each as it comes: it takes minutes
+            PAGE.write_text(written(PAGE.read_text(), {recipe: found}))
+        else:
+            print(*found, sep="\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from conf_tests.conformance.catalogue import declared
 from conf_tests.helpers import ROOT, result, train
 
 TWO = ["recipe=dirac_gan", "trainer=ddp", "trainer.max_steps=6", "trainer.val_check_interval=6", "logger=none"]
@@ -24,7 +25,7 @@ def test_sweep_makes_one_directory_with_each_arm_once(tmp_path):
     }
     detach, none = (result(sweep / f"fakes-{arm}" / "seed-0") for arm in ("detach", "none"))
     assert detach["weights_sha256"] == none["weights_sha256"] == none["ranks"][1]["weights_sha256"]
-    assert {len(run.stdout.split("finished")) for run in [ran]} == {5}  # each arm told once
+    assert (ran.stdout + ran.stderr).count("finished") == 4  # each arm told once
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 
 
@@ -76,15 +77,9 @@ def test_torchrun(tmp_path):
     assert b"error: -m under torchrun: start a sweep without it" in ran.stderr
 
 
-SMALL = {
-    "gan": ["recipe=gan", "recipe.width=16", "data.batch_size=24"],
-    "bandit": ["recipe=bandit", "data.num_envs=4", "recipe.minibatch=16", "data.episodes=2"],
-}
-
-
-@pytest.mark.parametrize("recipe", SMALL)
+@pytest.mark.parametrize("recipe", ["gan", "bandit"])
 def test_resumed_each_rank_goes_on_with_its_own_streams_and_environments(recipe, tmp_path):
-    run = [*TWO[1:], *SMALL[recipe]]
+    run = [*TWO[1:], f"recipe={recipe}", *declared(recipe).small]
     train(*run, "trainer.max_steps=4", "hydra.run.dir=half", cwd=tmp_path)
     last = tmp_path / "half" / "checkpoints" / "last.ckpt"
     train(*run, "trainer.max_steps=8", f"ckpt_path={last}", "hydra.run.dir=resumed", cwd=tmp_path)

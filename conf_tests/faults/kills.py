@@ -19,25 +19,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from conf_tests.distributed.table import FASTER
-from conf_tests.helpers import PROCESSES, ROOT, _train, result, train
-from stopgrad.runner.declared import recipe_configs
+from conf_tests.conformance.catalogue import CONFIGS, declared
+from conf_tests.helpers import result, start, train, wait_for
 
-STEPS = {"dirac_gan": 400, "gan": 120, "td": 300, "td_asplit": 300, "finetune_linear": 300}  # else 60
+STEPS = 300  # of small sizes: long enough to be killed in the middle
 SECONDS = 120
 
 
 def overrides(recipe: str) -> list[str]:
-    steps = STEPS.get(recipe, 60)
-    smaller = [
-        f"{section}.{key}={value}" for section, some in FASTER.get(recipe, {}).items() for key, value in some.items()
-    ]
-    every = [
-        f"trainer.max_steps={steps}",
-        f"trainer.val_check_interval={steps // 3}",
-        "callbacks.last.every_n_train_steps=3",
-    ]
-    return [f"recipe={recipe}", "logger=none", "trainer.log_every_n_steps=20", *every, *smaller]
+    steps = [f"trainer.max_steps={STEPS}", f"trainer.val_check_interval={STEPS // 3}"]
+    every = ["trainer.log_every_n_steps=20", "callbacks.last.every_n_train_steps=3"]
+    return [f"recipe={recipe}", "logger=none", *steps, *every, *declared(recipe).small]
 
 
 class Left:
@@ -45,8 +37,8 @@ class Left:
 
     def __init__(self, recipe: str, folder: Path) -> None:
         started = time.monotonic()
-        process = start(recipe, folder / "whole")
-        wait(process, lambda: (folder / "whole" / "config.yaml").exists())
+        process = begin(recipe, folder / "whole")
+        wait_for((folder / "whole" / "config.yaml").exists, process)
         began = time.monotonic()
         process.join(SECONDS)
         process.kill()
@@ -54,34 +46,21 @@ class Left:
         self.weights = result(folder / "whole")["weights_sha256"]
 
 
-def start(recipe: str, folder: Path) -> Any:
-    arguments = [*overrides(recipe), f"hydra.run.dir={folder}", f"cache={ROOT / '.cache'}"]
-    out = folder.with_suffix(".log")
-    process = PROCESSES.Process(target=_train, args=(arguments, folder.parent, {}, out, out), daemon=True)
-    process.start()
-    return process
-
-
-def wait(process: Any, there: Any, seconds: float = SECONDS) -> bool:
-    """Until ``there()``; False where the process ends before, or the time does."""
-    deadline = time.monotonic() + seconds
-    while process.is_alive() and time.monotonic() < deadline:
-        if there():
-            return True
-        time.sleep(0.0002)
-    return there()
+def begin(recipe: str, folder: Path) -> Any:
+    log = folder.with_suffix(".log")
+    return start(*overrides(recipe), f"hydra.run.dir={folder}", cwd=folder.parent, out=log, err=log)
 
 
 def kill(recipe: str, left: Left, folder: Path, aimed: bool, at: random.Random) -> str:
     """Kill one run, resume it; what came of it."""
     run = folder / "killed"
-    process = start(recipe, run)
-    wait(process, lambda: (run / "config.yaml").exists())
+    process = begin(recipe, run)
+    wait_for((run / "config.yaml").exists, process)
     if aimed:
         skip = at.randrange(1, 6)  # of the checkpoints, so that the one before is there
-        wait(process, lambda: len(list(run.glob("checkpoints/*.ckpt"))) > 0)
+        wait_for(lambda: any(run.glob("checkpoints/*.ckpt")), process)
         for _ in range(skip):
-            wait(process, lambda: any(run.glob("checkpoints/.*.tmp")))
+            wait_for(lambda: any(run.glob("checkpoints/.*.tmp")), process)
             time.sleep(at.uniform(0, 0.004))
     else:
         time.sleep(at.uniform(0, left.seconds))
@@ -103,7 +82,7 @@ def kill(recipe: str, left: Left, folder: Path, aimed: bool, at: random.Random) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipes", nargs="*", default=list(recipe_configs()))
+    parser.add_argument("recipes", nargs="*", default=list(CONFIGS))
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first kill, to run them in pieces")

@@ -8,6 +8,7 @@ import resource
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -16,7 +17,7 @@ import torch
 
 from conf_tests.helpers import PROCESSES, _train, result, train
 from stopgrad.lightning import loss_name
-from stopgrad.runner.checkpoints import WholeCheckpoints
+from stopgrad.runner.checkpoints import LastCheckpoint, WholeCheckpoints
 from stopgrad.runner.errors import RunFailed
 from stopgrad.runner.finite import Finite, NonFiniteLoss
 
@@ -189,6 +190,15 @@ def test_write_that_the_system_cuts_off_keeps_the_checkpoint_before(tmp_path):
     assert said.endswith("; the one before is kept")
     assert WholeCheckpoints().load_checkpoint(tmp_path / "last.ckpt") == {"number": 1}
     assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+def test_last_checkpoint_is_written_every_so_many_batches_and_after_the_last(tmp_path):
+    written = []
+    trainer = SimpleNamespace(world_size=1, max_steps=8, save_checkpoint=written.append)
+    last = LastCheckpoint(str(tmp_path), every_n_train_steps=3)
+    for trainer.global_step in (1, 2, 3, 3, 4, 5, 6, 7, 8):  # two batches of one step
+        last.on_train_batch_end(trainer)
+    assert written == [tmp_path / "last.ckpt"] * 3  # after 3, 6 and 8
 
 
 # ---- losses that are not finite

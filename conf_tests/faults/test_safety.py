@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import pickle
 import re
+import time
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from conf_tests.helpers import ROOT, train
+from conf_tests.helpers import PROCESSES, ROOT, train
 from recipes.parts.cache import cached
 from stopgrad.runner.check import as_run_in
 from stopgrad.runner.checkpoints import WholeCheckpoints
 from stopgrad.runner.declared import recipe_configs
 from stopgrad.runner.errors import InputError
+from stopgrad.runner.hydra_internals import PLUGINS
 from stopgrad.runner.names import register
 from stopgrad.runner.safety import allowed_by, check_target, targets
 
@@ -35,6 +37,7 @@ RUNS_CODE = [
     "torch.utils.collect_env.run",
     "torch.package.PackageImporter",
     "torch.fx.GraphModule",
+    "torch.jit.ScriptModule",
     "torch.nn.Module.__init__",
     "torch.nn.Module.load_state_dict",
     "torch.nn.modules.module.torch.hub.load",
@@ -65,7 +68,7 @@ COMPOSES = [
     "recipes.gan.GAN",
     "stopgrad.runner.terminal.progress_bar",
     "stopgrad.lightning.FreezeAudit",
-    "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+    f"{PLUGINS}.basic_launcher.BasicLauncher",
 ]
 
 
@@ -196,6 +199,17 @@ def test_checkpoint_with_code_runs_nothing(name, reason, tmp_path, monkeypatch):
     assert not (tmp_path / "evil").exists()
 
 
+def ask(file, number, at_once, told):
+    """Say whose number is kept in ``file``."""
+
+    def make():
+        time.sleep(0.2)
+        return {"x": torch.tensor(number)}
+
+    at_once.wait(60)
+    told.put(cached(file, make)["x"].item())
+
+
 class TestCache:
     def make(self):
         self.made = getattr(self, "made", 0) + 1
@@ -205,7 +219,17 @@ class TestCache:
         for _ in range(2):
             assert cached(tmp_path / "c" / "x.pt", self.make)["x"].tolist() == [0, 1, 2]
         assert self.made == 1
-        assert [file.name for file in (tmp_path / "c").iterdir()] == ["x.pt"]
+        assert {file.name for file in (tmp_path / "c").iterdir()} == {"x.pt", ".x.pt.lock"}
+
+    def test_made_once_by_all_who_ask_at_once(self, tmp_path):
+        told, at_once = PROCESSES.Queue(), PROCESSES.Barrier(3)
+        asking = [PROCESSES.Process(target=ask, args=(tmp_path / "x.pt", n, at_once, told)) for n in range(3)]
+        for process in asking:
+            process.start()
+        numbers = [told.get(timeout=60) for _ in asking]
+        for process in asking:
+            process.join(60)
+        assert len(set(numbers)) == 1
 
     @pytest.mark.parametrize(
         "damage", [lambda b: b[:-3], lambda b: b[:100] + b"?" + b[101:], lambda b: b"", lambda b: b"x"]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from conf_tests.conformance.catalogue import CONFIGS
 from conf_tests.faults import fuzz, kills
-from stopgrad.runner.declared import recipe_configs
 
 
 def test_twenty_malformed_inputs():
@@ -36,4 +36,4 @@ def test_two_kills(tmp_path):
 
 @pytest.mark.long
 def test_fifty_kills_over_all_recipes(tmp_path):
-    assert killed(tmp_path, list(recipe_configs()), range(50)) == []
+    assert killed(tmp_path, list(CONFIGS), range(50)) == []

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from conf_tests.helpers import build_recipe, norms, train
+from conf_tests.helpers import build_recipe, final, norms, train
 from recipes.branch import BOUNDARIES, FLOW
 from recipes.parts.domains import Domains, inverted, textured
 from recipes.parts.images import Batches
@@ -132,3 +132,9 @@ def test_labels_beyond_the_classifier_are_refused(tmp_path):
     ran = train(*SMALL, "recipe.classes=4", cwd=tmp_path)
     assert ran.stderr == "error: recipe.classes=4: the data has labels up to 9; choose 10\n"
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.long
+def test_reversed_the_gate_gains_and_open_it_costs():
+    reverse, alone, joint = (final("branch", arm, "target_accuracy") for arm in ("reverse", "alone", "none"))
+    assert all(r >= a + 0.05 and a >= j + 0.05 for r, a, j in zip(reverse, alone, joint, strict=True))

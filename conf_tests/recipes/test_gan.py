@@ -1,4 +1,4 @@
-"""The GAN recipe: its contract, its cuts bit for bit, the Dirac-GAN's exact radius, its penalty, its losses."""
+"""The GAN recipe: its contract, its cuts bit for bit, its penalty, its losses."""
 
 import math
 from types import SimpleNamespace
@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from conf_tests.helpers import build_recipe, config, norms, result, train
+from conf_tests.helpers import build_recipe, config, final, norms, result, train
 from recipes.gan import BOUNDARIES, FLOW, GAN
+from recipes.parts.averages import follow
 from recipes.parts.frechet import Classifier, FrechetDistance, accuracy, cached_classifier
 from recipes.parts.images import Batches, read_images
 
@@ -36,8 +37,6 @@ def weights_after(steps, *overrides, seed=0):
     recipe.manual_backward = lambda loss: loss.backward()
     recipe.trainer = SimpleNamespace(log_every_n_steps=10**9, global_step=1)
     images = torch.rand(16, *config(*overrides).data.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-    if "recipe=dirac_gan" in overrides:
-        images.zero_()
     for k, reals in enumerate(Batches(images, batch_size=8, length=steps, seed=seed)):
         recipe.training_step(reals, k)
     return recipe.state_dict()
@@ -126,9 +125,27 @@ class TestPenalty:
         assert found["discriminator"] > 0
 
 
+class Point(torch.nn.Module):
+    """A generator that answers .25, whatever the noise."""
+
+    def __init__(self):
+        super().__init__()
+        self.theta = torch.nn.Parameter(torch.full((1,), 0.25))
+
+    def forward(self, noise):
+        return self.theta.expand(len(noise), 1)
+
+
+def two_parameters(slope, *overrides):
+    """A GAN in one dimension: a generator at .25, a discriminator ``slope * x``."""
+    recipe = build_recipe(*MLP, *overrides)
+    recipe.generator, recipe.discriminator = Point(), torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(recipe.discriminator.weight, slope)
+    return recipe
+
+
 def test_penalty_of_a_linear_discriminator_is_known():
-    recipe = build_recipe("recipe=dirac_gan", "recipe.penalty=r1")
-    torch.nn.init.constant_(recipe.discriminator.weight, 3.0)
+    recipe = two_parameters(3.0, "recipe.penalty=r1")
     assert recipe.gradient_penalty(torch.zeros(4, 1), torch.ones(4, 1)).item() == 4.5  # 3^2 / 2
     recipe.penalty = "interpolates"
     assert recipe.gradient_penalty(torch.zeros(4, 1), torch.ones(4, 1)).item() == 4.0  # (3 - 1)^2
@@ -145,29 +162,9 @@ def test_penalty_of_a_linear_discriminator_is_known():
 )
 def test_losses_at_known_scores(loss, d, g):
     """At D(real) = 2 and D(fake) = 0.5, by the formulas of the papers."""
-    recipe = build_recipe("recipe=dirac_gan", f"recipe.loss={loss}")
-    torch.nn.init.constant_(recipe.discriminator.weight, 2.0)
-    torch.nn.init.constant_(recipe.generator.theta, 0.25)
+    recipe = two_parameters(2.0, f"recipe.loss={loss}", "recipe.penalty=none")
     assert recipe.d_loss(torch.ones(3, 1)).item() == pytest.approx(d, abs=1e-6)
     assert recipe.g_loss(torch.ones(3, 1)).item() == pytest.approx(g, abs=1e-6)
-
-
-def radius(*overrides):
-    """Of the Dirac-GAN after 500 steps."""
-    weights = weights_after(500, "recipe=dirac_gan", *overrides)
-    return math.hypot(weights["generator.theta"].item(), weights["discriminator.weight"].item())
-
-
-class TestDirac:
-    def test_simultaneous_spirals_out(self):
-        assert radius("recipe.updates=simultaneous") == pytest.approx(math.sqrt(2) * 1.01**250, abs=0.01)
-
-    def test_alternating_circles(self):
-        assert 1.3 < radius() < 1.6
-
-    @pytest.mark.parametrize("updates", ["alternating", "simultaneous"])
-    def test_r1_comes_home(self, updates):
-        assert radius("recipe.penalty=r1", "recipe.penalty_weight=1", f"recipe.updates={updates}") < 1e-3
 
 
 def test_each_loss_draws_its_own_fakes_and_sampling_draws_none():
@@ -192,10 +189,12 @@ def test_average_follows_every_step_of_the_generator(network):
 
 
 def test_average_is_the_exponential_one():
-    recipe = build_recipe("recipe=dirac_gan", "recipe.ema_decay=0.9")
-    torch.nn.init.constant_(recipe.generator.theta, 2.0)
-    recipe.average_generator()
-    assert recipe.average.theta.item() == pytest.approx(0.9 * 1 + 0.1 * 2)
+    average, network = torch.nn.BatchNorm1d(1), torch.nn.BatchNorm1d(1)
+    torch.nn.init.constant_(network.weight, 2.0)
+    network.running_mean.fill_(5.0)
+    follow(average, network, 0.9)
+    assert average.weight.item() == pytest.approx(0.9 * 1 + 0.1 * 2)
+    assert average.running_mean.item() == 5.0
 
 
 class TestFrechet:
@@ -264,3 +263,14 @@ def test_discriminator_steps_n_critic_times_also_where_the_batch_does_not_divide
     recipe.training_step(torch.zeros(4, 1, 8, 8), 0)  # chunk(3) would give two
     assert {state["step"].item() for state in d_optimizer.state.values()} == {3}
     assert {state["step"].item() for state in g_optimizer.state.values()} == {1}
+
+
+@pytest.mark.long
+def test_a_leak_trains_the_generator_to_help_the_discriminator():
+    def frechet(arm):
+        return zip(final("gan", arm, "frechet_start"), final("gan", arm, "frechet"), strict=True)
+
+    assert all(end < 0.05 * start for start, end in frechet("detach"))
+    assert all(end > start for start, end in frechet("none-late"))
+    assert all(0.8 < slope < 1.2 for slope in final("gan", "detach", "health/slope"))
+    assert all(slope > 20 for slope in final("gan", "penalty-detached", "health/slope"))

@@ -171,5 +171,5 @@ def test_grid_is_square_and_enlarged(tmp_path):
 def test_only_inference_errors_are_explained():
     stop = {"fakes": "inference_mode", "d": "freeze"}
     said = explained(RuntimeError("Inference tensors cannot be saved for backward. To work around ..."), stop)
-    assert said.startswith("stop.fakes=inference_mode: Inference tensors cannot be saved for backward;")
+    assert said.startswith("stop.fakes=inference_mode: Inference tensors cannot be saved for backward,")
     assert explained(RuntimeError("shapes differ\nmore"), stop) == "shapes differ"

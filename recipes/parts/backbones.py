@@ -82,29 +82,23 @@ def optional(module: str, backbone: str) -> Any:
     return importlib.import_module(module)
 
 
-def linear(inputs: int, width: int) -> nn.Sequential:
-    """(B, D) to features (B, width)."""
-    return nn.Sequential(OrderedDict(linear=nn.Linear(inputs, width, bias=False)))
-
-
 def backbone(name: str, shape: Sequence[int], width: int, weights: str | None = None) -> tuple[nn.Sequential, int]:
-    """A backbone as stages, and the number F of its features: images (B, C, H, W), or vectors (B, D), to (B, F).
+    """A backbone as stages, and the number F of its features: images (B, C, H, W) to (B, F).
 
     Args:
-        name: ``resnet``, ``linear``, ``torchvision/NAME`` or ``timm/NAME``; the last three are one stage.
-        shape: (C, H, W) of an image, (D,) of a vector.
-        width: channels of the ResNet's first stage, features of the linear one.
+        name: ``resnet``, ``torchvision/NAME`` or ``timm/NAME``; the last two are one stage.
+        shape: (C, H, W) of an image.
+        width: channels of the ResNet's first stage.
         weights: None for random ones, else those that the library downloads (``DEFAULT``).
 
     Raises:
         ValueError: no such backbone, its library is not installed, or it cannot take images of this shape.
     """
     library, _, model = name.rpartition("/")
-    embedded = {"resnet": resnet, "linear": linear}
-    if name in embedded:
+    if name == "resnet":
         if weights is not None:
             raise ValueError(f"recipe.weights={weights}: {name} has none to download; choose null")
-        stages = embedded[name](shape[0], width)
+        stages = resnet(shape[0], width)
     elif library in ("torchvision", "timm"):
         build = torchvision_backbone if library == "torchvision" else timm_backbone
         try:
@@ -112,7 +106,7 @@ def backbone(name: str, shape: Sequence[int], width: int, weights: str | None = 
         except RuntimeError as error:  # timm: no such model, or no weights for it
             raise ValueError(f"recipe.backbone={name}: {error}") from None
     else:
-        raise ValueError(f"recipe.backbone={name}: choose one of resnet, linear, torchvision/NAME, timm/NAME")
+        raise ValueError(f"recipe.backbone={name}: choose one of resnet, torchvision/NAME, timm/NAME")
     return stages, num_features(name, stages, shape)
 
 

@@ -200,8 +200,8 @@ def _plain_state(layer: Any) -> dict[str, Any]:
         return torch.from_numpy(np.array(value)) if isinstance(value, (np.ndarray, np.generic)) else value
 
     state = {name: packed(value) for name, value in vars(layer).items() if _plain(value)}
-    generator = vars(layer).get("_np_random")
-    return state if generator is None else state | {"_np_random": generator.bit_generator.state}
+    drawn = any(isinstance(value, np.random.Generator) for value in vars(layer).values())  # else it has none yet
+    return state | {"np_random": layer.np_random.bit_generator.state} if drawn else state
 
 
 def _load_plain_state(layer: Any, state: dict[str, Any]) -> None:
@@ -211,7 +211,7 @@ def _load_plain_state(layer: Any, state: dict[str, Any]) -> None:
         return value.numpy().copy()[()] if isinstance(value, Tensor) else value  # [()]: an array of no axes to a scalar
 
     for name, value in state.items():
-        if name == "_np_random":
+        if name == "np_random":
             layer.np_random.bit_generator.state = value
         else:
             setattr(layer, name, unpacked(value))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import lightning as L
 import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from recipes.parts.images import Batches
 
@@ -21,7 +18,7 @@ class LinearTask(L.LightningDataModule):
     ``|w B - w' B'|^2`` of a learnt pair (w', B').
 
     Args:
-        shape: (D,) of an input.
+        inputs: D.
         features: F, the rows of B.
         subspace: dimensions of the training inputs; at least F, so that they tell w, and fewer than D.
         samples: training inputs.
@@ -34,43 +31,37 @@ class LinearTask(L.LightningDataModule):
     def __init__(
         self,
         *,
-        shape: Sequence[PositiveInt] = (100,),
+        inputs: PositiveInt = 100,
         features: PositiveInt = 20,
         subspace: PositiveInt = 30,
         samples: PositiveInt = 64,
         batch_size: PositiveInt = 64,
         steps: PositiveInt | None = None,
         seed: NonNegativeInt = 0,
-        cache: str = ".cache",
     ) -> None:
         super().__init__()
-        self.shape, self.batch_size, self.steps, self.seed = tuple(shape), batch_size, steps, seed
-        self.cache = Path(cache)
-        if not features <= subspace < shape[0]:
-            raise ValueError(f"data.subspace={subspace}: choose from {features} to {shape[0] - 1}")
+        self.batch_size, self.steps, self.seed = batch_size, steps, seed
+        if not features <= subspace < inputs:
+            raise ValueError(f"data.subspace={subspace}: choose from {features} to {inputs - 1}")
         random = np.random.default_rng(seed)
 
         def rows(n: int) -> Tensor:
             """(n, D), orthonormal."""
-            return torch.from_numpy(np.linalg.qr(random.normal(size=(shape[0], n)))[0].T.copy()).float()
+            return torch.from_numpy(np.linalg.qr(random.normal(size=(inputs, n)))[0].T.copy()).float()
 
         def normal(*size: int) -> Tensor:
             return torch.from_numpy(random.normal(size=size)).float()
 
-        self.truth = {"backbone.linear.weight": rows(features), "head.weight": normal(1, features)}
-        self.truth["head.weight"] /= self.truth["head.weight"].norm()
+        self.backbone, self.head = rows(features), normal(1, features)  # B and w
+        self.head /= self.head.norm()
         inside = rows(subspace)
         self.train_inputs, self.inputs = normal(samples, subspace) @ inside, normal(1000, subspace) @ inside
-        self.ood_inputs = normal(1000, shape[0])
+        self.ood_inputs = normal(1000, inputs)
         self.train_labels = self.labels(self.train_inputs)
 
     def labels(self, inputs: Tensor) -> Tensor:
         """(N, D) to (N, 1)."""
-        return inputs @ self.truth["backbone.linear.weight"].T @ self.truth["head.weight"].T
-
-    def pretrain(self, network: nn.Module, steps: int) -> dict[str, Tensor]:
-        """The weights that know the truth."""
-        return self.truth
+        return inputs @ self.backbone.T @ self.head.T
 
     def train_dataloader(self) -> Batches:
         trainer = self.trainer

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 import weakref
-from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from stopgrad.audits.search import search
+from stopgrad.cuts.torch_internals import saved_tensors, top_mode, version_of
 from stopgrad.flow.frames import user_line
 from stopgrad.flow.ops import storage_of, written_by
 from stopgrad.flow.values import place
@@ -43,27 +45,13 @@ def graph_size(*tensors: Tensor, exclude: Iterable[Tensor] = ()) -> GraphSize:
     stack, spent = list(seen), False
     while stack:
         node = stack.pop()
-        for name in dir(node):
-            if name.startswith("_raw_saved"):
-                saved = _saved(node, name)
-                spent |= saved is None
-                storages.update((storage_of(t), t.untyped_storage().nbytes()) for t in saved or ())
+        for saved in saved_tensors(node):
+            spent |= saved is None
+            storages.update((storage_of(t), t.untyped_storage().nbytes()) for t in saved or ())
         fresh = {n for n, _ in node.next_functions if n is not None} - seen
         seen |= fresh
         stack += fresh
     return GraphSize(len(seen), sum(size for key, size in storages.items() if key not in ignored), spent)
-
-
-def _saved(node: Any, name: str) -> list[Tensor] | None:
-    """The tensors that a node has saved under a name; None if they were freed."""
-    try:
-        raw = getattr(node, name)
-        values = [each.data for each in (raw if isinstance(raw, tuple | list) else [raw])]
-        if not any(value is not None for value in values) and hasattr(node, public := name.removeprefix("_raw")):
-            getattr(node, public)  # raises if freed; nothing is stored, so nothing is recomputed
-    except RuntimeError:
-        return None
-    return [value for value in values if isinstance(value, Tensor)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,58 +76,68 @@ class Kept:
         return f"{self.path} keeps {count} with a graph of {self.nodes} nodes ({state})"
 
 
-def kept_graphs(roots: Mapping[str, Any], exclude: Iterable[Tensor] = ()) -> list[Kept]:
-    """Find tensors with a graph in known containers: attributes of modules and objects, lists, dicts, dataclasses.
+def kept_graphs(
+    roots: Mapping[str, Any], exclude: Iterable[Tensor] = (), *, leave: Iterable[object] = (), seconds: float = 2.0
+) -> list[Kept]:
+    """Find tensors with a graph among all that hangs on the roots, at any depth.
+
+    Searched are attributes of modules, dataclasses and plain objects (slots and class attributes too), lists, tuples,
+    sets, deques and dicts, hooks of modules and tensors, gradients, functions with their closures, defaults and the
+    containers among the globals that they name, bound methods, ``partial`` and ``lru_cache``. Not searched are running
+    generators, tracebacks, NumPy arrays of objects, and what extension types hold.
 
     Args:
-        roots: ``{name: object}``; modules are searched with their submodules, other objects one level deep.
+        roots: ``{name: object}``.
         exclude: parameters, whose memory nobody pins.
+        leave: objects that are not entered, such as a trainer.
+        seconds: how long the search may take. If it is not enough there is a warning, and what was found is returned.
     """
-    found: dict[str, list[Tensor]] = {}
-    seen: set[int] = set()
-    stack: list[tuple[str, Any, bool]] = [(name, root, True) for name, root in roots.items()]
-    while stack:
-        path, item, is_root = stack.pop()
-        if isinstance(item, Tensor):
-            if item.grad_fn is not None:
-                found.setdefault(path, []).append(item)
-        elif id(item) not in seen:
-            seen.add(id(item))
-            stack += [(inner, child, False) for inner, child in _children(path, item, is_root)]
+    found = search(roots, leave=leave, seconds=seconds)
+    if found.left:
+        warnings.warn(unfinished(found.left, seconds), stacklevel=2)
+    return measured(found.tensors, exclude)
+
+
+def unfinished(left: str, seconds: float) -> str:
+    """What is said of a search that found no time for the place ``left`` and what comes after it."""
+    return (
+        f"kept graphs: {seconds:g} s were not enough; not searched: {left} and what comes after it (seconds=, leave=)"
+    )
+
+
+def measured(found: Mapping[str, Collection[Tensor]], exclude: Iterable[Tensor] = ()) -> list[Kept]:
+    """The sizes of the graphs that were found, by path."""
     exclude = list(exclude)
     sizes = {path: (len(tensors), graph_size(*tensors, exclude=exclude)) for path, tensors in found.items()}
     return [Kept(path, count, size.nodes, size.bytes, size.spent) for path, (count, size) in sorted(sizes.items())]
 
 
-def _children(path: str, item: Any, is_root: bool) -> Iterator[tuple[str, Any]]:
-    """Elements of a list share its path; entries of a dict and attributes have their own."""
-    if isinstance(item, Mapping):
-        yield from ((f"{path}[{key!r}]", value) for key, value in item.items())
-    elif isinstance(item, list | tuple | set | frozenset | deque):
-        yield from ((path, value) for value in item)
-    elif isinstance(item, nn.Module):
-        yield from ((f"{path}.{name}", child) for name, child in item._modules.items())
-        hidden = ("_modules", "_parameters", "_buffers", "_trainer", "_fabric")
-        yield from ((f"{path}.{name}", value) for name, value in vars(item).items() if name not in hidden)
-        yield from ((f"{path}.{name}", value) for name, value in item._buffers.items())
-    elif dataclasses.is_dataclass(item) or (is_root and hasattr(item, "__dict__")):
-        yield from ((f"{path}.{name}", value) for name, value in vars(item).items())
-
-
 def growth(before: Collection[Kept], now: Collection[Kept]) -> list[str]:
-    """What holds more nodes than before, in words: a running sum and a growing list are told apart."""
+    """What holds more nodes than before, in words: a running sum and a growing list are told apart.
+
+    A place that is new has not grown; two or more new ones beside others have (a dict with a key for each step).
+    """
     earlier = {kept.path: kept for kept in before}
-    lines = []
+    lines, fresh = [], {}
     for kept in now:
         old = earlier.get(kept.path)
-        if old is None or kept.nodes <= old.nodes:
-            continue
-        if kept.tensors == old.tensors:
-            why = "each step adds its graph to it, as total += loss does; add loss.detach() or loss.item()"
-        else:
-            why = f"it grew by {kept.tensors - old.tensors} tensors; keep them detached"
-        lines.append(f"{kept}, {kept.nodes - old.nodes} nodes more than before: {why}")
+        if old is None:
+            fresh.setdefault(_above(kept.path), []).append(kept)
+        elif kept.nodes > old.nodes:
+            if kept.tensors == old.tensors:
+                why = "each step adds its graph to it, as total += loss does; add loss.detach() or loss.item()"
+            else:
+                why = f"it grew by {kept.tensors - old.tensors} tensors; keep them detached"
+            lines.append(f"{kept}, {kept.nodes - old.nodes} nodes more than before: {why}")
+    for above, new in fresh.items():
+        if len(new) > 1 and any(_above(path) == above for path in earlier):
+            lines.append(f"{new[-1]}, and {above} has {len(new)} such entries more than before; keep them detached")
     return lines
+
+
+def _above(path: str) -> str:
+    """The container in which a path's last step lies."""
+    return path[: max(path.rfind("["), path.rfind("."), 0)] or path
 
 
 class GraphRetained(AssertionError):
@@ -186,21 +184,31 @@ class guard_saved(TorchFunctionMode):
 
     def __enter__(self) -> guard_saved:
         self._live: dict[int, weakref.WeakSet[_Saved]] = {}
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+        self._hooks: Any = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
         self._hooks.__enter__()
         return super().__enter__()
 
     def __exit__(self, *exc: Any) -> None:
-        super().__exit__(*exc)
-        self._hooks.__exit__(*exc)
+        try:
+            self._off()
+        finally:
+            self._off()  # what an exception (Ctrl-C) kept from it
+
+    def _off(self) -> None:
+        try:
+            if top_mode() is self:
+                super().__exit__(None, None, None)
+        finally:
+            if self._hooks is not None:
+                self._hooks = self._hooks.__exit__()  # None: off, and not a second time
 
     def _pack(self, tensor: Tensor) -> _Saved:
-        saved = _Saved(tensor.detach(), tensor._version)
+        saved = _Saved(tensor.detach(), version_of(tensor))
         self._live.setdefault(storage_of(tensor), weakref.WeakSet()).add(saved)
         return saved
 
     def _unpack(self, saved: _Saved) -> Tensor:
-        if saved.write or saved.tensor._version != saved.version:
+        if saved.write or version_of(saved.tensor) != saved.version:
             where = saved.write or "an operation that was not seen"
             raise SavedDataCorrupted(
                 f"a tensor of shape {tuple(saved.tensor.shape)} that backward needs was overwritten by {where}; "

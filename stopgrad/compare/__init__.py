@@ -3,13 +3,16 @@
     python -m stopgrad compare runs/gan/sweep-TIME
 
 Reads ``result.json``, ``fingerprints.pt`` and TensorBoard's events of each run; needs no recipe and no config.
-``read`` finds what there is, ``fingerprint`` and ``difference`` tell where arms part, ``statistics`` what the seeds
-allow one to say, ``verdict`` decides, ``words``, ``page``, ``picture`` and ``boards`` tell it.
+``read`` finds what there is, ``fingerprint`` and ``difference`` tell where arms part, ``divergence`` which of them went
+astray, ``statistics`` what the seeds allow one to say, ``verdict`` decides, ``words``, ``page``, ``picture`` and
+``boards`` tell it.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -37,7 +40,7 @@ class Comparison:
     found: Found
 
     def __str__(self) -> str:
-        return text_table(self.content)
+        return text_table(self.content, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
 
     def __getitem__(self, arm: str) -> dict[str, Any]:
         """What is known of one arm."""

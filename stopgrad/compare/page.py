@@ -35,7 +35,7 @@ def html_page(comparison: Comparison) -> str:
 
 def thin(curve: Mapping[str, list[float]]) -> dict[str, list[float]]:
     """At most ``POINTS`` points of a curve, the last one among them."""
-    every = -(-len(curve["steps"]) // POINTS)
+    every = max(1, -(-len(curve["steps"]) // POINTS))
     return {key: values[::-1][::every][::-1] for key, values in curve.items()}
 
 

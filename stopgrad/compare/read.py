@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import struct
@@ -57,19 +58,37 @@ class Run:
 
     @cached_property
     def curves(self) -> dict[str, Curve]:
-        """(step, value) by tag, from the run's TensorBoard events."""
-        if find_spec("tensorboard") is None:
-            self.notes.append("no curves: they need tensorboard; pip install 'stopgrad[compare]'")
-            return {}
+        """(batches done, value) by tag, from the run's TensorBoard events, or else its ``metrics.csv``.
+
+        Lightning counts batches from 0, so that what it logs at 299 is of the network after 300; but what it logs as
+        the run ends, at 300, is of the same.
+        """
         found: dict[str, dict[int, float]] = {}
-        for file in sorted(self.folder.glob("events.out.tfevents.*")):
+        for tag, step, value in self._logged():
+            if not tag.startswith(UNDRAWN):
+                found.setdefault(tag, {})[min(step + 1, self.result.get("steps") or step + 1)] = value
+        return {tag: sorted(points.items()) for tag, points in sorted(found.items())}
+
+    def _logged(self) -> Iterator[tuple[str, int, float]]:
+        """(tag, step, value) as logged."""
+        if (table := self.folder / "csv" / "metrics.csv").exists():
+            yield from rows(table)
+        files = sorted(self.folder.glob("events.out.tfevents.*"))
+        if files and find_spec("tensorboard") is None:
+            self.notes.append("no curves: they need tensorboard; pip install 'stopgrad[compare]'")
+            return
+        for file in files:
             try:
-                for tag, step, value in scalars(file):
-                    if not tag.startswith(UNDRAWN):
-                        found.setdefault(tag, {})[step] = value
+                yield from scalars(file)
             except ValueError as error:
                 self.notes.append(str(error))
-        return {tag: sorted(points.items()) for tag, points in sorted(found.items())}
+
+
+def rows(file: Path) -> Iterator[tuple[str, int, float]]:
+    """(tag, step, value) of every number in Lightning's ``metrics.csv``."""
+    with open(file, newline="") as table:
+        for row in csv.DictReader(table):
+            yield from ((tag, int(row["step"]), float(v)) for tag, v in row.items() if tag != "step" and v)
 
 
 def scalars(file: Path) -> Iterator[tuple[str, int, float]]:
@@ -109,6 +128,8 @@ class Found:
 def find_runs(folders: Sequence[Path]) -> Found:
     """All runs below ``folders``. Where two folders hold the same arm and seed, arms are named ``FOLDER/ARM``.
 
+    Of an arm and seed that one folder holds several times, the newest is taken, a finished one before others.
+
     Raises:
         ValueError: a folder that is not there, or no run at all; one line.
     """
@@ -121,13 +142,14 @@ def find_runs(folders: Sequence[Path]) -> Found:
     keys = [{(run.arm, run.seed) for run in runs} for runs in by_root]
     clash = any(a & b for i, a in enumerate(keys) for b in keys[:i])
     for folder, runs in zip(folders, by_root, strict=True):
-        taken: dict[tuple[str, int], Run] = {}
-        for run in runs:
+        again: dict[tuple[str, int], list[Run]] = {}
+        for run in sorted(runs, key=lambda run: (run.finished, run.result.get("started", ""))):
             run.arm = f"{folder.resolve().name}/{run.arm}" if clash else run.arm
-            first = taken.setdefault((run.arm, run.seed), run)
-            if first is not run:
-                found.left_out.append((run.folder, f"the same arm and seed as {first.folder}"))
-        found.runs += taken.values()
+            again.setdefault((run.arm, run.seed), []).append(run)
+        for *older, newest in again.values():
+            what = f"the newest {'finished ' * newest.finished}run of this arm and seed"
+            found.left_out += [(run.folder, f"{newest.folder} is taken, {what}") for run in older]
+            found.runs.append(newest)
     if not found.runs:
         names = ", ".join(map(str, folders))
         why = "; ".join(f"{path}: {reason}" for path, reason in found.left_out)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from stopgrad.compare.difference import over_seeds
+from stopgrad.compare.divergence import ENDED_BY, beyond, divergence
 from stopgrad.compare.read import Found, Run
 from stopgrad.compare.statistics import difference
 from stopgrad.compare.words import number, sentence
@@ -68,6 +69,7 @@ def judge(found: Found, reference: str | None = None, measured: Mapping[str, Any
     declared = first.get("metrics_declared") or {}
     judged = [judge_arm(name, arms[name], arms[chosen], declared, name == chosen) for name in order]
     for arm in judged:
+        arm["expected"] = expected(arm["name"], arms[arm["name"]], chosen)
         arm["cost"] |= interleaved(measured, arm["name"], chosen)
         arm["same_weights_as"] = [n for n in order if n != arm["name"] and same_weights(arms[n], arms[arm["name"]])]
         arm["sentence"] = sentence(arm, judged[0], declared)
@@ -81,9 +83,17 @@ def judge(found: Found, reference: str | None = None, measured: Mapping[str, Any
         "metrics_declared": declared,
         "arms": judged,
         "curves": {tag: {name: curves[name][tag] for name in order if tag in curves[name]} for tag in tags},
-        "notes": notes(found.runs),
+        "notes": notes(found.runs) + arm_notes(judged) + curve_notes(arms),
         "left_out": [{"path": str(path), "reason": reason} for path, reason in found.left_out],
     }
+
+
+def expected(name: str, runs: Mapping[int, Run], reference: str) -> str | None:
+    """The verdict that the arm's config declares; None where it declares none, or against another reference."""
+    compared = next(iter(runs.values())).result.get("compare") or {}
+    if reference.rpartition("/")[2] != compared.get("reference"):
+        return None
+    return (compared.get("expect") or {}).get(name.rpartition("/")[2])
 
 
 def same_weights(a: Mapping[int, Run], b: Mapping[int, Run]) -> bool:
@@ -98,9 +108,9 @@ def same_weights(a: Mapping[int, Run], b: Mapping[int, Run]) -> bool:
 def judge_arm(
     name: str, runs: Mapping[int, Run], others: Mapping[int, Run], declared: Mapping[str, Any], is_reference: bool
 ) -> dict[str, Any]:
-    """One arm against the reference, over the seeds that both have."""
+    """One arm against the reference, over the seeds that both have, and have run to the same step."""
     pairs = [(runs[seed], others[seed]) for seed in runs if seed in others]
-    ended = [(a, r) for a, r in pairs if a.finished and r.finished]
+    ended = [(a, r) for a, r in pairs if a.finished and r.finished and a.result.get("steps") == r.result.get("steps")]
     metrics = metric_differences(list(runs.values()), ended, declared)
     first = next(iter(runs.values())).result
     arm: dict[str, Any] = {
@@ -111,6 +121,9 @@ def judge_arm(
             for seed, run in runs.items()
         ],
         "message": next((r.result["message"] for r in runs.values() if "message" in r.result), None),
+        "settings": settings(pairs),
+        "contract": next((r.result["contract"] for r in runs.values() if r.result.get("contract")), None),
+        "diverged": {seed: found for seed, run in runs.items() if (found := divergence(run, declared))},
         "seeds_paired": [a.seed for a, _ in ended],
         "metrics": metrics,
         "flow": flow(pairs or [(run, run) for run in runs.values()]),
@@ -130,10 +143,10 @@ def verdict(
     is_reference: bool,
 ) -> tuple[str, list[str]]:
     """The first verdict that applies, and what it rests on, in words."""
-    raised = [run for run in runs.values() if run.result["status"] == "raised"]
+    raised = [r for r in runs.values() if r.result["status"] == "raised" and r.result.get("error") != ENDED_BY]
     if raised:
         return "raised", [f"{raised[0].result.get('error', 'error')} in {len(raised)} of {len(runs)} seeds"]
-    crossed = [line for run in runs.values() if run.finished for line in broken(run, declared)]
+    crossed = [line for run in runs.values() for line in broken(run, declared)]
     if crossed:
         return "broken", crossed
     if is_reference:
@@ -141,6 +154,10 @@ def verdict(
     if not ended:
         if not set(runs) & set(others):
             return "cannot_tell", [f"shares no seed with the reference: {listing(runs)} here, {listing(others)} there"]
+        lengths = [(run.result.get("steps"), others[seed].result.get("steps")) for seed, run in runs.items()
+                   if seed in others and run.finished and others[seed].finished]  # fmt: skip
+        if lengths:
+            return "cannot_tell", [f"{lengths[0][0]} steps here, {lengths[0][1]} in the reference"]
         return "cannot_tell", ["no seed has finished in both arms"]
     if all(a.result.get("weights_sha256", 0) == r.result.get("weights_sha256", 1) for a, r in ended):
         return "identical", [f"equal weights, bit for bit, in {len(ended)} of {len(ended)} seeds"]
@@ -149,6 +166,8 @@ def verdict(
         reason = "the recipe declares no metric to judge by" if not declared else "no declared metric is in both arms"
         return "cannot_tell", [f"the weights differ; {reason}"]
     differing = [name for name, d in told.items() if d["conclusion"] == "different"]
+    if differing and (gone := next(filter(None, (divergence(r, declared) for _, r in ended)), None)):
+        return "different_training", [f"the reference's {gone['metric']} diverged"]
     if differing:
         return "different_training", [interval_words(name, told[name], "95%") for name in differing]
     unclear = [name for name, d in told.items() if d["conclusion"] == "cannot_tell"]
@@ -159,18 +178,31 @@ def verdict(
 
 def broken(run: Run, declared: Mapping[str, Any]) -> list[str]:
     """What makes a run broken: a loss that is no number, a declared metric that is none or beyond its line."""
+    if run.result.get("error") == ENDED_BY:
+        return [f"seed {run.seed}: {run.result.get('message')}"]
+    if not run.finished:
+        return []
     found = [
         f"seed {run.seed}: {name} is {value}"
         for name, value in run.metrics.items()
         if (name.startswith("loss") or name in declared) and not math.isfinite(value)
     ]
     for name, rule in declared.items():
-        value = run.metrics.get(name, math.nan)
-        above, below = rule.get("broken_above", math.inf), rule.get("broken_below", -math.inf)
-        if math.isfinite(value) and not below <= value <= above:
-            side, line = ("above", above) if value > above else ("below", below)
-            found.append(f"seed {run.seed}: {name} {number(value)} is {side} the line {number(line)}")
+        value = run.metrics.get(name)
+        if value is not None and math.isfinite(value) and (side := beyond(value, rule)):
+            line = number(rule[f"broken_{side}"])
+            found.append(f"seed {run.seed}: {name} {number(value)} is {side} the line {line}")
     return found
+
+
+def settings(pairs: Sequence[tuple[Run, Run]]) -> dict[str, list[Any]]:
+    """What the config of the arm has otherwise than the reference's, beside the cuts: key, [here, there]."""
+    for run, other in pairs:
+        here, there = run.result.get("settings", {}), other.result.get("settings", {})
+        if here and there:
+            keys = [key for key in {**here, **there} if here.get(key) != there.get(key)]
+            return {key: [here.get(key), there.get(key)] for key in keys}
+    return {}
 
 
 def interval_words(name: str, d: Mapping[str, Any], level: str) -> str:
@@ -264,12 +296,14 @@ def interleaved(measured: Mapping[str, Any] | None, name: str, reference: str) -
 
 
 def spread(runs: Iterable[Run]) -> dict[str, dict[str, list[float]]]:
-    """By tag: the steps that every seed has, with mean, lowest and highest value over the seeds."""
+    """By tag: the steps that every seed has, if any, with mean, lowest and highest value over the seeds."""
     curves = [run.curves for run in runs]
     out: dict[str, dict[str, list[float]]] = {}
     for tag in dict.fromkeys(tag for curve in curves for tag in curve):
         drawn = [dict(curve[tag]) for curve in curves if tag in curve]
         steps = sorted(set.intersection(*map(set, drawn)))
+        if not steps:
+            continue
         rows = [[curve[step] for curve in drawn] for step in steps]
         mean, low, high = ([f(row) for row in rows] for f in (statistics.fmean, min, max))
         out[tag] = {"steps": steps, "mean": mean, "low": low, "high": high}
@@ -292,3 +326,21 @@ def notes(runs: Sequence[Run]) -> list[str]:
     if any((run.result.get("commit") or "").endswith("+") for run in runs):
         out.append("some runs were made from a tree with uncommitted changes (commit ends in +)")
     return out + [f"{run.folder}: {note}" for run in runs for note in run.notes]
+
+
+def arm_notes(arms: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Contracts that are broken although no boundary is flipped."""
+    return [
+        f"{arm['name']}: contract broken, though no boundary is flipped: {arm['contract']['broken']}"
+        for arm in arms
+        if arm["contract"] and arm["contract"]["broken"] and not arm["contract"]["flipped"]
+    ]
+
+
+def curve_notes(arms: Arms) -> list[str]:
+    """Curves that cannot be drawn because the seeds of an arm were logged at different steps."""
+    out = []
+    for name, runs in arms.items():
+        tags = {tag for run in runs.values() for tag in run.curves} - set(spread(runs.values()))
+        out += [f"{name}: its seeds were logged at no common step: {', '.join(sorted(tags))} not drawn"] if tags else []
+    return out

@@ -3,50 +3,59 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 NEAR = 0.05  # a step time within so much of the reference's is called the same
+MOST = 2  # settings, or metrics, that a sentence names
 
 
 def number(value: float | None, sign: bool = False) -> str:
-    """Four digits at most: ``0.31``, ``969.6``, ``3.4e+04``."""
+    """Three digits at most: ``0.31``, ``970``, ``34000``, ``3.4e+22``."""
     if value is None:
         return "-"
     plus = "+" if sign else ""
-    if math.isfinite(value) and value != 0 and not 1e-3 <= abs(value) < 1e5:
+    if not math.isfinite(value) or (value != 0 and not 1e-3 <= abs(value) < 1e5):
         return f"{value:{plus}.2g}"
-    return f"{value:{plus}.4g}"
+    return f"{float(f'{value:.3g}'):{plus}g}"
 
 
 def joined(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
+def first_of(parts: Sequence[str]) -> str:
+    """The first ``MOST``, and how many more there are."""
+    more = len(parts) - MOST
+    return joined([*parts[:MOST], f"{more} more"]) if more > 0 else joined(parts)
+
+
 def sentence(arm: Mapping[str, Any], reference: Mapping[str, Any], declared: Mapping[str, Any]) -> str:
     """What happened in one arm, in one plain sentence."""
     verdict = arm["verdict"]
     if verdict == "raised":
-        return f"PyTorch refused: {arm['message']}."
-    if arm["name"] == reference["name"]:
+        return f"raised: {arm['message']}."
+    if arm is reference:
         values = "; ".join(values_words(arm, name) for name in declared if name in arm["metrics"])
-        return f"the reference{f': {values}' if values else ''}{'; broken' if verdict == 'broken' else ''}."
-    opened = [c for c in arm["flow"]["changed"] if c["is"] == "open"]
-    parts = [flow_words(arm["flow"]) if arm["flow"]["changed"] else strength_words(arm["flow"])]
+        return f"the reference: {outcome_words(arm, reference, declared) or values or 'no metric'}."
+    parts = [settings_words(arm["settings"]), flow_words(arm["flow"]) or strength_words(arm["flow"])]
     identical = verdict == "identical" or reference["name"] in arm["same_weights_as"]
-    parts.append(weights_words(arm, identical, bool(opened)))
-    if verdict == "broken":
-        parts.append(f"{broken_words(arm, declared)}: broken")
-    elif verdict in ("different_training", "same_result", "cannot_tell"):
-        what = {
-            "different_training": "",
-            "same_result": "the same result: ",
-            "cannot_tell": "this cannot be told yet: ",
-        }
-        parts.append(what[verdict] + "; ".join(arm["because"]))
-    if verdict == "identical" or not arm["flow"]["changed"]:
+    opened = identical and any(change["is"] == "open" for change in arm["flow"]["changed"])
+    parts.append("no step uses it" if opened else "")
+    parts.append("identical weights" if identical else weights_words(arm))
+    if identical and verdict == "broken" == reference["verdict"]:
+        parts.append(f"{'diverged' if arm['diverged'] else 'broken'} as the reference did")
+    else:
+        parts.append(outcome_words(arm, reference, declared))
+    if identical or not arm["flow"]["changed"]:
         parts.append(cost_words(arm["cost"]))
     return "; ".join(part for part in parts if part) + "."
+
+
+def settings_words(settings: Mapping[str, Sequence[Any]]) -> str:
+    """What else than its cuts the arm has otherwise than the reference."""
+    return f"with {first_of([f'{key}={here}' for key, (here, _) in settings.items()])}" if settings else ""
 
 
 def flow_words(flow: Mapping[str, Any]) -> str:
@@ -57,17 +66,19 @@ def flow_words(flow: Mapping[str, Any]) -> str:
         loss, part = change["loss"], change["part"]
         cell = flow["matrix"][loss][part]
         if change["is"] == "open":
-            share = f", {cell['share']:.0%} of its gradient" if cell.get("share", 1) < 1 else ""
-            said.append(f"{loss} reached {part} (|g| {cell['norm']:.2g}{share})")
+            share = f" ({cell['share']:.0%} of its gradient)" if cell.get("share", 1) < 0.995 else ""
+            said.append(f"{loss} reaches {part}{share}")
         elif change["was"] == "open":
-            said.append(f"{loss} no longer reached {part} ({change['is']})")
+            said.append(f"{loss} no longer reaches {part}")
         else:
             said.append(f"{loss} to {part} is {change['is']} instead of {change['was']}")
-    return joined(said)
+    return joined(said) if said else ""
 
 
 def strength_words(flow: Mapping[str, Any]) -> str:
     """Where no cell has another state: the gradient whose norm at the first batch differs most, if it does by half."""
+    if flow["changed"]:
+        return ""
     found = [
         (abs(math.log(cell["norm"] / cell["was_norm"])), loss, part, cell["norm"] / cell["was_norm"])
         for loss, row in (flow["matrix"] or {}).items()
@@ -75,25 +86,49 @@ def strength_words(flow: Mapping[str, Any]) -> str:
         if cell["state"] == cell["was"] == "open" and cell["norm"] > 0 and cell["was_norm"] > 0
     ]
     far, loss, part, ratio = max(found, default=(0.0, "", "", 1.0))
-    if not far > math.log(1.5):
-        return ""
-    return f"the same losses reach the same parts, but {loss}'s gradient at {part} begins {ratio:.2g} times as strong"
+    return f"{loss}'s gradient at {part} begins {ratio:.2g}x as strong" if far > math.log(1.5) else ""
 
 
-def weights_words(arm: Mapping[str, Any], identical: bool, opened: bool) -> str:
-    """Whether the weights are the same, and if not from which step and tensor on."""
-    if identical:
-        if opened:
-            return "no step used it (it was zeroed in time), so the weights are identical"
-        return "the weights are identical, bit for bit"
+def weights_words(arm: Mapping[str, Any]) -> str:
+    """From which step on the weights differ, and the tensor where it is one alone; or up to which they are equal."""
     first = arm["first_difference"]
+    if first is None and arm["seeds_paired"]:
+        return "weights differ"
     if first is None:
-        return "the weights differ" if arm["seeds_paired"] else ""
-    since = (
-        f"from step {first['step']}" if first["exact"] else f"from a step between {first['after']} and {first['step']}"
-    )
-    more = f" and {first['tensors'] - 1} more" if first["tensors"] > 1 else ""
-    return f"the weights differ {since} on, first in {first['tensor']}{more}"
+        return f"equal weights up to step {arm['distance'][-1][0]}" if arm["distance"] else ""
+    since = f"from step {first['step']}" if first["exact"] else f"between steps {first['after']} and {first['step']}"
+    return f"weights differ {since}" + (f", in {first['tensor']} alone" if first["tensors"] == 1 < first["of"] else "")
+
+
+def outcome_words(arm: Mapping[str, Any], reference: Mapping[str, Any], declared: Mapping[str, Any]) -> str:
+    """What came of it, by the verdict."""
+    told = {name: m["difference"] for name, m in arm["metrics"].items() if name in declared and m.get("difference")}
+    match arm["verdict"]:
+        case "broken":
+            return diverged_words(arm) or f"broken: {broken_words(arm, declared)}"
+        case "different_training":
+            if reference["diverged"]:
+                metric = next(iter(reference["diverged"].values()))["metric"]
+                return f"does not diverge{f': {values_words(arm, metric)}' if metric in arm['metrics'] else ''}"
+            return first_of([difference_words(n, d, "95") for n, d in told.items() if d["conclusion"] == "different"])
+        case "same_result":
+            said = [difference_words(name, d, "90") for name, d in told.items()]
+            return f"same result: {said[0] if len(said) == 1 else f'{len(said)} metrics within their margins'}"
+        case "cannot_tell":
+            unclear = {name: d for name, d in told.items() if d["conclusion"] == "cannot_tell"}
+            return unclear_words(unclear) if unclear else f"cannot be told: {arm['because'][0]}"
+    return ""
+
+
+def diverged_words(arm: Mapping[str, Any]) -> str:
+    """What diverged, and by which step it had in all seeds of which it did."""
+    found = list(arm["diverged"].values())
+    if not found:
+        return ""
+    steps = [each["step"] for each in found]
+    when = "" if None in steps else f" {'at' if all(e['exact'] for e in found) else 'by'} step {max(steps)}"
+    some = f" in {len(found)} of {len(arm['runs'])} seeds" if len(found) < len(arm["runs"]) else ""
+    return f"{first_of(list(dict.fromkeys(each['metric'] for each in found)))} diverged{when}{some}"
 
 
 def broken_words(arm: Mapping[str, Any], declared: Mapping[str, Any]) -> str:
@@ -101,39 +136,74 @@ def broken_words(arm: Mapping[str, Any], declared: Mapping[str, Any]) -> str:
     said = []
     for name, rule in declared.items():
         values = list(arm["metrics"].get(name, {}).get("values", {}).values())
-        for side, beyond in (("broken_above", max), ("broken_below", min)):
-            line = rule.get(side)
-            if values and line is not None and beyond([*values, line]) != line:
-                said.append(f"{values_words(arm, name)}, {side.removeprefix('broken_')} the line {number(line)}")
+        for side, farthest in (("above", max), ("below", min)):
+            line = rule.get(f"broken_{side}")
+            if values and line is not None and farthest([*values, line]) != line:
+                said.append(f"{values_words(arm, name)}, {side} {number(line)}")
     return joined(said) if said else arm["because"][0].partition(": ")[2]
 
 
 def values_words(arm: Mapping[str, Any], name: str) -> str:
-    values = arm["metrics"][name]["values"].values()
-    return f"{name} {' '.join(number(value) for value in values)}"
+    """A metric's value in each seed; once where they look the same, and from lowest to highest where they are many."""
+    values = list(arm["metrics"][name]["values"].values())
+    said = [number(value) for value in values]
+    if len(set(said)) == 1:
+        return f"{name} {said[0]}"
+    return f"{name} {' '.join(said)}" if len(said) <= 4 else f"{name} {number(min(values))} to {number(max(values))}"
+
+
+def difference_words(name: str, d: Mapping[str, Any], level: str) -> str:
+    """``frechet +3.2 ± 1.1``: the mean difference, and half of its 95% (or 90%) interval."""
+    low, high = (d["low"], d["high"]) if level == "95" else (d["low90"], d["high90"])
+    return f"{name} {number(d['mean'], sign=True)} ± {float(f'{(high - low) / 2:.2g}'):g}"
+
+
+def unclear_words(unclear: Mapping[str, Any]) -> str:
+    """What so many seeds cannot tell, and how many would."""
+    n = len(next(iter(unclear.values()))["values"])
+    needed = [d["seeds_needed"] for d in unclear.values()]
+    if n < 2:
+        means = [f"{name} {number(d['mean'], sign=True)}" for name, d in unclear.items()]
+        return f"1 seed cannot tell: {first_of(means)}"
+    more = f"; about {max(needed)} would" if None not in needed else ""
+    return f"{n} seeds cannot tell: {first_of([difference_words(k, d, '95') for k, d in unclear.items()])}{more}"
 
 
 def cost_words(cost: Mapping[str, Any]) -> str:
-    """The step's price: time where it can be told, and saved bytes and graph nodes where they differ."""
+    """A step's price where it differs: time where it can be told, saved bytes and graph nodes."""
     said = [time_words(cost)] if time_words(cost) else []
-    for key, what in (("saved_bytes", "the bytes saved for backward"), ("graph_nodes", "the graph nodes")):
+    for key, what in (("saved_bytes", "saved bytes"), ("graph_nodes", "graph nodes")):
         ratio = cost.get(f"{key}_ratio")
         if ratio is not None and abs(ratio - 1) >= 0.005:
-            said.append(f"{ratio:.2f} times {what}")
-    return f"the step costs {joined(said)}" if said else ""
+            said.append(f"{times(ratio)} {what}")
+    return ", ".join(said)
+
+
+def times(ratio: float | None) -> str:
+    """``1.32x``; nothing where it is not known."""
+    return "" if ratio is None else f"{ratio:.2f}x" if ratio >= 0.005 else "<0.01x"
 
 
 def time_words(cost: Mapping[str, Any]) -> str:
-    """How many times the reference's step time; nothing where separate runs do not agree on the side of 1."""
+    """How many times the reference's step time; nothing where it is the same, or separate runs do not agree."""
     ratios, ratio = cost.get("step_time_ratios") or [], cost.get("step_time_ratio")
-    if ratio is None:
+    if ratio is None or abs(ratio - 1) <= NEAR:
         return ""
-    same = abs(ratio - 1) <= NEAR
-    if "noisy" not in cost["step_time_is"]:
-        return "the same time" if same else f"{ratio:.2f} times the time"
-    if len(ratios) < 2 or not (same or min(ratios) > 1 + NEAR or max(ratios) < 1 - NEAR):
+    agree = len(ratios) > 1 and (min(ratios) > 1 + NEAR or max(ratios) < 1 - NEAR)
+    return f"{times(ratio)} time" if agree or "noisy" not in cost["step_time_is"] else ""
+
+
+def contract_word(contract: Mapping[str, Any] | None) -> str:
+    """``kept``, ``broken`` where a flipped boundary explains it, ``unexpected`` where none does."""
+    if contract is None:
         return ""
-    return "about the same time" if same else f"about {ratio:.2f} times the time"
+    return "kept" if not contract["broken"] else "broken" if contract["flipped"] else "unexpected"
+
+
+def verdict_words(arm: Mapping[str, Any]) -> str:
+    """The verdict; and the one that was declared, where it came out otherwise."""
+    expected = arm["expected"]
+    return arm["verdict"] if expected in (None, arm["verdict"]) else f"{arm['verdict']} (expected {expected})"
 
 
 def headline(comparison: Mapping[str, Any]) -> str:
@@ -145,26 +215,33 @@ def headline(comparison: Mapping[str, Any]) -> str:
 def rows(comparison: Mapping[str, Any]) -> list[list[str]]:
     """The table: a heading, and a row an arm."""
     metric = headline(comparison)
-    table = [["arm", "verdict", metric or "metric", "differs from step", "step time", "saved bytes", "graph nodes"]]
+    table = [["arm", "verdict", "contract", metric or "metric", "from step", "time", "bytes", "nodes"]]
     for arm in comparison["arms"]:
-        values = arm["metrics"].get(metric, {}).get("values", {}).values()
         first, cost = arm["first_difference"], arm["cost"]
         since = "" if first is None else str(first["step"]) if first["exact"] else f"{first['after']}..{first['step']}"
-        ratios = [cost[f"{key}_ratio"] for key in ("step_time", "saved_bytes", "graph_nodes")]
-        shown = " ".join(number(value) for value in values)
-        table.append([arm["name"], arm["verdict"], shown, since, *(f"{r:.2f}x" if r else "" for r in ratios)])
+        ratios = [times(cost[f"{key}_ratio"]) for key in ("step_time", "saved_bytes", "graph_nodes")]
+        shown = values_words(arm, metric).partition(" ")[2] if metric in arm["metrics"] else ""
+        table.append([arm["name"], verdict_words(arm), contract_word(arm["contract"]), shown, since, *ratios])
     return table
 
 
-def text_table(comparison: Mapping[str, Any]) -> str:
-    """For the terminal: the table, what was left out, and the sentences."""
+def text_table(comparison: Mapping[str, Any], width: int | None = None) -> str:
+    """For the terminal: the table, what was left out, and the sentences, wrapped at ``width`` columns."""
     table = rows(comparison)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
-    lines += ["", *(f"{arm['name']}: {arm['sentence']}" for arm in comparison["arms"][1:])]
-    lines += [f"note: {note}" for note in comparison["notes"]]
-    lines += [f"left out: {each['path']}: {each['reason']}" for each in comparison["left_out"]]
-    return "\n".join(lines)
+    told = [f"{arm['name']}: {arm['sentence']}" for arm in comparison["arms"] if arm["verdict"] != "reference"]
+    told += [f"note: {note}" for note in comparison["notes"]] + left_out(comparison)
+    return "\n".join([*lines, "", *(wrapped(text, width) for text in told)])
+
+
+def wrapped(text: str, width: int | None) -> str:
+    plain = {"subsequent_indent": "    ", "break_long_words": False, "break_on_hyphens": False}
+    return text if width is None else textwrap.fill(text, width, **plain)
+
+
+def left_out(comparison: Mapping[str, Any]) -> list[str]:
+    return [f"left out: {each['path']}: {each['reason']}" for each in comparison["left_out"]]
 
 
 def markdown(comparison: Mapping[str, Any]) -> str:
@@ -172,13 +249,17 @@ def markdown(comparison: Mapping[str, Any]) -> str:
     seeds = ", ".join(map(str, comparison["seeds"]))
     heading, *body = rows(comparison)
     lines = [f"# {comparison['recipe']}: {len(comparison['arms'])} arms against `{comparison['reference']}`", ""]
-    lines += [f"Seeds {seeds}. Step times are medians of separate runs, and noisy.", ""]
+    lines += [f"Seeds {seeds}. Time, bytes saved for backward and graph nodes: of a step, over the reference's."]
+    lines += ["Times are medians of separate runs, and noisy.", ""]
     lines += [f"- `{arm['name']}`: {arm['sentence']}" for arm in comparison["arms"]]
     lines += ["", f"| {' | '.join(heading)} |", "|---" * len(heading) + "|"]
     lines += [f"| `{row[0]}` | {' | '.join(row[1:])} |" for row in body]
     for arm in comparison["arms"][1:]:
-        lines += ["", f"## {arm['name']}: {arm['verdict']}", ""]
+        lines += ["", f"## {arm['name']}: {verdict_words(arm)}", ""]
         lines += [f"- {reason}" for reason in arm["because"]] + flow_lines(arm["flow"])
+        if first := arm["first_difference"]:
+            since, of = weights_words(arm).partition(",")[0], f"{first['tensors']} of {first['of']} tensors"
+            lines.append(f"- {since}, first in {first['tensor']}; {of}")
         angles = [f"{g} {number(c)}" for g, c in arm["gradient_cosine"].items()]
         lines += [f"- cosine with the reference's first gradient: {', '.join(angles)}"] if angles else []
         if arm["distance"]:
@@ -187,7 +268,7 @@ def markdown(comparison: Mapping[str, Any]) -> str:
                 f"- distance of the weights from the reference's, over their norm, at step {step}: {number(far)}"
             )
     lines += [""] + [f"- note: {note}" for note in comparison["notes"]]
-    lines += [f"- left out: {each['path']}: {each['reason']}" for each in comparison["left_out"]]
+    lines += [f"- {each}" for each in left_out(comparison)]
     return "\n".join(lines).rstrip() + "\n"
 
 

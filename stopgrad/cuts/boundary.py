@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from stopgrad.cuts.gate import scale_gradient
-from stopgrad.cuts.strategies import CALLS_ONLY, TAKES_FACTOR, Strategy, check_stop, parse_strategy, spelling
+from stopgrad.cuts.strategies import CALLS_ONLY, TAKES_FACTOR, Strategy, check_stop, flipped, parse_strategy, spelling
+from stopgrad.cuts.torch_internals import tree_map
 from stopgrad.cuts.watcher import Watcher, watcher
 
 T = TypeVar("T")
@@ -176,6 +176,9 @@ class Stops:
         boundaries: legal strategies by boundary name.
         switches: legal values by switch name.
 
+    Attributes:
+        flipped: the boundaries that stop what the paper's choice passes, or pass what it stops.
+
     Raises:
         ValueError: an unknown name, or a choice that is not legal.
     """
@@ -192,6 +195,7 @@ class Stops:
             name: Boundary(name, chosen.get(name, legal[0]), offered=legal) for name, legal in boundaries.items()
         }
         self.switches = {name: str(chosen.get(name, legal[0])) for name, legal in switches.items()}
+        self.flipped = flipped(chosen, {name: legal[0] for name, legal in boundaries.items()}, boundaries)
 
     def __getattr__(self, name: str) -> Any:
         for section in ("boundaries", "switches"):

@@ -53,7 +53,8 @@ def stand(new: Watcher) -> None:
     _standing = new
 
 
-def leave() -> None:
-    """Let nobody watch."""
+def leave(old: Watcher) -> None:
+    """Let ``old`` watch no more."""
     global _standing
-    _standing = None
+    if _standing is old:
+        _standing = None

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
-import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
+from stopgrad.cuts.torch_internals import has_dynamo
 from stopgrad.flow.contract import FlowContract
-from stopgrad.flow.graph import Walk
+from stopgrad.flow.escapes import Escapes
+from stopgrad.flow.graph import Reach, Reaches, Walk
 from stopgrad.flow.matrix import Cell, FlowMatrix
-from stopgrad.flow.measure import as_found, gradient_norms
+from stopgrad.flow.measure import Found, as_found, gradients, norms_of
 from stopgrad.flow.parts import Modules, module_names, modules_in, names_of, parts_of
 from stopgrad.flow.sites import Recorder
-from stopgrad.flow.values import CutSite, Trace, Value, live_path, place, trace
+from stopgrad.flow.steps import Finding, stepped_twice, unstepped
+from stopgrad.flow.values import Trace, Value
 
 # At or below this fraction of the largest gradient of the same loss, a gradient is rounding noise.
 RTOL = 4 * torch.finfo(torch.float32).eps
@@ -42,6 +46,7 @@ class audit:
         backward: report each loss whose ``backward()`` runs inside under this name, unless it was reported: so is a
             training audited without touching it.
         boundaries: names of boundaries that are columns even if nothing crosses them.
+        optimizers: those of the training. What :meth:`findings` finds with them is also warned of at the end.
         draw: also note in which module each operation runs, for :func:`stopgrad.drawing.flow_svg`; it installs hooks
             for all modules while the audit is on.
         rtol: a gradient at or below ``rtol`` times the largest of the same loss is ``zero``.
@@ -57,19 +62,29 @@ class audit:
         *,
         backward: str | None = None,
         boundaries: Sequence[str] = (),
+        optimizers: Iterable[Optimizer] = (),
         rtol: float = RTOL,
         draw: bool = False,
     ) -> None:
         self.parts = parts_of(modules)
-        self._modules = modules_in(modules)
-        self._module_names = module_names(modules)
+        self._modules = modules
+        self._found = Found(modules_in(modules))
         self._columns = [*self.parts, *(f"stop.{name}" for name in boundaries)]
         self._rtol = rtol
         self._backward = backward
+        self._optimizers = list(optimizers)
+        self._reached: set[int] = set()  # ids of parameters at which a gradient arrived that is not rounding noise
         self._cells: dict[tuple[str, str], Cell] = {}
         self.draw = draw
         self.loss_values: dict[Value, str] = {}
-        self._escape_traces: dict[Value, Trace] = {}
+        self._bits = {column: 1 << i for i, column in enumerate(self._columns)}
+        self._tensors = {id(t): t for part in self.parts.values() for t in part}
+        self._parts_of: dict[int, list[str]] = {}
+        for part, tensors in self.parts.items():
+            for tensor in tensors:
+                self._parts_of.setdefault(id(tensor), []).append(part)
+        self._reported: set[int] = set()
+        self._reaches, self._escapes = Reaches(), Escapes()
         self._recorder: Recorder | None = None
         self._stack = ExitStack()
         self.names = names_of(modules, self.parts)
@@ -78,19 +93,30 @@ class audit:
         if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
             raise RuntimeError("audit: gradients are disabled here; leave torch.no_grad() or inference_mode() first")
         self._recorder = Recorder(self._roots(), self._bit)
+        self._reaches, self._escapes = Reaches(), Escapes(self._recorder.values)
+        self._reported.clear()
         self._recorder.on_backward = self._report_backward if self._backward else None
         with ExitStack() as stack:
+            stack.callback(self._recorder.off)  # again, should an exception (Ctrl-C) reach into the first time
             stack.enter_context(self._recorder)
             if self.draw:
-                stack.enter_context(self._recorder.follow_modules(self._module_names))
-            if "torch._dynamo" in sys.modules:  # a compiled graph hides its values and links every parameter
+                for handle in self._recorder.follow_modules(module_names(self._modules)):
+                    stack.callback(handle.remove)
+            if has_dynamo():  # a compiled graph hides its values and links every parameter
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        self._stack.close()
-        self._recorder = None
+        try:
+            self._stack.close()
+        finally:
+            self._stack.close()  # what an exception kept from it
+            self._recorder = None
+            self._reaches.clear()
+        if not any(exc):
+            for finding in self.findings():
+                warnings.warn(str(finding), stacklevel=2)
 
     def _roots(self) -> dict[Tensor, tuple[int, str]]:
         bits: dict[Tensor, int] = {}
@@ -100,9 +126,10 @@ class audit:
         return {tensor: (mask, self.names[id(tensor)]) for tensor, mask in bits.items()}
 
     def _bit(self, column: str) -> int:
-        if column not in self._columns:  # a boundary that is crossed for the first time
+        if column not in self._bits:  # a boundary that is crossed for the first time
+            self._bits[column] = 1 << len(self._columns)
             self._columns.append(column)
-        return 1 << self._columns.index(column)
+        return self._bits[column]
 
     def on_crossing(self, watch: Callable[[str, Tensor], None]) -> None:
         """Hand every live tensor that crosses a boundary to ``watch(boundary, tensor)`` instead of keeping it."""
@@ -115,49 +142,64 @@ class audit:
             ValueError: it is no scalar tensor, has no graph, or the same graph was reported before.
             RuntimeError: outside the ``with`` block, in another thread, under ``no_grad``, or its graph was freed.
         """
+        __tracebackhide__ = True  # pytest shows the caller's line
         recorder = self._running(name)
         if not torch.is_grad_enabled():
             raise RuntimeError(f"loss {name!r}: reported under no_grad; report it where gradients are enabled")
         self.admit(name, loss)
-        crossings = [(boundary, tensor) for boundary, live in recorder.probes.items() for tensor in live]
-        tensors = list({id(t): t for part in self.parts.values() for t in part if t.requires_grad}.values())
-        wanted = tensors + [tensor for _, tensor in crossings]
-        with recorder.pause(), as_found(self._modules):
-            norms = gradient_norms(name, loss, wanted, recorder.leaves)
-        if norms is None:
+        for crossing in recorder.fresh_probes():
+            self._reaches.add_crossing(*crossing)
+        reach = self._reaches.behind(loss)
+        asked = self._asked(recorder, None if reach is None else self._reaches.tensors(reach), reach)
+        self._found.note()
+        if loss.device.type != "cpu":  # else its operations, if there are any, are seen here
+            self._found.copy()
+        try:
+            with recorder.pause(self._found.copy):
+                grads = gradients(name, loss, asked, recorder.leaves, reach)
+        finally:
+            self._found.restore()
+        if grads is None:
             self.record(name, loss, None, {})
             return loss
-        by_tensor = {id(t): n for t, n in zip(tensors, norms, strict=False) if n is not None}
+        by_tensor: dict[int, float] = {}
         by_boundary: dict[str, list[float]] = {}
-        for (boundary, _), norm in zip(crossings, norms[len(tensors) :], strict=True):
-            if norm is not None:
-                by_boundary.setdefault(boundary, []).append(norm)
+        for tensor, norm in zip(asked, norms_of(grads), strict=True):
+            if norm is not None and id(tensor) in self._tensors:
+                by_tensor[id(tensor)] = norm
+            elif norm is not None:
+                by_boundary.setdefault(recorder.probes[id(tensor)][0], []).append(norm)
         self.record(name, loss, by_tensor, by_boundary)
         return loss
 
-    def _report_backward(self, loss: Tensor) -> None:
-        node: Any = loss.grad_fn
-        if self._backward and node is not None and loss.numel() == 1 and not self._was_reported(node):
-            self.loss(self._backward, loss)
+    def _asked(self, recorder: Recorder, reached: list[Tensor] | None, reach: Reach | None) -> list[Tensor]:
+        """The parameters and crossings to ask for a gradient: those that the loss may reach."""
+        if reached is None or reach is None or reach.reentrant:
+            crossings = [tensor for _, tensor in recorder.probes.values()]
+            return [t for t in self._tensors.values() if t.requires_grad] + crossings
+        return [t for t in reached if id(t) in self._tensors or id(t) in recorder.probes]
 
-    def _was_reported(self, node: Any) -> bool:
-        return node.metadata.get("stopgrad.reported") is self
+    def _report_backward(self, loss: Tensor) -> None:
+        is_new = not loss.is_leaf and self._running("").value(loss) not in self._reported
+        if self._backward and is_new and loss.numel() == 1:
+            self.loss(self._backward, loss)
 
     def admit(self, name: str, loss: Tensor) -> None:
         """Refuse what is no loss, and a graph that was reported before."""
+        __tracebackhide__ = True
         recorder = self._running(name)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
             raise ValueError(f"loss {name!r}: expected a scalar tensor, got {what}")
+        value = recorder.value(loss)
         if not loss.requires_grad:
-            value = recorder.value(loss)
-            cuts = [str(site) for _, site in trace(value).cuts] if value else []
-            raise ValueError(f"loss {name!r} has no graph: {'; '.join(cuts) or 'nothing that it uses requires grad'}")
-        node: Any = loss.grad_fn
-        if node is not None:
-            if self._was_reported(node):
-                raise ValueError(f"loss {name!r}: this graph was reported already; report each graph once")
-            node.metadata["stopgrad.reported"] = self
+            cuts = [] if value is None else Trace(recorder.values, value).cuts_of(-1)
+            reason = "; ".join(map(str, cuts)) or "nothing that it uses requires grad"
+            raise ValueError(f"loss {name!r} has no graph: {reason}")
+        if value in self._reported:
+            raise ValueError(f"loss {name!r}: this graph was reported already; report each graph once")
+        if value is not None and not loss.is_leaf:
+            self._reported.add(value)
 
     def record(
         self,
@@ -176,54 +218,76 @@ class audit:
         value = recorder.value(loss)
         if value is None:
             raise ValueError(f"loss {name!r} depends on nothing that requires grad")
-        self.loss_values[value] = name
-        found = trace(value)
+        self.loss_values[Value(recorder.values, value)] = name
+        self._escapes.update(recorder.escapes, value)
+        found = Trace(recorder.values, value)
+        arrived = self._arrived(norms or {}, crossings)
         largest = max([0.0, *(norms or {}).values(), *(n for ns in crossings.values() for n in ns)])
-        for part in self._columns:
-            got = [norms[id(t)] for t in self.parts.get(part, ()) if id(t) in norms] if norms is not None else []
-            got += crossings.get(part.removeprefix("stop."), ()) if part not in self.parts else ()
-            norm = math.sqrt(sum(n * n for n in got))
-            if got:
-                state = "zero" if norm <= self._rtol * largest else "open"
-                cell = Cell(state, norm, found.cuts_of(self._bit(part)), self._path(loss, value, part))
-            else:
-                note = "" if norms is not None else "a probe would disturb DDP or a hook; use FlowAudit"
-                cell = self._unreached(found, self._bit(part), note)
-            known = self._cells.get((name, part))
-            self._cells[name, part] = known.merge(cell) if known else cell
+        self._reached |= {key for key, norm in (norms or {}).items() if norm > self._rtol * largest}
+        for part, got in arrived.items():
+            bit, norm = self._bit(part), math.sqrt(sum(n * n for n in got))
+            state = "zero" if norm <= self._rtol * largest else "open"
+            self._enter(name, part, Cell(state, norm, found.cuts_of(bit), self._path(loss, found, part)))
+        note = "" if norms is not None else "a probe would disturb DDP or a hook; use FlowAudit"
+        self._enter_unreached(name, found, note, sum(self._bits[part] for part in arrived))
 
-    def _unreached(self, found: Trace, bit: int, note: str) -> Cell:
-        """The cell of a part at which no gradient arrived."""
-        unseen = self._running("").unseen
+    def _arrived(self, norms: Mapping[int, float], crossings: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+        """The norms that arrived at each column, in the order of the columns."""
+        reached = dict.fromkeys(part for key in norms for part in self._parts_of.get(key, ()))
+        arrived = {part: [norms[id(t)] for t in self.parts[part] if id(t) in norms] for part in reached}
+        arrived |= {f"stop.{name}": list(got) for name, got in crossings.items() if f"stop.{name}" not in self.parts}
+        return {part: arrived[part] for part in sorted(arrived, key=self._bit)}
+
+    def _enter_unreached(self, name: str, found: Trace, note: str, arrived: int) -> None:
+        """The cells of the parts at which no gradient arrived. What no cell is entered for is independent."""
+        opaque = note or self._running("").unseen
+        opaque = opaque or ("the loss uses values that were computed before the audit began" if found.foreign else "")
+        if opaque:
+            hidden = Cell("opaque", note=opaque)
+            for part in self._listed(((1 << len(self._columns)) - 1) & ~arrived & ~(0 if note else found.connected)):
+                self._enter(name, part, hidden)
         if note:
-            return Cell("opaque", note=note)
-        if found.connected & bit:
-            return Cell("blocked", cuts=found.cuts_of(bit))
-        if found.foreign or unseen:
-            return Cell("opaque", note=unseen or "the loss uses values that were computed before the audit began")
-        return Cell("independent", cuts=found.escapes_of(bit) or self._possible_escapes(bit))
+            return
+        blocked: dict[Any, Cell] = {}  # parts that are told the same hold one cell
+        for part in self._listed(found.connected & ~arrived):
+            cuts = found.cuts_of(self._bits[part])
+            key = tuple((cut, cut.op) for cut in cuts)
+            self._enter(name, part, blocked.setdefault(key, Cell("blocked", cuts=cuts)))
+        escaped = found.escaped | self._escapes.bits
+        for part in self._listed(0 if opaque else escaped & ~found.connected & ~arrived):
+            bit = self._bits[part]
+            self._enter(name, part, Cell("independent", cuts=found.escapes_of(bit) or self._escapes.of(bit)))
 
-    def _possible_escapes(self, bit: int) -> tuple[CutSite, ...]:
-        """Where the part's value left PyTorch, if no number that left is known to have come back."""
-        sites = []
-        for escape in self._running("").escapes:
-            if self.loss_values.keys().isdisjoint(escape.parents):  # else it is a loss that is logged
-                if escape not in self._escape_traces:
-                    self._escape_traces[escape] = trace(escape)
-                sites += self._escape_traces[escape].escapes_of(bit)
-        return tuple(dict.fromkeys(sites))
+    def _listed(self, bits: int) -> Iterator[str]:
+        """The columns that these bits stand for."""
+        while bits:
+            yield self._columns[(bits & -bits).bit_length() - 1]
+            bits &= bits - 1
 
-    def _path(self, loss: Tensor, value: Value, part: str) -> tuple[str, ...]:
-        steps = live_path(value, self._bit(part))
-        if steps and not any(v.foreign for v in steps):
-            return tuple(f"{v.op} ({place(v.file, v.line)})" if v.file else v.op for v in steps if v.op)
+    def _enter(self, name: str, part: str, cell: Cell) -> None:
+        known = self._cells.get((name, part))
+        self._cells[name, part] = cell if known is None else known.merge(cell)
+
+    def _path(self, loss: Tensor, found: Trace, part: str) -> tuple[str, ...]:
+        steps = found.live_path(self._bit(part))
+        if steps:
+            return steps
         walk = Walk(loss)
         paths = [[*walk.path(t)[:-1], self.names[id(t)]] for t in self.parts.get(part, ()) if id(t) in walk.leaves]
         return tuple(min(paths, key=len, default=[]))
 
     def matrix(self) -> FlowMatrix:
         """The matrix of all losses reported so far."""
-        return FlowMatrix(self._columns, self._cells)
+        return FlowMatrix(self._columns, self._cells, list(dict.fromkeys(self.loss_values.values())))
+
+    def findings(self) -> list[Finding]:
+        """What is wrong with the optimisers: a gradient arrived where none of them steps, or one lists it twice."""
+        if not self._optimizers:
+            return []
+        model = [p for module in modules_in(self._modules) for p in module.parameters()]
+        model += [p for part in self.parts.values() for p in part]
+        twice = stepped_twice(self.names, self._optimizers)
+        return twice + unstepped(self.names, self._reached, self._optimizers, model)
 
     def check(self, contract: FlowContract | Mapping[str, Mapping[str, str]]) -> None:
         """Raise :class:`~stopgrad.GradientLeak` or :class:`~stopgrad.GradientStarved` if the contract is broken."""
@@ -231,6 +295,7 @@ class audit:
         (contract if isinstance(contract, FlowContract) else FlowContract(contract)).check(self.matrix())
 
     def _running(self, name: str) -> Recorder:
+        __tracebackhide__ = True
         if self._recorder is None:
             raise RuntimeError(f"loss {name!r}: reported outside the audit; call a.loss() inside the with block")
         if self._recorder.thread != threading.get_ident():

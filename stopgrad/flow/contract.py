@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,11 +15,12 @@ from stopgrad.flow.matrix import Cell, FlowMatrix
 from stopgrad.flow.values import CutSite
 
 WANTED = ("open", "blocked")
+_MOST = 12  # violations that an error tells in full
 
 
 @dataclass(frozen=True)
 class Violation:
-    """One broken promise. ``kind`` is ``leak``, ``starved``, ``opaque`` or ``cut``; ``text`` says it all in words."""
+    """One broken promise; ``text`` tells it. ``kind`` is ``leak``, ``starved``, ``opaque``, ``cut`` or ``missing``."""
 
     kind: str
     loss: str
@@ -31,7 +33,11 @@ class FlowViolation(AssertionError):
 
     def __init__(self, violations: Sequence[Violation]) -> None:
         self.violations = tuple(violations)
-        super().__init__("\n".join(v.text for v in violations))
+        told = [v.text for v in violations[:_MOST]]
+        if len(violations) > _MOST:
+            kinds = Counter(v.kind for v in violations[_MOST:])
+            told.append(f"and {', '.join(f'{n:,} more: {kind}' for kind, n in kinds.items())}; .violations has each")
+        super().__init__("\n".join(told))
 
 
 class GradientLeak(FlowViolation):
@@ -61,6 +67,7 @@ class FlowContract(Mapping[str, Mapping[str, str]]):
     def __init__(
         self, rows: Mapping[str, Mapping[str, str]], *, frozen: Sequence[str] = (), strict: bool = False
     ) -> None:
+        __tracebackhide__ = True  # pytest shows the caller's line
         for loss, row in rows.items():
             if not isinstance(row, Mapping):
                 raise ValueError(f"contract {loss}: {row!r} is no mapping of parts to 'open' or 'blocked'")
@@ -129,6 +136,7 @@ class FlowContract(Mapping[str, Mapping[str, str]]):
         Raises:
             ValueError: the contract names a loss or a part that does not exist, or two wildcards disagree.
         """
+        __tracebackhide__ = True  # pytest shows the caller's line
         found: dict[tuple[str, str], tuple[bool, str]] = {}
         rows = {**self._rows, **({"*": dict.fromkeys(self.frozen, "blocked")} if "*" not in self._rows else {})}
         if "*" in self._rows:
@@ -148,6 +156,7 @@ class FlowContract(Mapping[str, Mapping[str, str]]):
 
     def violations(self, matrix: FlowMatrix, *, partial: bool = False) -> list[Violation]:
         """Every way in which a matrix breaks this contract; see :meth:`wanted` for ``partial`` and the errors."""
+        __tracebackhide__ = True  # pytest shows the caller's line
         found = []
         for (loss, part), state in self.wanted(matrix.losses, matrix.parts, partial=partial).items():
             cell = matrix[loss, part]
@@ -191,13 +200,14 @@ def raise_for(violations: Sequence[Violation], *, strict: bool = False) -> None:
             if violation.kind == "opaque":
                 warnings.warn(violation.text, stacklevel=3)
         violations = [v for v in violations if v.kind != "opaque"]
-    if any(v.kind != "starved" for v in violations):
+    if any(v.kind not in ("starved", "missing") for v in violations):
         raise GradientLeak(violations)
     if violations:
         raise GradientStarved(violations)
 
 
 def _match(pattern: str, names: Sequence[str], kind: str, *, optional: bool) -> list[str]:
+    __tracebackhide__ = True
     if pattern in names:
         return [pattern]
     matching = [name for name in names if fnmatchcase(name, pattern)]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from stopgrad.cuts.strategies import nearest
+from stopgrad.flow.fold import matrix_text
 from stopgrad.flow.values import CutSite
 
 # The five states. Of several reports of one loss, the first in this order counts.
@@ -47,6 +48,9 @@ class Cell:
         return f"{self.state} {self.norm:.1e}" if self.state == "open" else self.state
 
 
+INDEPENDENT = Cell("independent")
+
+
 class FlowMatrix(Mapping[tuple[str, str], Cell]):
     """``matrix["d_loss", "generator"]`` is a :class:`Cell`. ``print(matrix)`` shows the table and every cut.
 
@@ -54,31 +58,36 @@ class FlowMatrix(Mapping[tuple[str, str], Cell]):
         KeyError: a loss that was not reported or a part that does not exist; with the choices.
     """
 
-    def __init__(self, parts: Sequence[str], cells: Mapping[tuple[str, str], Cell]) -> None:
+    def __init__(
+        self, parts: Sequence[str], cells: Mapping[tuple[str, str], Cell], losses: Sequence[str] | None = None
+    ) -> None:
         self.parts = tuple(parts)
-        self.losses = tuple(dict.fromkeys(loss for loss, _ in cells))
-        # A boundary crossed for the first time after a loss was reported: that loss cannot depend on it.
-        self._cells = {(x, y): cells.get((x, y), Cell("independent")) for x in self.losses for y in self.parts}
+        self.losses = tuple(dict.fromkeys(loss for loss, _ in cells) if losses is None else losses)
+        self._known = {*self.losses}, {*self.parts}
+        self._cells = {
+            key: cell for key, cell in cells.items() if key[0] in self._known[0] and key[1] in self._known[1]
+        }
 
     def __getitem__(self, key: tuple[str, str]) -> Cell:
-        if key in self._cells:
-            return self._cells[key]
         loss, part = key
+        if loss in self._known[0] and part in self._known[1]:
+            return self._cells.get(key, INDEPENDENT)
         known, name, kind = (self.parts, part, "part") if loss in self.losses else (self.losses, loss, "loss")
         raise KeyError(f"no {kind} {name!r}; there is {', '.join(known) or 'none'}{nearest(name, known)}")
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        return iter(self._cells)
+        return ((loss, part) for loss in self.losses for part in self.parts)
 
     def __len__(self) -> int:
-        return len(self._cells)
+        return len(self.losses) * len(self.parts)
 
     def updated(self, newer: FlowMatrix) -> FlowMatrix:
         """This matrix with the losses of a newer one beside its own, or in their place."""
-        parts = dict.fromkeys((*self.parts, *newer.parts))
-        return FlowMatrix(
-            list(parts), {key: cell for key, cell in self.items() if key[0] not in newer.losses} | dict(newer)
+        parts, losses = (
+            list(dict.fromkeys(a + b)) for a, b in ((self.parts, newer.parts), (self.losses, newer.losses))
         )
+        kept = {key: cell for key, cell in self._cells.items() if key[0] not in newer.losses}
+        return FlowMatrix(parts, kept | newer._cells, losses)
 
     def share(self, loss: str, part: str) -> float:
         """The loss's norm at a part over the sum of all losses' norms there, in [0, 1]; 0 where nothing arrives."""
@@ -99,25 +108,48 @@ class FlowMatrix(Mapping[tuple[str, str], Cell]):
             for loss in self.losses
         }
 
+    def told(self) -> dict[tuple[str, str], Cell]:
+        """The cells that say more than ``independent``, in order."""
+        rows, columns = ({name: i for i, name in enumerate(names)} for names in (self.losses, self.parts))
+        cells = [(key, cell) for key, cell in self._cells.items() if cell != INDEPENDENT]
+        return dict(sorted(cells, key=lambda item: (rows[item[0][0]], columns[item[0][1]])))
+
+    def counts(self) -> dict[str, int]:
+        """How many cells are in each state."""
+        told = self.told()
+        counts: dict[str, int] = dict.fromkeys(STATES, 0)
+        for cell in told.values():
+            counts[cell.state] += 1
+        counts["independent"] += len(self) - len(told)
+        return counts
+
+    def reasons_of(self) -> list[tuple[tuple[str, str], str]]:
+        """Loss and part, and the cut or escape that keeps the one from the other, in words."""
+        found, words = [], {}
+        for key, cell in self.told().items():
+            if cell.state in ("blocked", "independent"):
+                if (cell.state, cell.cuts) not in words:
+                    verb = "stopped by" if cell.state == "blocked" else "only through"
+                    words[cell.state, cell.cuts] = [f"{verb} {cut}" for cut in cell.cuts]
+                found += [(key, reason) for reason in words[cell.state, cell.cuts]]
+            elif cell.state == "opaque":
+                found.append((key, cell.note))
+        return found
+
     def reasons(self) -> list[str]:
         """One line for each cut, or escape, that keeps a loss from a part."""
-        lines = []
-        for (loss, part), cell in self.items():
-            if cell.state in ("blocked", "independent"):
-                verb = "stopped by" if cell.state == "blocked" else "only through"
-                lines += [f"{loss} -> {part}: {verb} {cut}" for cut in cell.cuts]
-            elif cell.state == "opaque":
-                lines.append(f"{loss} -> {part}: {cell.note}")
-        return lines
+        return [f"{loss} -> {part}: {reason}" for (loss, part), reason in self.reasons_of()]
 
-    def text(self) -> str:
-        """The matrix as a table, followed by the reasons."""
-        rows = [["", *self.parts], *([loss, *(str(self[loss, p]) for p in self.parts)] for loss in self.losses)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        table = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*table, *(f"  {reason}" for reason in self.reasons())])
+    def text(self, broken: Collection[tuple[str, str]] = ()) -> str:
+        """The matrix as a table, followed by the reasons. Where a screen cannot hold it, what is alike is told once.
 
-    __str__ = text
+        Args:
+            broken: losses and parts that must not be folded away, such as those of a contract's violations.
+        """
+        return matrix_text(self, broken)
+
+    def __str__(self) -> str:
+        return self.text()
 
     def __repr__(self) -> str:
         return f"<FlowMatrix {len(self.losses)} losses x {len(self.parts)} parts>"

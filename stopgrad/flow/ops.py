@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stopgrad.cuts.torch_internals import storage_id
+
 _T: Any = torch.Tensor
 CUTS: dict[Any, str] = {
     _T.detach: "detach",
@@ -61,12 +63,6 @@ def name_of(func: Any) -> str:
     return name.strip("_") if name.startswith("__") else name
 
 
-def next_sequence_number() -> int:
-    """The number that autograd will give to the next node of this thread."""
-    probe = torch.zeros((), requires_grad=True).view(())
-    return probe.grad_fn._sequence_nr() + 1  # pyright: ignore[reportOptionalMemberAccess]
-
-
 def node_name(tensor: Tensor) -> str:
     return tensor.grad_fn.name() if tensor.grad_fn is not None else ""
 
@@ -89,7 +85,7 @@ def _differentiable(tensor: Tensor) -> bool:
 def storage_of(tensor: Tensor) -> int:
     """An id of the memory that a tensor shares with its aliases."""
     try:
-        return tensor.untyped_storage()._cdata
+        return storage_id(tensor.untyped_storage())
     except (NotImplementedError, RuntimeError):  # sparse and wrapped tensors have none
         return -id(tensor)
 

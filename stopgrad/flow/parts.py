@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+
+from stopgrad.cuts.torch_internals import tree_leaves
 
 Modules = nn.Module | Mapping[str, Any]
+
+
+def named_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """A module and all inside it with their dotted names, in torch's order, however deep they are nested."""
+    seen: set[nn.Module] = set()
+    stack = [("", root)]
+    while stack:
+        name, module = stack.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        yield name, module
+        prefix = f"{name}." if name else ""
+        stack += reversed([(prefix + key, child) for key, child in module.named_children()])
+
+
+def named_parameters(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of a module and of all inside it, each once, with their dotted names."""
+    for name, module in named_modules(root):
+        prefix = f"{name}." if name else ""
+        yield from ((prefix + key, p) for key, p in module.named_parameters(recurse=False))
+
+
+def every_name(root: nn.Module) -> list[tuple[str, Tensor]]:
+    """The same; what is tied comes under each of its names, but in modules that are nested too deeply for torch."""
+    try:
+        return list(root.named_parameters(remove_duplicate=False))
+    except RecursionError:
+        return list(named_parameters(root))
 
 
 def parts_of(modules: Modules) -> dict[str, list[Tensor]]:
@@ -22,7 +52,7 @@ def parts_of(modules: Modules) -> dict[str, list[Tensor]]:
     """
     if isinstance(modules, nn.Module):
         parts: dict[str, Any] = dict(modules.named_parameters(recurse=False))
-        parts |= {name: child for name, child in modules.named_children() if next(child.parameters(), None) is not None}
+        parts |= {name: c for name, c in modules.named_children() if next(named_parameters(c), None) is not None}
         if not parts:
             raise ValueError(f"audit: {type(modules).__name__} has no parameters")
     else:
@@ -39,7 +69,8 @@ def _parameters(name: str, part: Any) -> list[Tensor]:
             raise TypeError(f"audit: part {name!r} holds a {type(leaf).__name__}; pass modules or parameters")
         if isinstance(leaf, Tensor) and not leaf.is_leaf:
             raise TypeError(f"audit: part {name!r} holds a tensor that was computed; pass the parameters themselves")
-        found.update((id(t), t) for t in ([leaf] if isinstance(leaf, Tensor) else leaf.parameters()))
+        inner = [leaf] if isinstance(leaf, Tensor) else [p for _, p in named_parameters(leaf)]
+        found.update((id(t), t) for t in inner)
     if not found:
         raise ValueError(f"audit: part {name!r} has no parameters")
     return list(found.values())
@@ -61,11 +92,9 @@ def names_of(modules: Modules, parts: Mapping[str, list[Tensor]]) -> dict[int, s
     """A name for each parameter, by ``id``; tied parameters show all of theirs: ``embed.weight = head.weight``."""
     names: dict[int, list[str]] = {}
     for name, tensors in parts.items():
-        part = modules if isinstance(modules, nn.Module) else modules[name]
-        if isinstance(modules, nn.Module):
-            part = getattr(modules, name)
+        part = getattr(modules, name) if isinstance(modules, nn.Module) else modules[name]
         if isinstance(part, nn.Module):
-            named = [(f"{name}.{inner}", p) for inner, p in part.named_parameters(remove_duplicate=False)]
+            named = [(f"{name}.{inner}", p) for inner, p in every_name(part)]
         elif len(tensors) == 1:
             named = [(name, tensors[0])]
         else:
@@ -80,7 +109,12 @@ def module_names(modules: Modules) -> dict[nn.Module, str]:
     roots = dict(modules.named_children()) if isinstance(modules, nn.Module) else modules
     names: dict[nn.Module, str] = {}
     for name, root in roots.items():
-        for path, module in root.named_modules() if isinstance(root, nn.Module) else ():
-            if next(module.parameters(), None) is not None:
+        each = list(named_modules(root)) if isinstance(root, nn.Module) else []
+        holding = {path for path, module in each if next(module.named_parameters(recurse=False), None) is not None}
+        for path, _ in reversed(each):  # what is inside comes after what it is inside of
+            if path in holding and path:
+                holding.add(path.rpartition(".")[0])
+        for path, module in each:
+            if path in holding:
                 names.setdefault(module, f"{name}.{path}" if path else name)
     return names

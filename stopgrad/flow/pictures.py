@@ -5,6 +5,8 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from stopgrad.flow import fold
+
 if TYPE_CHECKING:
     from stopgrad.flow.matrix import FlowMatrix
 
@@ -18,13 +20,16 @@ COLOURS = {
 }
 _FONT = "font-family='system-ui, sans-serif' font-size='13'"
 _WIDTH, _HEIGHT, _GAP = 128, 44, 4
+_MOST = 40  # losses and parts that are drawn
 
 
 def matrix_svg(matrix: FlowMatrix) -> str:
     """The matrix as one self-contained SVG; hovering over a cell shows its cuts, or the path of its gradient."""
+    reasons = fold.reasons(matrix)
+    matrix, left_out = fold.shown(matrix, _MOST)
+    reasons += [left_out] if left_out else []
     left = 24 + 8 * max([4, *map(len, matrix.losses)])
     width = left + len(matrix.parts) * (_WIDTH + _GAP) + 12
-    reasons = matrix.reasons()
     top, line = 40, 19
     height = top + len(matrix.losses) * (_HEIGHT + _GAP) + 16 + line * len(reasons) + 8
     width = max(width, 24 + 7 * max([0, *map(len, reasons)]))
@@ -75,6 +80,7 @@ def matrix_figure(matrix: FlowMatrix) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
+    matrix, left_out = fold.shown(matrix, _MOST)
     rows, columns = len(matrix.losses), len(matrix.parts)
     figure = Figure(figsize=(1.6 + 1.5 * columns, 0.8 + 0.6 * rows), layout="constrained")
     axes = figure.subplots()
@@ -87,6 +93,7 @@ def matrix_figure(matrix: FlowMatrix) -> Any:
     axes.set_xticks(range(columns), matrix.parts)
     axes.set_yticks(range(rows), matrix.losses)
     axes.xaxis.tick_top()
+    axes.set_xlabel(left_out)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from stopgrad.cuts import watcher
+from stopgrad.cuts.torch_internals import functorch_level, is_view, next_number, top_mode
 from stopgrad.flow.frames import in_optimizer, user_line
-from stopgrad.flow.graph import Walk
+from stopgrad.flow.graph import MOST_NODES, Nodes, Walk
 from stopgrad.flow.ops import (
     CUTS,
     ESCAPES,
@@ -27,28 +29,26 @@ from stopgrad.flow.ops import (
     leaves_of,
     loses_type,
     name_of,
-    next_sequence_number,
     node_name,
     storage_of,
     written_by,
 )
-from stopgrad.flow.values import Value, place
+from stopgrad.flow.values import FOREIGN, LIVE, Values, place
 
-_functorch_stack = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
-_Known = tuple[Tensor, Value]
+_Known = tuple[Tensor, int]  # a tensor, and its value
 
 
 class _Ref(weakref.ref):
-    """A weak reference that knows the id of what it referred to."""
+    """A weak reference to a tensor that knows its id and its value."""
 
-    __slots__ = ("key",)
+    __slots__ = ("index", "key")
 
-    def __new__(cls, tensor: Tensor, forget: Callable[[Any], None], key: int) -> _Ref:
+    def __new__(cls, tensor: Tensor, forget: Callable[[Any], None], index: int) -> _Ref:
         self = super().__new__(cls, tensor, forget)
-        self.key = key
+        self.key, self.index = id(tensor), index
         return self
 
-    def __init__(self, tensor: Tensor, forget: Callable[[Any], None], key: int) -> None:
+    def __init__(self, tensor: Tensor, forget: Callable[[Any], None], index: int) -> None:
         super().__init__(tensor, forget)  # pyright: ignore[reportCallIssue]
 
 
@@ -66,9 +66,10 @@ class Recorder(TorchFunctionMode):
         bit_of: gives the bit of a boundary, by its column ``stop.NAME``.
 
     Attributes:
+        values: the value graph; it stays when the recorder is off.
         escapes: values that left as Python numbers or arrays, in order.
         unseen: the line where functorch ran, whose inner values cannot be followed, or "".
-        probes: the live tensors that crossed a boundary, by its name; kept only while ``on_probe`` is None.
+        probes: by id, the boundary and the live tensor that crossed it; kept only while ``on_probe`` is None.
         leaves: leaf tensors that were used, require grad and are no part of the model.
         on_probe: called with the name of the boundary and the live tensor that crosses it.
         on_backward: called with a tensor before its ``backward()``.
@@ -78,49 +79,67 @@ class Recorder(TorchFunctionMode):
     def __init__(self, roots: Mapping[Tensor, tuple[int, str]], bit_of: Callable[[str], int]) -> None:
         super().__init__()
         self.thread = threading.get_ident()
-        self.escapes: list[Value] = []
+        self.values = Values()
+        self.escapes: list[int] = []
         self.unseen = ""
-        self.probes: dict[str, list[Tensor]] = {}
+        self.probes: dict[int, tuple[str, Tensor]] = {}
+        self._fresh: list[tuple[int, Tensor]] = []
         self.leaves: dict[int, Tensor] = {}
         self.on_probe: Callable[[str, Tensor], None] | None = None
         self.on_backward: Callable[[Tensor], None] | None = None
         self.modules: list[str] = []
         self._paused = False
+        self._at_first: Callable[[], None] | None = None
         self._bit_of = bit_of
-        self._seq = 0
-        self._began = 0  # autograd's own count when the audit began
-        self._values: dict[int, tuple[Any, Value]] = {}
-        self._writes: dict[int, Value] = {}  # storage -> the last in-place write into it
-        self._numbers: dict[float, Value] = {}  # numbers that left through item or tolist
+        self._nodes = Nodes(0)
+        self._refs: dict[int, _Ref] = {}  # id of each tensor that is alive -> its value
+        self._writes: dict[int, int] = {}  # storage -> the last in-place write into it
+        self._numbers: dict[float, int] = {}  # numbers that left through item or tolist
         self._boundaries: list[tuple[str, str, tuple[str, int]]] = []  # name, kind of cut that it makes, line
-        self._roots = {id(tensor): tensor for tensor in roots}
-        for tensor, (bits, name) in roots.items():
-            self._values[id(tensor)] = (None, self._new(name, (), parts=bits, live=True, site=("", 0)))
+        self._parameters = {id(tensor): tensor for tensor in roots}
+        self._roots = {
+            id(tensor): self._new(name, (), parts=bits, live=True, site=("", 0))
+            for tensor, (bits, name) in roots.items()
+        }
+        self.values.roots = len(self.values)
 
     def __enter__(self) -> Recorder:
         watcher.stand(self)
-        self._began = next_sequence_number()
+        self._nodes = Nodes(next_number())
         super().__enter__()
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        watcher.leave()
-        super().__exit__(*exc)
-        for store in (self._values, self._writes, self._numbers, self.probes, self.leaves, self._roots):
-            store.clear()
+        self.off()
+
+    def off(self) -> None:
+        """Stop recording; nothing where that was done."""
+        try:
+            if top_mode() is self:
+                super().__exit__(None, None, None)
+        finally:
+            watcher.leave(self)
+            self.on_probe = self.on_backward = None  # a graph holds this, and they its losses
+            stores = (self._refs, self._writes, self._numbers, self.probes, self.leaves, self._parameters, self._roots)
+            for store in stores:
+                store.clear()
+            self._fresh.clear()
 
     @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Nothing is recorded inside: the audit's own measurements, an optimiser's step."""
-        before, self._paused = self._paused, True
+    def pause(self, at_first: Callable[[], None] | None = None) -> Iterator[None]:
+        """Nothing is recorded inside: the audit's own measurements, an optimiser's step.
+
+        Args:
+            at_first: called before the first operation inside, such as one of a checkpoint that runs again.
+        """
+        before, self._paused, self._at_first = self._paused, True, at_first
         try:
             yield
         finally:
-            self._paused = before
+            self._paused, self._at_first = before, None
 
-    @contextmanager
-    def follow_modules(self, names: Mapping[nn.Module, str]) -> Iterator[None]:
-        """Note in which of these modules each operation runs."""
+    def follow_modules(self, names: Mapping[nn.Module, str]) -> list[RemovableHandle]:
+        """Note in which of these modules each operation runs, until the hooks are removed."""
 
         def enter(module: nn.Module, args: Any) -> None:
             if module in names:
@@ -130,13 +149,7 @@ class Recorder(TorchFunctionMode):
             if module in names and self.modules:
                 self.modules.pop()
 
-        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            self.modules.clear()
+        return [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
 
     # ---- operations
 
@@ -144,6 +157,9 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is Tensor.backward and self.on_backward is not None and not self._paused:
             self.on_backward(args[0])
+        if self._paused and self._at_first is not None:
+            at_first, self._at_first = self._at_first, None
+            at_first()
         if self._paused or func in VALUELESS or in_optimizer():
             return func(*args, **kwargs)
         inputs = [*leaves_of(args), *leaves_of(kwargs)] if kwargs else leaves_of(args)
@@ -151,16 +167,17 @@ class Recorder(TorchFunctionMode):
         numbers = leaves_of((args, kwargs), float) if self._numbers else []
         numbers = [self._numbers[n] for n in numbers if n in self._numbers]
         live = any(t.requires_grad for t, _ in known)
+        begin = next_number()
         result = func(*args, **kwargs)
-        if not self.unseen and _functorch_stack() is not None:
+        if not self.unseen and functorch_level() is not None:
             self.unseen = "functorch at " + place(*user_line())
         if known or numbers:
             if func in ESCAPES:
                 self._escape(ESCAPES[func], [v for _, v in known], result)
             elif (targets := written_by(func, args, kwargs)) is not None:
-                self._write(func, targets, args, known, numbers)
+                self._write(func, targets, args, known, numbers, begin)
             else:
-                self._result(func, inputs, leaves_of(result), known, numbers, live)
+                self._result(func, inputs, leaves_of(result), known, numbers, live, begin)
         elif self._writes:
             for tensor in leaves_of(result):
                 self._writes.pop(storage_of(tensor), None)  # a new tensor in the memory of one that is gone
@@ -172,8 +189,9 @@ class Recorder(TorchFunctionMode):
         inputs: list[Tensor],
         outputs: list[Tensor],
         known: list[_Known],
-        numbers: list[Value],
+        numbers: list[int],
         live: bool,
+        begin: int,
     ) -> None:
         """An operation made new tensors. Outputs that are alike share one value."""
         mode = graphless_mode()
@@ -182,7 +200,8 @@ class Recorder(TorchFunctionMode):
             pairs = [(out, [v for t, v in known if t is source]) for out, source in zip(outputs, inputs, strict=True)]
         else:
             pairs = [(out, [value for _, value in known] + numbers) for out in outputs]
-        made: dict[Any, Value] = {}
+        made: dict[Any, int] = {}
+        attached: list[_Known] = []
         for out, parents in pairs:
             if not parents or any(out is tensor for tensor, _ in known):
                 continue  # handed through as it was: contiguous(), to(the same dtype)
@@ -192,30 +211,39 @@ class Recorder(TorchFunctionMode):
             key = (out.requires_grad, cut, *parents)
             if key not in made:
                 made[key] = self._new(name_of(func), parents, cut=cut, mode=mode, live=out.requires_grad, site=site)
-            self._attach(out, made[key])
+            attached.append((out, made[key]))
+        self._attach(attached, begin)
 
     def _write(
-        self, func: Any, targets: Sequence[Tensor], args: Any, known: list[_Known], numbers: list[Value]
+        self,
+        func: Any,
+        targets: Sequence[Tensor],
+        args: Any,
+        known: list[_Known],
+        numbers: list[int],
+        begin: int,
     ) -> None:
         """An operation in place: its targets now depend on its inputs too, and so does every alias of them."""
         mode, cut = graphless_mode(), CUTS.get(func, "")
         site = user_line(function_calls=bool(mode))
         lists = [a for a in args if isinstance(a, list | tuple) and len(a) == len(targets)] if len(targets) > 1 else []
+        attached: list[_Known] = []
         for i, target in enumerate(targets):
             others = {
                 id(a[j]) for a in lists for j in range(len(a)) if j != i
             }  # torch._foreach_*: the i-th of each list
             overwritten = id(target) if func in OVERWRITES else None
             parents = numbers + [v for t, v in known if id(t) not in others and id(t) != overwritten]
-            if id(target) in self._roots and parents == [self._values[id(target)][1]]:
+            if id(target) in self._roots and parents == [self._roots[id(target)]]:
                 continue  # a parameter changed by itself alone
             live = target.requires_grad
             value = self._new(name_of(func), parents, cut=cut, mode=mode, live=live, site=site)
-            self._attach(target, value)
+            attached.append((target, value))
             if func not in NO_WRITE:
                 self._writes[storage_of(target)] = value
+        self._attach(attached, begin)
 
-    def _escape(self, kind: str, parents: list[Value], result: Any) -> None:
+    def _escape(self, kind: str, parents: list[int], result: Any) -> None:
         value = self._new(kind, parents, cut=kind)
         self.escapes.append(value)
         if kind != "numpy":
@@ -236,28 +264,30 @@ class Recorder(TorchFunctionMode):
     def gate(self, name: str, leaf: Tensor, cut: Callable[[Tensor], Tensor]) -> Tensor:
         """``leaf`` crosses a boundary that lets gradient through: it gets a node of its own, which is then gated."""
         before, line = self.value(leaf), user_line()
+        begin = next_number()
         with self.pause():
             crossing = torch.ops.aten.alias(leaf)
             result = cut(crossing)
         value = self._crossing(name, before, live=crossing.requires_grad, line=line)
         if crossing.requires_grad:
             if self.on_probe is None:
-                self.probes.setdefault(name, []).append(crossing)
+                self.probes[id(crossing)] = name, crossing
+                self._fresh.append((begin, crossing))
             else:
                 self.on_probe(name, crossing)
         else:
             value = self._new("alias", (value,), cut="requires_grad", site=line, boundary=name)
-        self._attach(crossing, value)
-        self._attach(result, value)
+        self._attach([(crossing, value), (result, value)], begin)
         return result
 
     def cut(self, name: str, kind: str, leaf: Tensor, cut: Callable[[Tensor], Tensor]) -> Tensor:
         """``leaf`` crosses a boundary that cuts it."""
         before, line = self.value(leaf), user_line()
+        begin = next_number()
         with self.pause():
             result = cut(leaf)
         crossing = self._crossing(name, before, live=False, line=line)
-        self._attach(result, self._new(kind, (crossing,), cut=kind, site=line, boundary=name))
+        self._attach([(result, self._new(kind, (crossing,), cut=kind, site=line, boundary=name))], begin)
         return result
 
     def freeze(self, name: str, leaf: Tensor, args: Any) -> Tensor:
@@ -266,99 +296,108 @@ class Recorder(TorchFunctionMode):
         walk = Walk(leaf, stop={t.grad_fn for t in inputs})
         reached = walk.leaves.keys() - {id(t) for t in inputs}
         # A view of a parameter is called live once that is unfrozen again, but nothing flows from it.
-        if reached and not (leaf.grad_fn is None and leaf._is_view()):
+        if reached and not (leaf.grad_fn is None and is_view(leaf)):
             return self.gate(name, leaf, lambda crossing: crossing)
         before, line = self.value(leaf), user_line()
-        frozen = self._new(
-            "freeze",
-            (self._crossing(name, None, live=False, line=line),),
-            cut="requires_grad",
-            site=line,
-            boundary=name,
-        )
-        self._attach(leaf, self._new("freeze", [v for v in (before, frozen) if v], live=leaf.requires_grad, site=line))
+        crossing = self._crossing(name, None, live=False, line=line)
+        frozen = self._new("freeze", (crossing,), cut="requires_grad", site=line, boundary=name)
+        parents = [v for v in (before, frozen) if v is not None]
+        self._attach([(leaf, self._new("freeze", parents, live=leaf.requires_grad, site=line))])
         return leaf
 
-    def _crossing(self, name: str, before: Value | None, *, live: bool, line: tuple[str, int]) -> Value:
-        parents = (before,) if before else ()
+    def fresh_probes(self) -> list[tuple[int, Tensor]]:
+        """The tensors that crossed since the last call, each with autograd's number of its node."""
+        fresh, self._fresh = self._fresh, []
+        return fresh
+
+    def _crossing(self, name: str, before: int | None, *, live: bool, line: tuple[str, int]) -> int:
+        parents = () if before is None else (before,)
         return self._new(f"stop.{name}", parents, parts=self._bit_of(f"stop.{name}"), live=live, site=line)
 
     # ---- values
 
-    def value(self, tensor: Tensor) -> Value | None:
+    def value(self, tensor: Tensor) -> int | None:
         """What the tensor was computed from, or None if it depends on no part of the model."""
-        entry = self._values.get(id(tensor))
-        if entry is None:
+        key, values = id(tensor), self.values
+        ref = self._refs.get(key)
+        if ref is not None:
+            value = ref.index
+            if values.modes[value] and not values.flags[value] & LIVE and tensor.grad_fn is not None:
+                value = self._from_function(tensor, value)
+        elif key in self._roots:
+            value = self._roots[key]
+            if not tensor.requires_grad:
+                value = self._new(values.op(value), (value,), cut="requires_grad")
+        else:
             value = self._from_graph(tensor) if tensor.grad_fn is not None else None
             if value is None and tensor.requires_grad:
-                self.leaves[id(tensor)] = tensor
-        elif id(tensor) in self._roots:
-            value = entry[1]
-            if not tensor.requires_grad:
-                value = self._new(value.op, (value,), cut="requires_grad")
-        else:
-            value = entry[1]
-            if value.mode and not value.live and tensor.grad_fn is not None:
-                value = self._from_function(tensor, value)
+                self.leaves[key] = tensor
         write = self._writes.get(storage_of(tensor)) if self._writes else None
-        if write is not None and (value is None or write.seq > value.seq):
-            value = self._new("view", [v for v in (value, write) if v], live=tensor.requires_grad)
+        if write is not None and (value is None or write > value):
+            value = self._new("view", [v for v in (value, write) if v is not None], live=tensor.requires_grad)
         return value
 
-    def _from_graph(self, tensor: Tensor) -> Value:
+    def _from_graph(self, tensor: Tensor) -> int:
         """A live tensor that no operation was seen to make (a custom Function, a wrapper): ask its graph."""
-        parents: list[Value] = []
+        parents: list[int] = []
         seen: set[Any] = {tensor.grad_fn}
         stack: list[Any] = [tensor.grad_fn]
-        while stack:
+        while stack and len(seen) < MOST_NODES:
             node = stack.pop()
-            owner, value = node.metadata.get("stopgrad", (None, None))
             variable = getattr(node, "variable", None)
-            if owner is self:
+            value = self._nodes.value(node) if variable is None else self._roots.get(id(variable))
+            if value is not None:
                 parents.append(value)
-            elif variable is not None and id(variable) in self._roots:
-                parents.append(self._values[id(variable)][1])
-            else:
+            elif variable is None:
                 fresh = {n for n, _ in node.next_functions if n is not None} - seen
                 seen |= fresh
                 stack += fresh
-        foreign = any(node._sequence_nr() < self._began for node in seen)
+        foreign = bool(stack) or any(self._nodes.is_older(node) for node in seen)
         value = self._new(node_name(tensor), parents, live=True, foreign=foreign)
-        self._attach(tensor, value)
+        self._attach([(tensor, value)])
         return value
 
-    def _from_function(self, tensor: Tensor, value: Value) -> Value:
+    def _from_function(self, tensor: Tensor, value: int) -> int:
         """A custom Function's output: the operations of its forward ran without a graph, and are no cuts."""
+        values = self.values
         parents, seen, stack = [], {value}, [value]
         while stack:
-            for parent in stack.pop().parents:
+            index = stack.pop()
+            for parent in values.parents[values.first[index] : values.first[index + 1]]:
                 if parent not in seen:
                     seen.add(parent)
-                    (stack if parent.mode and not parent.live else parents).append(parent)
-        value = self._new(node_name(tensor), parents, live=True, site=(value.file, value.line))
-        self._attach(tensor, value)
-        return value
+                    inner = values.modes[parent] and not values.flags[parent] & LIVE
+                    (stack if inner else parents).append(parent)
+        made = self._new(node_name(tensor), parents, live=True, site=values.line(value))
+        self._attach([(tensor, made)])
+        return made
 
-    def _attach(self, tensor: Tensor, value: Value) -> None:
-        key = id(tensor)
-        if key in self._roots:  # a write into a parameter: it stays what it is, and depends on more
-            root = self._values[key][1]
-            value = self._new(root.op, (root, value), live=True)
-        if key in self._values:
-            self._values[key] = (self._values[key][0], value)
+    def _attach(self, made: Iterable[_Known], begin: int | None = None) -> None:
+        """Give tensors their values. Their nodes are those since ``begin``, or else looked at."""
+        live: list[_Known] = []
+        for tensor, value in made:
+            key = id(tensor)
+            if key in self._roots:  # a write into a parameter: it stays what it is, and depends on more
+                root = self._roots[key]
+                self._roots[key] = value = self._new(self.values.op(root), (root, value), live=True)
+            else:
+                self._refs[key] = _Ref(tensor, self._forget, value)
+            if self.values.flags[value] & LIVE:
+                live.append((tensor, value))
+        if begin is not None and len({value for _, value in live}) == 1:
+            self._nodes.add(begin, next_number(), live[0][1])
         else:
-            self._values[key] = (_Ref(tensor, self._forget, key), value)
-        node: Any = tensor.grad_fn if value.live else None
-        if node is not None:
-            node.metadata["stopgrad"] = (self, value)
+            for tensor, value in live:
+                self._nodes.add_node(tensor.grad_fn, value)
 
     def _forget(self, ref: _Ref) -> None:
-        self._values.pop(ref.key, None)
+        if self._refs.get(ref.key) is ref:  # the id may be another tensor's by now
+            del self._refs[ref.key]
 
     def _new(
         self,
         op: str,
-        parents: Sequence[Value],
+        parents: Iterable[int],
         *,
         parts: int = 0,
         cut: str = "",
@@ -367,14 +406,21 @@ class Recorder(TorchFunctionMode):
         site: tuple[str, int] | None = None,
         boundary: str | None = None,
         foreign: bool = False,
-    ) -> Value:
-        self._seq += 1
+    ) -> int:
         mode = "" if cut or live else mode
         if boundary is None and (cut or mode):
             for name, kind, line in reversed(self._boundaries):
                 if kind == (cut or mode):
                     boundary, site = name, line
                     break
-        file, line = site or user_line()
-        module = self.modules[-1] if self.modules else ""
-        return Value(self._seq, op, tuple(parents), file, line, parts, cut, mode, boundary, live, module, foreign)
+        return self.values.new(
+            op,
+            parents,
+            site or user_line(),
+            parts=parts,
+            cut=cut,
+            mode=mode,
+            boundary=boundary,
+            module=self.modules[-1] if self.modules else "",
+            flags=(LIVE if live else 0) | (FOREIGN if foreign else 0),
+        )

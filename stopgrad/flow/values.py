@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 ESCAPES = ("item", "tolist", "numpy")  # ways out of PyTorch: a Python number or a NumPy array
+LIVE, FOREIGN, STARTS, FUNCTION = 1, 2, 4, 8  # flags of a value
+LONG_PATH, ENDS = 40, 4  # a path of more operations is told by its two ends
 
 
 @dataclass(frozen=True)
@@ -45,57 +48,296 @@ def place(file: str, line: int) -> str:
     return f"{file if relative.startswith('..') else relative}:{line}"
 
 
-@dataclass(eq=False, slots=True)
-class Value:
-    """One result in the value graph. It holds no tensor.
+class Values:
+    """All values of an audited step, in flat arrays: a value is an index, and its parents have smaller ones.
+
+    It holds no tensor and no object for each value, so that 200,000 operations in a row take some 50 bytes each and are
+    freed at once; values that held their parents would be freed one inside the other.
 
     Attributes:
-        seq: creation order; parents always have a smaller one.
-        parts: bits of the parts (parameter groups, boundaries) that start here.
-        cut: the kind of cut made here, or "".
-        mode: ``no_grad`` or ``inference_mode`` if it was computed there, or "". Such a value is a cut only where it
-            leaves that mode.
-        live: the result required grad.
-        foreign: it was made before the audit began.
-        module: the innermost module that ran, as a dotted name.
+        roots: so many values, the first ones, are the parameters of the parts.
+        connected: for each value, the bits of the parts that it depends on.
+        flags: for each value, LIVE (the result required grad), FOREIGN (made before the audit began), STARTS (a part or
+            a boundary starts here), FUNCTION (made by a node that no operation was seen to make).
+        cuts, modes: for each value, the kind of cut made here; ``no_grad`` or ``inference_mode`` if it was computed
+            there, which is a cut only where the value leaves that mode. As indices into ``kinds``; 0 is neither.
     """
 
-    seq: int
-    op: str
-    parents: tuple[Value, ...] = ()
-    file: str = ""
-    line: int = 0
-    parts: int = 0
-    cut: str = ""
-    mode: str = ""
-    boundary: str | None = None
-    live: bool = False
-    module: str = ""
-    foreign: bool = False
+    def __init__(self) -> None:
+        self.roots = 0
+        self.connected: list[int] = []
+        self.flags, self.cuts, self.modes = bytearray(), bytearray(), bytearray()
+        self.kinds = ["", *ESCAPES]
+        self.first, self.parents = array("i", [0]), array("i")  # of value i: parents[first[i] : first[i + 1]]
+        self.starts: dict[int, int] = {}  # the bits of the parts that start at a value
+        self._op, self._file, self._line, self._module = array("i"), array("i"), array("i"), array("i")
+        self._boundaries: dict[int, str] = {}
+        self._words, self._number = [""], {"": 0}
+        self._texts: dict[tuple[int, int, int], str] = {}
 
-    def site(self) -> CutSite:
-        return CutSite(self.cut or self.mode or "function", self.file, self.line, self.boundary, self.op)
+    def __len__(self) -> int:
+        return len(self.flags)
+
+    def new(
+        self,
+        op: str,
+        parents: Iterable[int],
+        site: tuple[str, int],
+        *,
+        parts: int = 0,
+        cut: str = "",
+        mode: str = "",
+        boundary: str | None = None,
+        module: str = "",
+        flags: int = 0,
+    ) -> int:
+        """Add a value, computed at ``site`` (file and line) in ``module`` (its dotted name), and return its index.
+
+        Args:
+            parts: bits of the parts (parameter groups, boundaries) that start here.
+        """
+        index, word = len(self.flags), self._word
+        self._op.append(word(op))
+        self._file.append(word(site[0]))
+        self._line.append(site[1])
+        self._module.append(word(module))
+        self.cuts.append(self._kind(cut))
+        self.modes.append(self._kind(mode))
+        if boundary is not None:
+            self._boundaries[index] = boundary
+        if parts:
+            self.starts[index] = parts
+            flags |= STARTS
+        self.parents.extend(parents)
+        self.first.append(len(self.parents))
+        self.connected.append(0 if cut in ESCAPES else parts | self.behind(index))
+        self.flags.append(flags | (FUNCTION if op.endswith("Backward") else 0))
+        return index
+
+    def behind(self, index: int) -> int:
+        """The bits of the parts that a value's parents depend on. Values that agree share one number."""
+        mask = 0
+        for parent in self.parents[self.first[index] : self.first[index + 1]]:
+            more = self.connected[parent]
+            mask = more if not mask or mask == more else mask | more if more | mask != mask else mask
+        return mask
+
+    def _word(self, text: str) -> int:
+        number = self._number.get(text)
+        if number is None:
+            number = self._number[text] = len(self._words)
+            self._words.append(text)
+        return number
+
+    def _kind(self, name: str) -> int:
+        if name not in self.kinds:
+            self.kinds.append(name)
+        return self.kinds.index(name)
+
+    def op(self, index: int) -> str:
+        return self._words[self._op[index]]
+
+    def module(self, index: int) -> str:
+        return self._words[self._module[index]]
+
+    def line(self, index: int) -> tuple[str, int]:
+        return self._words[self._file[index]], self._line[index]
+
+    def key(self, index: int) -> tuple[Any, ...]:
+        """What tells one cut from another: its kind, line and boundary."""
+        kind = self.cuts[index] or self.modes[index]
+        return kind, self._file[index], self._line[index], self._boundaries.get(index)
+
+    def site(self, index: int) -> CutSite:
+        kind = self.kinds[self.cuts[index] or self.modes[index]] or "function"
+        return CutSite(kind, *self.line(index), self._boundaries.get(index), self.op(index))
+
+    def text(self, index: int) -> str:
+        """The operation and its line."""
+        key = self._op[index], self._file[index], self._line[index]
+        if key not in self._texts:
+            self._texts[key] = f"{self.op(index)} ({place(*self.line(index))})" if key[1] else self.op(index)
+        return self._texts[key]
 
 
-@dataclass
 class Trace:
-    """What one loss was computed from.
+    """What one value, a loss, was computed from: in time linear in its ancestors.
 
-    ``connected`` holds the bits of the parts that its value depends on; ``foreign`` tells that some of it was made
-    before the audit began.
+    Attributes:
+        connected: the bits of the parts that its value depends on.
+        escaped: the bits of those from which a number in it came that left PyTorch on the way.
+        foreign: some of it was made before the audit began.
     """
 
-    connected: int = 0
-    foreign: bool = False
-    cuts: list[tuple[int, CutSite]] = field(default_factory=list)
-    escapes: list[tuple[int, CutSite]] = field(default_factory=list)
+    def __init__(self, values: Values, loss: int) -> None:
+        self.connected = values.connected[loss]
+        self.escaped = 0
+        self.foreign = False
+        self._values, self._loss = values, loss
+        self._order = array("i")  # the ancestors but the roots, newest first
+        self._cuts: dict[tuple[Any, ...], tuple[int, int]] = {}  # bits of parts, and the value that cuts them
+        self._escapes: dict[tuple[Any, ...], tuple[int, int]] = {}
+        self._paths: _Paths | None = None
+        self._find()
+
+    def _find(self) -> None:
+        values, order, cuts = self._values, self._order, self._cuts
+        first, parents, modes, escapes = values.first, values.parents, values.modes, len(ESCAPES)
+        seen, left, functions, index = bytearray(self._loss + 1), {self._loss}, {}, self._loss
+        stopped = 0
+        while index >= values.roots:
+            order.append(index)
+            for parent in parents[first[index] : first[index + 1]]:
+                seen[parent] = 1
+                if modes[parent] and not modes[index]:
+                    left.add(parent)  # something outside of no_grad or inference_mode used it
+            flags, kind = values.flags[index], values.cuts[index]
+            self.foreign |= bool(flags & FOREIGN)
+            if 0 < kind <= escapes:
+                mask = values.behind(index)
+                self._escapes[mask, values.key(index)] = mask, index
+                self.escaped |= mask
+            elif kind or (modes[index] and index in left):
+                mask = values.connected[index]
+                stopped |= mask
+                cuts.setdefault((mask, values.key(index)), (mask, index))
+            elif flags & FUNCTION:
+                functions.setdefault((values.connected[index], values.key(index)), index)
+            index = seen.rfind(1, 0, index)
+        # Only where no cut is known can a custom Function be what stopped the gradient.
+        found = {key: (key[0] & ~stopped, index) for key, index in functions.items()}
+        self._cuts = {**{("function", *key): found[key] for key in found}, **cuts}
 
     def cuts_of(self, bit: int) -> tuple[CutSite, ...]:
         """Every cut between the loss and a part, nearest to the loss first."""
-        return tuple(dict.fromkeys(site for mask, site in self.cuts if mask & bit))
+        return tuple(dict.fromkeys(self._values.site(i) for mask, i in self._cuts.values() if mask & bit))
 
     def escapes_of(self, bit: int) -> tuple[CutSite, ...]:
-        return tuple(dict.fromkeys(site for mask, site in self.escapes if mask & bit))
+        """Where a part's value left PyTorch on its way to the loss, the oldest first."""
+        found = [self._values.site(i) for mask, i in self._escapes.values() if mask & bit]
+        return tuple(dict.fromkeys(reversed(found)))
+
+    def live_path(self, bit: int) -> tuple[str, ...] | None:
+        """The shortest path of operations, and their lines, from the loss to a part along which gradient flows.
+
+        () if there is none, None if it leads through values that were made before the audit began. Of a long one, both
+        ends.
+        """
+        if self._paths is None:
+            self._paths = _Paths(self._values, self._loss, self._order)
+        return self._paths.to(bit)
+
+
+class _Paths:
+    """The shortest live paths from a loss to all parts."""
+
+    def __init__(self, values: Values, loss: int, order: array[int]) -> None:
+        self._values, self._loss = values, loss
+        self._low = low = order[-1] if order else loss
+        size = loss - low + 1
+        # For each value but the roots: its distance from the loss + 1, the next one on the way there, where that way
+        # enters the last few steps, and whether a foreign value lies on it.
+        self._far, self._next, self._enters = (array("i", bytes(4 * size)) for _ in range(3))
+        self._foreign = bytearray(size)
+        self._nearest: dict[int, tuple[int, int, int]] = {}  # bit -> distance, value, the next one on the way
+        if loss < values.roots:
+            self._arrive(loss, 1, loss)
+            return
+        self._far[-1], self._enters[-1] = 1, loss
+        self._foreign[-1] = bool(values.flags[loss] & FOREIGN)
+        flags, first, parents, cuts = values.flags, values.first, values.parents, values.cuts
+        for index in order:
+            far = self._far[index - low]
+            if not far:
+                continue
+            if flags[index] & STARTS:
+                self._arrive(index, far, self._next[index - low])
+            if not flags[index] & LIVE or cuts[index]:
+                continue
+            for parent in parents[first[index] : first[index + 1]]:
+                if not flags[parent] & LIVE:
+                    continue
+                if parent < values.roots:
+                    self._arrive(parent, far + 1, index)
+                elif not self._far[parent - low] or far + 1 < self._far[parent - low]:
+                    self._step(parent - low, far + 1, index)
+
+    def _step(self, at: int, far: int, following: int) -> None:
+        before = following - self._low
+        self._far[at], self._next[at] = far, following
+        self._enters[at] = at + self._low if far <= ENDS else self._enters[before]
+        self._foreign[at] = self._foreign[before] or bool(self._values.flags[at + self._low] & FOREIGN)
+
+    def _arrive(self, index: int, far: int, following: int) -> None:
+        bits = self._values.starts[index]
+        while bits:
+            bit = bits & -bits
+            bits ^= bit
+            if bit not in self._nearest or far < self._nearest[bit][0]:
+                self._nearest[bit] = far, index, following
+
+    def to(self, bit: int) -> tuple[str, ...] | None:
+        if bit not in self._nearest:
+            return ()
+        far, index, following = self._nearest[bit]
+        if index == self._loss:
+            return (self._values.text(index),)
+        if self._foreign[following - self._low]:
+            return None
+        path = [index, *self._steps(following, self._loss, far if far <= LONG_PATH else ENDS - 1)]
+        told = [self._values.text(value) for value in path]
+        if far > LONG_PATH:
+            told.append(f"... {far - 2 * ENDS} more ...")
+            enters = self._enters[following - self._low]
+            told += [self._values.text(value) for value in self._steps(enters, self._loss, ENDS)]
+        return tuple(told[::-1])
+
+    def _steps(self, index: int, end: int, most: int) -> Iterator[int]:
+        for _ in range(most):
+            yield index
+            if index == end:
+                return
+            index = self._next[index - self._low]
+
+
+@dataclass(frozen=True)
+class Value:
+    """One result in the value graph, to look at."""
+
+    of: Values
+    index: int
+
+    @property
+    def seq(self) -> int:
+        """Creation order; parents always have a smaller one."""
+        return self.index
+
+    @property
+    def op(self) -> str:
+        return self.of.op(self.index)
+
+    @property
+    def parents(self) -> list[Value]:
+        first = self.of.first
+        return [Value(self.of, parent) for parent in self.of.parents[first[self.index] : first[self.index + 1]]]
+
+    @property
+    def module(self) -> str:
+        """The innermost module that ran, as a dotted name."""
+        return self.of.module(self.index)
+
+    @property
+    def cut(self) -> str:
+        """The kind of cut made here, or ""."""
+        return self.of.kinds[self.of.cuts[self.index]]
+
+    @property
+    def mode(self) -> str:
+        """``no_grad`` or ``inference_mode`` if it was computed there, or ""."""
+        return self.of.kinds[self.of.modes[self.index]]
+
+    def site(self) -> CutSite:
+        return self.of.site(self.index)
 
 
 def ancestors(*values: Value) -> list[Value]:
@@ -109,56 +351,7 @@ def ancestors(*values: Value) -> list[Value]:
     return sorted(seen, key=lambda v: v.seq)
 
 
-def leaves_graphless(order: list[Value], end: Value) -> set[Value]:
+def leaves_graphless(order: Iterable[Value], end: Value) -> set[Value]:
     """The values made under no_grad or inference_mode that something outside of it used."""
-    exits = {p for v in order for p in v.parents if p.mode and not v.mode}
+    exits = {p for v in order if not v.mode for p in v.parents if p.mode}
     return exits | ({end} if end.mode else set())
-
-
-def trace(loss: Value) -> Trace:
-    """Follow ``loss`` back to the parts, in time linear in the operations of the step."""
-    order = ancestors(loss)
-    exits = leaves_graphless(order, loss)
-    result, reach, functions = Trace(), {}, []
-    for value in order:
-        mask = value.parts
-        for parent in value.parents:
-            mask |= reach[parent]
-        if value.cut in ESCAPES:
-            result.escapes.append((mask, value.site()))
-            mask = 0
-        elif value.cut or value in exits:
-            result.cuts.append((mask, value.site()))
-        elif value.op.endswith("Backward"):
-            functions.append((mask, value.site()))
-        reach[value] = mask
-    result.connected = reach[loss]
-    result.foreign = any(value.foreign for value in order)
-    cut = 0
-    for mask, _ in result.cuts:
-        cut |= mask
-    # Only where no cut is known can a custom Function be what stopped the gradient.
-    result.cuts += [(mask & ~cut, site) for mask, site in functions]
-    result.cuts.reverse()
-    return result
-
-
-def live_path(loss: Value, bit: int) -> list[Value]:
-    """The shortest path of operations from the loss to a part along which gradient flows; [] if there is none."""
-    came: dict[Value, Value | None] = {loss: None}
-    queue = deque([loss])
-    while queue:
-        value = queue.popleft()
-        if value.parts & bit:
-            return list(_back(value, came))[::-1]
-        for parent in value.parents if value.live and not value.cut else ():
-            if parent not in came and parent.live:
-                came[parent] = value
-                queue.append(parent)
-    return []
-
-
-def _back(value: Value | None, came: dict[Value, Value | None]) -> Iterator[Value]:
-    while value is not None:
-        yield value
-        value = came[value]

@@ -37,8 +37,8 @@ class Audit(Callback):
     """Which batches are audited, and what happens on a violation."""
 
     def __init__(self, every_n_steps: int | None, on_violation: str) -> None:
-        if on_violation not in ("raise", "warn"):
-            raise ValueError(f"on_violation={on_violation}: choose one of raise, warn")
+        if on_violation not in ("raise", "warn", "record"):
+            raise ValueError(f"on_violation={on_violation}: choose one of raise, warn, record")
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(
                 f"every_n_steps={every_n_steps}: choose a number from 1, or None for the first batch alone"

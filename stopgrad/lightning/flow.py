@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from stopgrad.audits.steps import StepWatch
+from stopgrad.audits.writes import remove
+from stopgrad.cuts.strategies import nearest
 from stopgrad.flow import measure
 from stopgrad.flow.audit import audit
 from stopgrad.flow.contract import FlowContract, Violation, raise_for
 from stopgrad.flow.matrix import FlowMatrix
+from stopgrad.flow.parts import parts_of
 from stopgrad.flow.pictures import matrix_figure
+from stopgrad.flow.steps import Finding
 from stopgrad.lightning.audit import Audit, boundaries_of, groups_of, over_ranks
 from stopgrad.lightning.names import is_unaudited, loss_being_named
 
@@ -29,39 +36,58 @@ class FlowAudit(Audit):
     """Audit the gradient flow of a training at its first batch, and then every n batches.
 
     A loss that the contract names may come later than the first batch, such as a generator's that steps every third
-    time: the first audit goes on until it has seen every one, for 20 batches at most, and judges them together.
+    time: the first audit goes on until it has seen every one, for 20 batches at most, and judges them together. One
+    that has not come by then is a violation, and so is one that a shorter run did not show, if there were losses that
+    the contract does not name; else a warning.
 
     The gradient is measured by hooks in the real backward: no extra pass, and what DDP later averages is not in it.
     Losses are named by :func:`loss_name`. An unnamed one takes the name of the optimiser that steps next
     (``optimizer_0``; with none, ``loss_0`` and so on by order; under automatic optimisation ``loss``), and where the
     contract has as many losses as there are such names, the contract's names, in order.
 
+    It also warns of parameters that get a gradient and that no optimiser holds, that one lists twice, and, at the end,
+    that require grad, are held, and never moved. Without a contract and without a logger the end of the fit prints the
+    matrix.
+
     Args:
         every_n_steps: audit every n-th batch; None for the beginning of each fit alone.
-        on_violation: ``raise`` an error that names loss, part, path and cut, on all ranks; or ``warn`` with it.
-        contract: what to check; by default the module's ``FLOW``, if it has one.
+        on_violation: ``raise`` an error that names loss, part, path and cut, on all ranks; ``warn`` with it; or
+            ``record``: say nothing, and keep it in ``violations`` and ``findings``.
+        contract: what to check, a :class:`~stopgrad.FlowContract` or its rows; by default the module's ``FLOW``, if it
+            has one.
 
     Attributes:
         matrix: the last :class:`~stopgrad.FlowMatrix`, or None.
         violations: what the last audit found.
+        findings: what was found about the optimisers.
+
+    Raises:
+        TypeError: ``contract`` is neither a contract nor rows.
+        ValueError: a row of it, ``every_n_steps`` or ``on_violation`` is wrong.
     """
 
     def __init__(
         self,
         every_n_steps: int | None = None,
         on_violation: str = "raise",
-        contract: FlowContract | None = None,
+        contract: FlowContract | Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         super().__init__(every_n_steps, on_violation)
-        self.contract = contract
+        self.contract = None if contract is None else _contract(contract)
         self.matrix: FlowMatrix | None = None
         self.violations: list[Violation] = []
+        self.findings: list[Finding] = []
         self._run: _FlowRun | None = None
+        self._steps: StepWatch | None = None
         self._opening = OPENING
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._opening = OPENING
         self.matrix = None
+        self.findings = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._steps = StepWatch(pl_module, _plain_optimizers(trainer)).__enter__()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._opening or (self.every_n_steps and self.batches % self.every_n_steps == 0):
@@ -84,26 +110,48 @@ class FlowAudit(Audit):
         contract = self._contract(pl_module)
         try:
             seen = self._run.matrix(list(contract))
+            if self._steps is not None:
+                self._run.tell(self._steps)
         finally:
             self._close()
         self.matrix = seen if self.matrix is None else self.matrix.updated(seen)
+        awaited = self._awaited(contract) if self._opening else []
         if self._opening:
-            awaited = [name for name in contract if "*" not in name and name not in self.matrix.losses]
             self._opening = self._opening - 1 if awaited else 0
         if not self._opening:
-            self._judge(trainer, contract)
+            self._tell(trainer, contract)
+            self._judge(trainer, contract, awaited)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._opening and self.matrix is not None:
+        contract = self._contract(pl_module)
+        if self._steps is not None:
+            self._tell(trainer, contract, over=True)
+        if self.matrix is None:
+            return
+        if self._opening:
             self._opening = 0
-            self._judge(trainer, self._contract(pl_module))
+            awaited = self._awaited(contract)
+            unknown = [name for name in self.matrix.losses if not any(fnmatchcase(name, known) for known in contract)]
+            self._judge(trainer, contract, awaited if unknown else [])
+            if awaited and not unknown and trainer.is_global_zero and self.on_violation != "record":
+                text = "FlowAudit: the run ended before these losses of the contract came, so they are not checked"
+                warnings.warn(f"{text}: {', '.join(awaited)}", stacklevel=2)
+        if trainer.is_global_zero and not (contract or contract.frozen or trainer.loggers):
+            print(_in_short(self.matrix))
 
     def _contract(self, module: LightningModule) -> FlowContract:
-        return getattr(module, "FLOW", FlowContract({})) if self.contract is None else self.contract
+        return _contract(getattr(module, "FLOW", {})) if self.contract is None else self.contract
 
-    def _judge(self, trainer: Trainer, contract: FlowContract) -> None:
+    def _awaited(self, contract: FlowContract) -> list[str]:
+        """The losses that the contract names and that have not come yet."""
+        seen = self.matrix.losses if self.matrix is not None else ()
+        return [name for name in contract if "*" not in name and name not in seen]
+
+    def _judge(self, trainer: Trainer, contract: FlowContract, missing: Sequence[str]) -> None:
         assert self.matrix is not None
-        self.violations = contract.violations(self.matrix, partial=True)
+        seen = self.matrix.losses
+        self.violations = [Violation("missing", name, "", _missing(name, seen, self.batches)) for name in missing]
+        self.violations += contract.violations(self.matrix, partial=True)
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 _log(logger, self.matrix, self.violations, self.batches - 1)
@@ -113,19 +161,77 @@ class FlowAudit(Audit):
         ]  # each once, as the first says
         if self.on_violation == "raise":
             raise_for(found, strict=contract.strict)
-        elif found:
-            warnings.warn("\n".join(v.text for v in found), stacklevel=2)
+        elif found and self.on_violation == "warn":
+            self.tell(found)
+
+    def tell(self, found: Sequence[Violation]) -> None:
+        """Warn of what was found. A subclass may say it in other words."""
+        warnings.warn("\n".join(v.text for v in found), stacklevel=3)
+
+    def _tell(self, trainer: Trainer, contract: FlowContract, *, over: bool = False) -> None:
+        """Warn of what is found about the optimisers, each once; not of what the contract calls blocked or frozen."""
+        if self._steps is None or self.matrix is None:
+            return
+        wanted = contract.wanted(self.matrix.losses, self.matrix.parts, partial=True)
+        barred = {part for (_, part), state in wanted.items() if state == "blocked"}
+        parts = parts_of(groups_of(trainer.lightning_module))
+        spare = [p for name, tensors in parts.items() if name in barred for p in tensors]
+        for finding in self._steps.findings(spare=spare, over=over):
+            if (finding.name, finding.evidence) not in {(f.name, f.evidence) for f in self.findings}:
+                self.findings.append(finding)
+                if trainer.is_global_zero and self.on_violation != "record":
+                    self.tell_finding(finding)
+
+    def tell_finding(self, finding: Finding) -> None:
+        """Warn of a finding about the optimisers. A subclass may say it in other words."""
+        warnings.warn(str(finding), stacklevel=3)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._close()
+        self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        try:
+            self._off()
+        finally:
+            self._off()  # what an exception (Ctrl-C) kept from it
+
+    def _off(self) -> None:
         self._close()
+        if self._steps is not None:
+            self._steps.close()
+            self._steps = None
 
     def _close(self) -> None:
         if self._run is not None:
-            run, self._run = self._run, None
-            run.close()
+            self._run.close()
+            self._run = None
+
+
+def _contract(given: Any) -> FlowContract:
+    """A contract, of itself or of its rows."""
+    if isinstance(given, FlowContract):
+        return given
+    if not isinstance(given, Mapping):
+        raise TypeError(f"contract={given!r}: pass a FlowContract, or {{loss: {{part: 'open' or 'blocked'}}}}")
+    return FlowContract(given)
+
+
+def _missing(name: str, seen: Sequence[str], batches: int) -> str:
+    what = f"the contract names loss {name!r}, which did not come in {batches} batches"
+    there = f"there is {', '.join(seen) or 'none'}{nearest(name, seen)}"
+    return f"{what}; {there}; name a loss by loss_name({name!r}) around its backward"
+
+
+def _in_short(matrix: FlowMatrix, reasons: int = 5) -> str:
+    """The table, and the first of the reasons."""
+    lines = matrix.text().splitlines()
+    table = len(matrix.losses) + 1
+    more = len(lines) - table - reasons
+    return "\n".join([*lines[: table + reasons], *([f"  ... and {more} reasons more"] if more > 0 else [])])
+
+
+def _plain_optimizers(trainer: Trainer) -> list[Optimizer]:
+    return [getattr(o, "optimizer", o) for o in trainer.optimizers]
 
 
 @dataclass
@@ -156,9 +262,11 @@ class _FlowRun:
                 self.handles.append(self._watch_parameter(tensor))
 
     def close(self) -> None:
-        for handle in self.handles:
-            handle.remove()
-        self.audit.__exit__()
+        try:
+            remove(self.handles)
+        finally:
+            self.audit.__exit__()
+            self.reports.clear()
 
     def _watch_parameter(self, tensor: Tensor) -> RemovableHandle:
         frozen = not tensor.requires_grad
@@ -187,11 +295,16 @@ class _FlowRun:
             self.current = None
 
     def _on_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        known = [getattr(o, "optimizer", o) for o in self.trainer.optimizers]
-        index = next((i for i, o in enumerate(known) if o is optimizer), None)
+        index = next((i for i, o in enumerate(_plain_optimizers(self.trainer)) if o is optimizer), None)
         if index is not None and not self.automatic:
             for report in self.reports:
                 report.name = report.name or f"optimizer_{index}"
+
+    def tell(self, steps: StepWatch) -> None:
+        """What was measured, for the findings about the optimisers."""
+        for report in self.reports:
+            steps.touched.update(report.norms)
+            steps.reached.update(key for key, got in report.norms.items() if _combined(got) > 0)
 
     def matrix(self, declared: Sequence[str]) -> FlowMatrix:
         """The matrix of all losses of the batch, under their final names."""
@@ -222,6 +335,6 @@ def _log(logger: Any, matrix: FlowMatrix, violations: Sequence[Violation], step:
     logger.log_metrics(scalars, step=step)
     writer: Any = getattr(logger, "experiment", None)
     if hasattr(writer, "add_text"):
-        writer.add_text("flow/matrix", f"```\n{matrix}\n```", step)
+        writer.add_text("flow/matrix", f"```\n{matrix.text([(v.loss, v.part) for v in violations])}\n```", step)
     if hasattr(writer, "add_figure") and find_spec("matplotlib") is not None:
         writer.add_figure("flow/matrix", matrix_figure(matrix), step)

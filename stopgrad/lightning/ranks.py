@@ -19,7 +19,7 @@ class RankAudit(Audit):
 
     Args:
         every_n_steps: compare after every n-th batch; None for the first batch and the end alone.
-        on_violation: ``raise`` :class:`~stopgrad.audits.ranks.RankDivergence`, on all ranks, or ``warn``.
+        on_violation: ``raise`` :class:`~stopgrad.audits.ranks.RankDivergence`, on all ranks, ``warn``, or ``record``.
 
     Attributes:
         difference: what the last comparison found, or None.
@@ -60,4 +60,5 @@ class RankAudit(Audit):
         text = f"{self.difference} {since}"
         if self.on_violation == "raise":
             raise RankDivergence(text)
-        warnings.warn(text, stacklevel=2)
+        if self.on_violation == "warn":
+            warnings.warn(text, stacklevel=2)

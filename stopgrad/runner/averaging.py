@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -27,12 +26,12 @@ def average(tensors: Iterable[Tensor], exact: bool = False) -> None:
         real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
         by_type[real.dtype, real.device].append(real)
     for same in by_type.values():
-        flat = _flatten_dense_tensors(same)
+        flat = torch.cat([tensor.flatten() for tensor in same])
         flat = flat.double() if exact else flat
         dist.all_reduce(flat)
         flat = (flat / dist.get_world_size()).to(same[0].dtype)
-        for tensor, mean in zip(same, _unflatten_dense_tensors(flat, same), strict=True):
-            tensor.copy_(mean)
+        for tensor, mean in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
 
 
 class AveragedGradients(DDPStrategy):

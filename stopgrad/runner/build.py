@@ -9,7 +9,6 @@ import logging
 import os
 import pickle
 import re
-import traceback
 import typing
 import warnings
 from collections.abc import Callable, Iterator
@@ -34,13 +33,14 @@ from pydantic import (
     ValidationError,
 )
 
+from stopgrad.cuts.torch_internals import allow_recompiles
+from stopgrad.lightning.lightning_internals import raised_in_restore
 from stopgrad.runner.checkpoints import WholeCheckpoints
 from stopgrad.runner.errors import InputError, RunFailed, choose, wants_traceback
 from stopgrad.runner.launch import averages, world_size
 
 NOISE = (
     ".*does not have many workers",
-    ".*Using ModelCheckpoint with manual optimization",  # the state after the step is the one to resume from
     ".*Be aware that when using `ckpt_path`",  # a resumed run may keep its checkpoints at other steps, and elsewhere
     ".*The dirpath has changed from",
     r".*Found \d+ module\(s\) in eval mode at the start of training",  # a frozen backbone's BatchNorm
@@ -52,7 +52,9 @@ ROOT = {
     "compile": StrictBool,
     "trainer.max_steps": PositiveInt,
     "trainer.val_check_interval": PositiveInt,
+    "trainer.log_every_n_steps": PositiveInt,
 }
+LENGTH = ("max_epochs", "min_epochs", "min_steps")  # an epoch is as long as the run, so that these would do nothing
 SHARED = ("data.batch_size", "data.num_envs", "recipe.num_envs", "recipe.minibatch")  # sizes that the ranks share
 KEY_FIRST = re.compile(r"[a-z_.]+=")  # a message that names its key already
 ARBITRARY = ConfigDict(arbitrary_types_allowed=True)
@@ -104,9 +106,7 @@ def compile_networks(recipe: L.LightningModule) -> None:
 
     Their ``forward`` is compiled: ``nn.Module.compile`` passes over a network that is one of torch's own containers.
     """
-    from torch._dynamo import config as dynamo_config  # takes a second to import
-
-    dynamo_config.recompile_limit = 64  # its 8 are for all compiled networks together, whose wrapper is one function
+    allow_recompiles(64)  # the 8 of PyTorch are for all compiled networks together, whose wrapper is one function
     networks: Any = recipe.to_compile() if hasattr(recipe, "to_compile") else recipe.children()  # pyright: ignore[reportCallIssue]
     for network in networks:
         network.forward = torch.compile(network.forward)
@@ -146,6 +146,9 @@ def check_build(config: DictConfig) -> None:
     quiet()
     for key, hint in ROOT.items():
         check_type(key, OmegaConf.select(config, key), hint)
+    for name in LENGTH:
+        if config.trainer.get(name) not in (None, -1):
+            raise InputError(f"trainer.{name}={config.trainer[name]}: does nothing; a run is trainer.max_steps long")
     for key in ("recipe", "data", "trainer"):
         check_arguments(key, config[key])
     choices = config.hydra.runtime.choices
@@ -160,7 +163,8 @@ def check_build(config: DictConfig) -> None:
         attempt(f"trainer={choices.trainer}", lambda: instantiate(config.trainer, logger=False))
     for key, section in parts_to_build(config):
         check_arguments(key, section)
-        attempt(key, lambda section=section: instantiate(section, _convert_="all"))
+        said = f"logger={choices.logger}" if key == "logger" else key
+        attempt(said, lambda section=section: instantiate(section, _convert_="all"))
     if config.ckpt_path is not None:
         check_checkpoint(config.ckpt_path, recipe, world_size(config) if config.mode == "train" else None)
 
@@ -263,10 +267,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
 
 def not_resumable(error: BaseException, path: str | None) -> RunFailed | None:
     """What to say of a checkpoint that was damaged with care: it loads, and then Lightning cannot restore from it."""
-    if path is None or isinstance(error, RunFailed) or not error.__traceback__:
-        return None
-    frames = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if not any("restore" in name for name in frames):
+    if path is None or isinstance(error, RunFailed) or not raised_in_restore(error):
         return None
     reason = " ".join(str(error).split())
     return RunFailed(f"ckpt_path={path}: cannot be restored from: {type(error).__name__}: {reason}")

@@ -17,9 +17,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from stopgrad.cuts.strategies import check_stop
+from stopgrad.runner import names
 from stopgrad.runner.declared import declaration
 from stopgrad.runner.errors import InputError, choose, is_input_error, one_line, wants_traceback
+from stopgrad.runner.hydra_internals import product
 from stopgrad.runner.launch import check_ranks, under_torchrun
+from stopgrad.runner.progress import Sweep
 from stopgrad.runner.safety import check_paths, check_safety
 
 SECTIONS = ("recipe", "stop", "data", "trainer", "callbacks", "logger")
@@ -45,6 +48,30 @@ def pinned(config: DictConfig) -> DictConfig:
     return merged
 
 
+def check_compare(config: DictConfig) -> None:
+    """Refuse a comparison whose ``expect``, where it has one, does not give each arm but the reference a verdict.
+
+    Raises:
+        InputError: an arm that it does not have, one of which nothing is said, or a word that is no verdict.
+    """
+    if config.compare is None or "expect" not in config.compare:
+        return
+    from stopgrad.compare.verdict import VERDICTS  # imports torch, as every run does soon after
+
+    reference, expect = config.compare.reference, config.compare.expect
+    others = [arm for arm in config.compare.arms if arm != reference]
+    if not isinstance(expect, DictConfig):
+        raise InputError(f"compare.expect={expect}: give each arm a verdict; write ARM: VERDICT")
+    for arm, word in expect.items():
+        if arm not in others:
+            raise InputError(choose("compare.expect", arm, others))
+        if word not in VERDICTS:
+            raise InputError(choose(f"compare.expect.{arm}", word, VERDICTS))
+    for arm in others:
+        if arm not in expect:
+            raise InputError(f"compare.expect: says nothing of the arm {arm}; write {arm}: {'|'.join(VERDICTS)}")
+
+
 @contextmanager
 def as_run_in(config: DictConfig, folder: str) -> Iterator[None]:
     """Let ``${hydra:...}`` resolve as it will in the run, whose directory is ``folder``."""
@@ -68,6 +95,7 @@ def check(config: DictConfig, folder: str) -> None:
     with as_run_in(config, folder):
         hydra = config.hydra
         config = pinned(config)
+        check_compare(config)
         for section in SECTIONS:
             if not isinstance(config[section], DictConfig) and not (section == "logger" and config[section] is None):
                 raise InputError(f"{section}={config[section]}: a section has keys; write {section}.KEY=VALUE")
@@ -98,17 +126,15 @@ def check_run(config: DictConfig) -> None:
 
 
 def sweep_configs(config: DictConfig) -> list[DictConfig]:
-    """The config of every run of a sweep; only its own where the sweeper is not Hydra's basic one."""
+    """The config of every run of a sweep; none where the sweeper is not Hydra's basic one: it chooses as it goes."""
     if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
-        return [config]
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+        return []
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     loader = GlobalHydra.instance().config_loader()
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     overrides = OverridesParser.create(loader).parse_overrides([*params, *config.hydra.overrides.task])
-    (runs,) = BasicSweeper.split_arguments(overrides, None)
-    return [loader.load_configuration("train", list(run), RunMode.RUN) for run in runs]
+    return [loader.load_configuration("train", run, RunMode.RUN) for run in product(overrides)]
 
 
 class CheckFirst(Callback):
@@ -122,9 +148,12 @@ class CheckFirst(Callback):
             if under_torchrun():
                 raise InputError("-m under torchrun: start a sweep without it; trainer=ddp starts its ranks itself")
             configs = sweep_configs(config)
+            if configs:
+                names.COMMON = set.intersection(*(set(each.hydra.overrides.task) for each in configs))
+            Sweep.now = Sweep.of(config, configs)
         except Exception as error:
             self._exit(error)
-        self._check(configs, config.hydra.sweep.dir)
+        self._check(configs or [config], config.hydra.sweep.dir)
 
     def _check(self, configs: list[DictConfig], folder: str) -> None:
         try:

@@ -12,8 +12,10 @@ from typing import Any, NoReturn
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
+from pydantic import PositiveInt
 
+from stopgrad.lightning.lightning_internals import ask_no_rank_for_sigterm
 from stopgrad.runner.errors import RunFailed
 
 ENDINGS = (signal.SIGINT, signal.SIGTERM)
@@ -80,7 +82,7 @@ def on_sigterm(handler: Any) -> Any:
     return None
 
 
-class LastCheckpoint(ModelCheckpoint):
+class LastCheckpoint(Checkpoint):
     """``last.ckpt`` every ``every_n_train_steps`` batches, after the last one, and when the run is asked to end.
 
     Ctrl-C or SIGTERM lets the batch end, writes the checkpoint and ends the run, on all ranks at the same batch; a
@@ -89,25 +91,21 @@ class LastCheckpoint(ModelCheckpoint):
 
     AGREE = 10  # batches from one question whether another rank was asked to the next
 
-    def __init__(self, dirpath: str, every_n_train_steps: int, filename: str = "last") -> None:
-        super().__init__(
-            dirpath=dirpath, filename=filename, every_n_train_steps=every_n_train_steps, enable_version_counter=False
-        )
+    def __init__(self, dirpath: str, every_n_train_steps: PositiveInt) -> None:
+        self.path, self.every_n_train_steps = Path(dirpath, "last.ckpt"), every_n_train_steps
+        self._saved = 0  # the step of the last one, or of the beginning
         self._asked = 0
         self._before: dict[signal.Signals, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
         if stage == "fit" and threading.current_thread() is threading.main_thread():
             self._before = {number: signal.getsignal(number) for number in ENDINGS}  # Lightning sets its own after this
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        self._asked = 0
+        self._asked, self._saved = 0, trainer.global_step
         for number in self._before:
             signal.signal(number, self._ask)
-        # Lightning would ask all ranks at every batch, and wait for the device to answer
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+        ask_no_rank_for_sigterm(trainer)  # it would wait for the device to answer
 
     def _ask(self, number: int, frame: Any) -> None:
         if self._asked:
@@ -115,12 +113,11 @@ class LastCheckpoint(ModelCheckpoint):
         self._asked = number
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        super().on_train_batch_end(trainer, *args, **kwargs)
-        asked = self._asked_any(trainer)
-        if asked or trainer.global_step == trainer.max_steps:
-            path = self.format_checkpoint_name({})
-            if self._last_global_step_saved != trainer.global_step:
-                self._save_checkpoint(trainer, path)
+        asked, step = self._asked_any(trainer), trainer.global_step
+        due = asked or step % self.every_n_train_steps == 0 or step == trainer.max_steps
+        if due and step != self._saved:
+            trainer.save_checkpoint(self.path)
+            self._saved = step
         if asked:
             raise Ended(128 + asked)
 
@@ -136,4 +133,3 @@ class LastCheckpoint(ModelCheckpoint):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
-        super().teardown(trainer, pl_module, stage)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from stopgrad.cuts.strategies import nearest
@@ -76,13 +78,13 @@ def given(key: str) -> str:
 
 
 def unknown_key(key: str) -> str:
-    """Which keys stand beside the unknown ``key``, found by composing the config without it."""
+    """Where a key of nearly this name is, or else which keys stand beside it; the config is composed without it."""
     from hydra import compose, initialize_config_dir
 
     known = [a for a in sys.argv[1:] if "=" in a and not a.startswith(("-", "hydra")) and a != given(key)]
     try:
         with initialize_config_dir(str(configs()), version_base="1.3"):
-            node = compose("train", known)
+            node = whole = compose("train", known)
     except (HydraException, OmegaConfBaseException):
         return "no such key"
     path = key.split(".")
@@ -92,7 +94,20 @@ def unknown_key(key: str) -> str:
             break
         node = child
     names = [str(name) for name in node]
+    everywhere = [known for known in flat(OmegaConf.to_container(whole)) if not known.endswith("_")]
+    words = {*names, *(known.rpartition(".")[2] for known in everywhere)}
+    match = difflib.get_close_matches(path[-1], words, n=1, cutoff=0.75)
+    if match and match[0] not in names:
+        found = [known for known in everywhere if known.rpartition(".")[2] == match[0]]
+        return f"no such key; did you mean {' or '.join(found)}?"
     return f"no such key; choose one of {', '.join(names)}{nearest(path[-1], names)}"
+
+
+def flat(node: Any, path: str = "") -> dict[str, Any]:
+    """A nested config by the keys that the command line knows: ``{"recipe.optimizer.lr": 0.1}``."""
+    if not isinstance(node, dict):
+        return {path: node}
+    return {k: v for name, child in node.items() for k, v in flat(child, f"{path}.{name}".lstrip(".")).items()}
 
 
 def one_line_errors(main: Callable[[], None]) -> None:

@@ -13,9 +13,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.utils._pytree import tree_leaves
 
 from stopgrad.compare.fingerprint import FILE, FINE, Fingerprints, group_of, sketch, tensor_hash
+from stopgrad.cuts.torch_internals import tree_leaves
 
 FEWEST, MOST = 50, 100  # at least so many steps between two, at most so many a run, beside the first ones
 

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from stopgrad.lightning import loss_being_named
+from stopgrad.lightning.lightning_internals import batch_number
 from stopgrad.runner.errors import RunFailed
 
 
@@ -34,7 +35,7 @@ class Finite(Callback):
         self.first: dict[str, tuple[Tensor, Tensor]] = {}  # loss: its first bad value, and the step, or -1
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        name, value, step = loss_being_named() or "loss", loss.detach(), trainer.fit_loop.epoch_loop.total_batch_idx
+        name, value, step = loss_being_named() or "loss", loss.detach(), batch_number(trainer)
         if self.at_once or (self.at_once is None and value.device.type == "cpu"):
             if not math.isfinite(value.item()):
                 raise NonFiniteLoss(f"{name} is {value.item()} at step {step}")

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from stopgrad.cuts.torch_internals import version_of
 from stopgrad.flow.graph import Walk
 
 
@@ -35,14 +36,14 @@ class SavedBytes:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self.known:
             self.storages[storage.data_ptr()] = (storage, storage.nbytes())
-        return tensor.detach(), tensor._version
+        return tensor.detach(), version_of(tensor)
 
     def _unpack(self, packed: tuple[Tensor, int]) -> Tensor:
         tensor, version = packed
-        if tensor._version != version:
+        if version_of(tensor) != version:
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an inplace operation: "
-                f"{list(tensor.shape)} is at version {tensor._version}; expected version {version}"
+                f"{list(tensor.shape)} is at version {version_of(tensor)}; expected version {version}"
             )
         return tensor
 

@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,14 +24,17 @@ from torch import nn
 
 import stopgrad
 from stopgrad.audits.ranks import gathered
-from stopgrad.lightning import FlowAudit
+from stopgrad.lightning import FlowAudit, RetentionAudit
 from stopgrad.runner.build import Run, not_resumable
+from stopgrad.runner.contract import ContractAudit, in_a_line
 from stopgrad.runner.declared import declaration
-from stopgrad.runner.errors import RunFailed
+from stopgrad.runner.errors import RunFailed, flat
 from stopgrad.runner.launch import failures_of_others
+from stopgrad.runner.loggers import close, log_settings
 from stopgrad.runner.meter import Meter
 from stopgrad.runner.project import project
 from stopgrad.runner.samples import save_grid
+from stopgrad.runner.terminal import ending
 
 
 def weights_sha256(module: nn.Module) -> str:
@@ -80,10 +83,19 @@ def explained(error: BaseException, stop: dict[str, str]) -> str:
     if "Inference tensors cannot be saved for backward" in message:
         names = [name for name, choice in stop.items() if choice == "inference_mode"]
         return (
-            f"stop.{', stop.'.join(names)}=inference_mode: {message.partition('.')[0]}; what crosses is an inference "
-            "tensor, and the consumer must save its input for its own gradient. Use no_grad, which costs the same"
+            f"stop.{', stop.'.join(names)}=inference_mode: {message.partition('.')[0]}, as the consumer must. "
+            "Use no_grad, which costs the same"
         )
     return message
+
+
+def chosen_settings(config: DictConfig) -> dict[str, Any]:
+    """What a run was made with beside its cuts and its seed, by key; not what only follows from another key."""
+    sections = ("recipe", "data", "trainer")
+    chosen, resolved = (
+        flat({name: OmegaConf.to_container(config[name], resolve=each) for name in sections}) for each in (False, True)
+    )
+    return {key: v for key, v in resolved.items() if "${" not in str(chosen.get(key))} | {"compile": config.compile}
 
 
 def replay_command(hydra: Any) -> dict[str, Any]:
@@ -93,6 +105,14 @@ def replay_command(hydra: Any) -> dict[str, Any]:
         "cwd": hydra.runtime.cwd,
         "arguments": [os.path.abspath(sys.argv[0]), *hydra.overrides.task, *window],
     }
+
+
+def compared_as(config: DictConfig, name: str) -> dict[str, Any] | None:
+    """The comparison that the run is an arm of: its name, reference, arms, and the verdict expected of each."""
+    if config.compare is None:
+        return None
+    arms, expect = list(config.compare.arms), dict(config.compare.get("expect") or {})
+    return {"name": name, "reference": config.compare.reference, "arms": arms, "expect": expect}
 
 
 @contextmanager
@@ -108,16 +128,15 @@ def record(config: DictConfig, run: Run) -> Iterator[dict[str, Any]]:
         write_whole(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     stop: Any = OmegaConf.to_container(config.stop, resolve=True)
     declared = declaration(config.recipe._target_)
+    settings = chosen_settings(config)
     result: dict[str, Any] = {
         "recipe": hydra.runtime.choices["recipe"],
         "arm": folder.parent.name,
         "stop": stop,
         "stop_default": declared.default_stop,
-        "compare": {"name": hydra.runtime.choices["compare"], "reference": config.compare.reference}
-        | {"arms": list(config.compare.arms)}
-        if config.compare
-        else None,
+        "compare": compared_as(config, hydra.runtime.choices["compare"]),
         "seed": config.seed,
+        "settings": settings,
         "mode": config.mode,
         "started": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
         "metrics_declared": declared.metrics,
@@ -129,6 +148,8 @@ def record(config: DictConfig, run: Run) -> Iterator[dict[str, Any]]:
     failure: BaseException | None = None
     try:
         with failures_of_others():
+            told = flat({"stop": stop}) | settings | {"seed": config.seed}
+            log_settings(run.trainer.loggers, told, declared.metrics)
             yield result
             result |= of_ranks(run)
         result["status"] = "finished"
@@ -143,6 +164,7 @@ def record(config: DictConfig, run: Run) -> Iterator[dict[str, Any]]:
     callbacks: Any = run.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     meter = next((c for c in callbacks if isinstance(c, Meter)), None)
     flow = next((c for c in callbacks if isinstance(c, FlowAudit)), None)
+    kept = next((c for c in callbacks if isinstance(c, RetentionAudit)), None)
     tested = {name: value.item() for name, value in run.trainer.callback_metrics.items()}
     result |= {
         "steps": run.trainer.global_step,
@@ -153,10 +175,16 @@ def record(config: DictConfig, run: Run) -> Iterator[dict[str, Any]]:
         **(meter.costs() if meter else {}),
         "flow": flow.matrix.to_dict() if flow and flow.matrix else None,
         "violations": [violation.text for violation in flow.violations] if flow else [],
+        "contract": {
+            "broken": in_a_line(flow.violations) if flow else "",
+            "flipped": flow.flipped if isinstance(flow, ContractAudit) else [],
+        },
+        "kept": kept.growing if kept else [],
     }
     if run.trainer.is_global_zero:
         write_whole(folder / "result.json", json.dumps(result, indent=2) + "\n")
-        print(summary(result, folder))
+        close(run.trainer.loggers)
+        print(ending(result, folder), flush=True)
     if failure is None:
         return
     if result["status"] == "interrupted" or not run.trainer.is_global_zero:
@@ -186,16 +214,3 @@ def leave_samples(recipe: Any, file: Path) -> None:
         images = recipe.sample(64)
         if images.ndim == 4:
             save_grid(file, images)
-
-
-def summary(result: dict[str, Any], folder: Path) -> str:
-    """The closing lines: what ran, how it ended, what it cost, where it is."""
-    chosen = " ".join(f"{name}={choice}" for name, choice in result["stop"].items())
-    numbers = "  ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items())
-    cost = f"{result['steps']} steps in {result['seconds']:.1f} s"
-    if result.get("step_time"):
-        cost += f", {result['step_time'] * 1e3:.2f} ms a step, {result['saved_bytes'] >> 10} KiB saved for backward"
-    with suppress(ValueError):
-        folder = folder.relative_to(Path.cwd())
-    ending = result["status"] + (f": {result['message']}" if "message" in result else "")
-    return f"\n{result['recipe']}  {chosen}  seed {result['seed']}: {ending}\n{numbers}\n{cost}\n{folder}"

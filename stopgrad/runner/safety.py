@@ -18,6 +18,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from stopgrad.runner.errors import InputError
+from stopgrad.runner.hydra_internals import PLUGINS, before_targets
 
 PACKAGES = ("recipes", "stopgrad", "torch", "torchvision", "timm", "lightning")
 KINDS = {  # what a config composes; the full names, so that nothing is imported to compare
@@ -32,10 +33,9 @@ KINDS = {  # what a config composes; the full names, so that nothing is imported
     "lightning.pytorch.trainer.trainer.Trainer",
     "hydra.experimental.callback.Callback",
 }
-CODE = {"torch.fx.graph_module.GraphModule", "torch.jit._script.ScriptModule"}  # of those, what runs what it is given
 FUNCTIONS = ("stopgrad.runner.terminal.progress_bar", "timm.create_model", "torchvision.models")
 ENVIRONMENTS = ("data.id", "recipe.environment")  # gymnasium imports the module of an id such as module:Name-v0
-HYDRA = ("hydra._internal.core_plugins", "hydra_plugins")  # its launchers and sweepers
+HYDRA = (PLUGINS, "hydra_plugins")  # its launchers and sweepers
 
 
 def allowed_by(overrides: Sequence[str]) -> list[str]:
@@ -52,9 +52,10 @@ def targets(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """(key, target) of every ``_target_`` below ``node``, as the interpolations resolve."""
     if isinstance(node, DictConfig):
         for name in node:
-            if OmegaConf.is_missing(node, name):
+            path = f"{key}.{name}" if key else str(name)
+            if OmegaConf.is_missing(node, name) or path == "hydra.help":  # a text, which takes a while to write
                 continue
-            value, path = node[name], f"{key}.{name}" if key else str(name)
+            value = node[name]
             if name == "_target_":
                 yield path, str(value)
             else:
@@ -87,7 +88,16 @@ def _composes(found: Any, target: str) -> bool:
             found, ModuleType
         )
     line = {f"{each.__module__}.{each.__qualname__}" for each in found.__mro__}
-    return found.__module__.partition(".")[0] in PACKAGES and bool(line & KINDS) and not line & CODE
+    return found.__module__.partition(".")[0] in PACKAGES and bool(line & KINDS) and not _runs_code(found)
+
+
+def _runs_code(found: type) -> bool:
+    """Whether it is one of torch's networks that run what they are given."""
+    if "torch" not in sys.modules:  # then it is none of torch's
+        return False
+    from torch import fx, jit
+
+    return issubclass(found, (fx.GraphModule, jit.ScriptModule))
 
 
 def _find(key: str, target: str) -> Any:
@@ -159,16 +169,4 @@ def check_safety(config: DictConfig, hydra: DictConfig) -> None:
 
 def guard() -> None:
     """Hold Hydra's own section to the same rule: its callbacks and launchers are called before any check of ours."""
-    from hydra._internal.instantiate import _instantiate2
-
-    if getattr(_instantiate2._resolve_target, "guarded", False):
-        return
-    resolve_target = _instantiate2._resolve_target
-
-    def resolve(target: Any, full_key: str) -> Any:
-        if isinstance(target, str):
-            check_target(f"{full_key}._target_".lstrip("."), target, allowed_by(sys.argv[1:]))
-        return resolve_target(target, full_key)
-
-    resolve.guarded = True  # pyright: ignore[reportFunctionMemberAccess]
-    _instantiate2._resolve_target = resolve
+    before_targets(lambda key, target: check_target(key, target, allowed_by(sys.argv[1:])))

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from stopgrad.audits.ranks import gathered
+from stopgrad.lightning.lightning_internals import loader_states, set_loader_states
 
 
 class RandomStreams(Callback):
@@ -25,13 +26,12 @@ class RandomStreams(Callback):
         self.restored: dict[str, Any] | None = None
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        loaders = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
-        checkpoint["ranks"] = gathered({"random": random_states(), "loaders": loaders})
+        checkpoint["ranks"] = gathered({"random": random_states(), "loaders": loader_states(checkpoint)})
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         mine = checkpoint["ranks"][trainer.global_rank % len(checkpoint["ranks"])]
         self.restored = mine["random"]
-        checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] = mine["loaders"]
+        set_loader_states(checkpoint, mine["loaders"])
 
     def on_train_batch_start(self, *args: Any) -> None:
         if self.restored is not None:

@@ -16,23 +16,33 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from stopgrad.runner.names import register
+from stopgrad.runner import names
+from stopgrad.runner.errors import flat
+from stopgrad.runner.progress import Sweep
 from stopgrad.runner.project import open_project, project
 
 
 class WriteComparison(Callback):
-    """Remembers where the sweep goes. Hydra has no hook for its end by Ctrl-C: :func:`compared` does the rest."""
+    """Remembers where the sweep goes. Hydra has no hook for its end by Ctrl-C: :func:`compared` does the rest.
+
+    It travels to the workers of a launcher, and takes along what they need to know of the sweep.
+    """
 
     folder: Path | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        open_project(project())  # this is a worker of a launcher: it imports recipes and resolves names too
-        register()
+        open_project(project())  # this is a worker: it imports recipes and resolves names too
+        names.register()
+        names.COMMON = state["common"]
+        Sweep.now = state["sweep"]
         self.__dict__ |= state
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
             WriteComparison.folder = Path(config.hydra.sweep.dir)
+        self.common, self.sweep = names.COMMON, Sweep.now
+        if not config.hydra.verbose:
+            print(Sweep.now, flush=True)
 
 
 def compared(main: Callable[[], None]) -> Callable[[], None]:
@@ -49,7 +59,7 @@ def compared(main: Callable[[], None]) -> Callable[[], None]:
                 try:
                     comparison = compare([folder])
                     comparison.write(folder)
-                    print(f"\n{comparison}\n\n{folder}")
+                    print(f"\n{comparison}\n\n{folder / 'comparison.html'}")
                 except ValueError as error:  # such as a sweep of one run that raised
                     print(f"no comparison: {error}", file=sys.stderr)
 
@@ -78,7 +88,8 @@ def finished_before(config: DictConfig) -> bool:
     except (OSError, ValueError, KeyError):
         status = "unfinished"
     if status == "finished":
-        print(f"\n{folder}: finished before")
+        if hydra.verbose:
+            print(f"\n{folder}: finished before")
         return True
     for entry in folder.iterdir():
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -87,12 +98,6 @@ def finished_before(config: DictConfig) -> bool:
 
 def first_change(was: str, now: str, folder: Path) -> str:
     """The first key in which two configs differ, in words."""
-
-    def flat(node: Any, path: str = "") -> dict[str, Any]:
-        if not isinstance(node, dict):
-            return {path: node}
-        return {k: v for name, child in node.items() for k, v in flat(child, f"{path}.{name}".lstrip(".")).items()}
-
     there, here = (flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (was, now))
     key = next((k for k in {**there, **here} if there.get(k) != here.get(k)), "config")
     place = "/".join(folder.parts[-2:])

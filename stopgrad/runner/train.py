@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import hydra
@@ -10,7 +11,7 @@ from omegaconf import DictConfig
 from stopgrad.runner.check import pinned
 from stopgrad.runner.errors import one_line_errors
 from stopgrad.runner.launch import follow, follows, run_on_ranks
-from stopgrad.runner.names import register
+from stopgrad.runner.names import help_text, register
 from stopgrad.runner.project import configs, open_project
 from stopgrad.runner.safety import guard
 from stopgrad.runner.sweep import compared, finished_before
@@ -24,7 +25,9 @@ def train(folder: str | Path) -> None:
     open_project(folder)
     register()
     guard()
-    if follows():
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_text(sys.argv[1:]))
+    elif follows():
         follow(one_run)
     else:
         one_line_errors(

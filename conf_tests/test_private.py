@@ -1,0 +1,563 @@
+"""What we use of others beyond what they make public: each as we need it to be, and in one file for each library.
+
+Where one fails after an upgrade, the message says what is no longer as it was, and what of ours rests on it.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import nn
+
+from stopgrad.flow.graph import Walk
+
+ROOT = Path(__file__).parents[1]
+HOMES = {  # where each library's private interfaces stand
+    "torch": "stopgrad.cuts.torch_internals",
+    "lightning": "stopgrad.lightning.lightning_internals",
+    "hydra": "stopgrad.runner.hydra_internals",
+}
+DISTRIBUTIONS = {"hydra": "hydra-core"}
+
+
+def rests_on(interface: str, broken: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A test of a private ``interface``; it is handed our file of that library. ``broken``: what ends with it.
+
+    ``interface`` is a path such as ``torch.utils._pytree:tree_map``, or words where none leads to it.
+    """
+    library = re.split(r"[.:]", interface)[0]
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(test)
+        def wrapper(*args: Any, **kwargs: Any) -> None:
+            pytest.importorskip(library)
+            release = f"{library} {version(DISTRIBUTIONS.get(library, library))}"
+            try:
+                if ":" in interface:
+                    pkgutil.resolve_name(interface)
+            except (ImportError, AttributeError):
+                pytest.fail(f"{interface} is gone in {release}: {broken}", pytrace=False)
+            internals = importlib.import_module(HOMES[library])
+            try:
+                test(internals, *args, **kwargs)
+            except Exception as error:
+                raise AssertionError(f"{interface} is not what it was, in {release}: {broken}") from error
+
+        signature = inspect.signature(test)
+        fixtures = list(signature.parameters.values())[1:]
+        wrapper.__signature__ = signature.replace(parameters=fixtures)  # pyright: ignore[reportAttributeAccessIssue]
+        return wrapper
+
+    return decorate
+
+
+# ---- torch
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+@rests_on("torch.utils._pytree:tree_map", "Boundary.cross() cannot cut inside dicts, lists and named tuples")
+def test_trees(internals: Any) -> None:
+    tree = {"b": [1, (2, None)], "a": Pair(3, {"c": 4})}
+    assert internals.tree_leaves(tree) == [1, 2, None, 3, 4]
+    doubled = internals.tree_map(lambda leaf: leaf and 2 * leaf, tree)
+    assert doubled == {"b": [2, (4, None)], "a": Pair(6, {"c": 8})}
+    assert type(doubled["a"]) is Pair
+
+
+@rests_on(
+    "torch._C._functorch:peek_interpreter_stack",
+    "stopgrad.flow.sites cannot tell that values run inside torch.func, and calls cut what it cannot follow",
+)
+def test_functorch_level(internals: Any) -> None:
+    seen = []
+
+    def square(x: torch.Tensor) -> torch.Tensor:
+        seen.append(internals.functorch_level())
+        return x * x
+
+    for transformed in (torch.func.grad(square), torch.func.vmap(square)):
+        assert internals.functorch_level() is None
+        transformed(torch.ones(()) if len(seen) == 0 else torch.ones(2))
+    assert len(seen) == 2
+    assert None not in seen
+    assert internals.functorch_level() is None
+
+
+@rests_on("torch:Tensor._version", "guard_saved() and the meter of a run cannot see writes into saved tensors")
+def test_version(internals: Any) -> None:
+    x = torch.ones(2)
+    y = x.detach()
+    assert internals.version_of(x) == 0
+    y[0] = 2.0
+    assert internals.version_of(x) == internals.version_of(y) == 1
+    x.data[0] = 3.0
+    assert internals.version_of(x) == 1
+
+
+@rests_on("torch:Tensor._is_view", "a frozen parameter that crosses as a view passes for a leak")
+def test_view(internals: Any) -> None:
+    weight = nn.Parameter(torch.ones(2, 2), requires_grad=False)
+    assert internals.is_view(weight.view(4))
+    assert not internals.is_view(weight)
+    assert not internals.is_view(weight.view(4).detach() + 0)
+
+
+@rests_on("torch:UntypedStorage._cdata", "a write through an alias is not known as one into the same memory")
+def test_storage_id(internals: Any) -> None:
+    def storage(tensor: torch.Tensor) -> int:
+        return internals.storage_id(tensor.untyped_storage())
+
+    x = torch.ones(2)
+    assert storage(x) == storage(x.view(1, 2)) == storage(x.detach()) != storage(x.clone())
+    for without_data in ({"size": (0,)}, {"size": (2,), "device": "meta"}):
+        one, other = torch.empty(**without_data), torch.empty(**without_data)
+        assert storage(one) == storage(one.detach()) != storage(other)
+
+
+@rests_on("torch.autograd.graph:Node._sequence_nr", "an audit cannot tell what was computed before it began")
+def test_sequence_number(internals: Any) -> None:
+    x = torch.ones(2, requires_grad=True)
+    numbers = [internals.sequence_number(y.grad_fn) for y in (x * 2, x.sin(), Twice.apply(x))]
+    assert numbers == sorted(set(numbers))
+
+
+class Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return 2 * grads[0]
+
+
+@rests_on(
+    "torch:Tensor._post_accumulate_grad_hooks",
+    "an audit of a reentrant checkpoint sets off hooks after accumulation, such as an optimiser's step in backward",
+)
+def test_post_accumulate_hooks(internals: Any) -> None:
+    x = torch.ones(2, requires_grad=True)
+    assert not internals.post_accumulate_hooks(x)
+    handle = x.register_post_accumulate_grad_hook(lambda tensor: None)
+    assert internals.post_accumulate_hooks(x)
+    handle.remove()
+    assert not internals.post_accumulate_hooks(x)
+
+
+@rests_on("torch:Tensor._base", "FreezeWatch cannot watch rows that are given as a view of a parameter")
+def test_base(internals: Any) -> None:
+    weight = nn.Parameter(torch.ones(2, 2))
+    assert internals.base_of(weight[:1]) is weight
+    assert internals.base_of(weight) is internals.base_of(weight + 0) is None
+
+
+@rests_on("torch:Tensor._backward_hooks", "kept_graphs() does not see what a hook on a parameter keeps")
+def test_gradient_hooks(internals: Any) -> None:
+    x = torch.ones(2, requires_grad=True)
+    assert not internals.gradient_hooks(x)
+    handle = x.register_hook(print)
+    assert list(internals.gradient_hooks(x).values()) == [print]
+    handle.remove()
+    assert not internals.gradient_hooks(x)
+
+
+@rests_on("torch.nn.Module, its children and buffers", "FreezeWatch loses names, or calls a cache a drift")
+def test_module(internals: Any) -> None:
+    module, child = nn.Module(), nn.ReLU()
+    module.first, module.second = child, child
+    module.register_module("none", None)
+    assert list(internals.children_of(module)) == [("first", child), ("second", child)]
+    module.register_buffer("kept", torch.ones(1))
+    module.register_buffer("cache", torch.ones(1), persistent=False)
+    assert internals.non_persistent(module) == {"cache"}
+
+
+@rests_on("torch.overrides:_get_current_function_mode", "an audit cannot be left a second time")
+def test_top_mode(internals: Any) -> None:
+    assert internals.top_mode() is None
+    with torch.overrides.BaseTorchFunctionMode() as mode:
+        assert internals.top_mode() is mode
+    assert internals.top_mode() is None
+
+
+@rests_on("torch.autograd.graph.Node, what it has saved", "RetentionAudit counts no bytes and knows no spent graph")
+def test_saved_tensors(internals: Any) -> None:
+    x, y = (torch.full((2,), value, requires_grad=True) for value in (2.0, 3.0))
+
+    def saved(tensor: torch.Tensor) -> list[Any]:
+        return [each and [t.tolist() for t in each] for each in internals.saved_tensors(tensor.grad_fn)]
+
+    product = x * y
+    assert sorted(saved(product)) == [[[2.0, 2.0]], [[3.0, 3.0]]]
+    assert saved(x + y) == []
+    product.sum().backward()
+    assert saved(product) == [None, None]
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t + 1, lambda t: 1 / 0):  # nothing is unpacked
+        assert sorted(saved(x * y)) == [[[3.0, 3.0]], [[4.0, 4.0]]]
+    assert saved(Twice.apply(x)) == [[]]
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process group of this process alone."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group")
+@rests_on("torch.nn.parallel.distributed:_DDPSink", "a probe brings the ranks of a DDP with static_graph out of step")
+def test_static_graph(internals: Any) -> None:
+    for static in (True, False):
+        options = {"static_graph": static, "find_unused_parameters": not static}  # each has the node
+        module = nn.parallel.DistributedDataParallel(nn.Linear(2, 1), **options)
+        assert Walk(module(torch.ones(1, 2))).static_ddp is static
+
+
+@rests_on("torch.utils.checkpoint:CheckpointFunction", "the gradients inside a reentrant checkpoint are not measured")
+def test_reentrant_checkpoint(internals: Any) -> None:
+    x = torch.ones(2, requires_grad=True)
+    node = torch.utils.checkpoint.checkpoint(torch.sin, x, use_reentrant=True).grad_fn
+    assert node.name() == internals.REENTRANT
+    with pytest.raises(RuntimeError, match="checkpoint"):  # why it must be known
+        torch.autograd.grad(torch.utils.checkpoint.checkpoint(torch.sin, x, use_reentrant=True).sum(), x)
+
+
+@rests_on("torch._dynamo.config:recompile_limit", "compile=true stops at eight compilations, those of all networks")
+def test_compilations(internals: Any) -> None:
+    compiled = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph
+
+    try:
+        for limit, expected in ((2, 2), (64, 4)):
+            compiled.clear()
+            torch.compiler.reset()
+            internals.allow_recompiles(limit)
+            function = torch.compile(lambda x: x + 1, backend=backend, dynamic=False)
+            for axes in range(4):
+                function(torch.ones([1] * axes))
+            assert len(compiled) == expected
+        assert internals.has_dynamo()  # an audit then asks for eager mode
+    finally:
+        internals.allow_recompiles(8)  # PyTorch's own
+        torch.compiler.reset()
+
+
+# ---- Lightning
+
+
+def fit(module: Any, *callbacks: Any, checkpoint: Any = None, **options: Any) -> Any:
+    import lightning as L
+
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    options = {"max_epochs": 1, "accelerator": "cpu", "devices": 1, "enable_model_summary": False} | quiet | options
+    trainer = L.Trainer(callbacks=list(callbacks), **options)
+    trainer.fit(module, ckpt_path=checkpoint)
+    return trainer
+
+
+class Loader(list):
+    """Three batches; it can be told where to go on."""
+
+    position = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": 7}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.position = state["position"]
+
+
+def line(seen: list[Any] | None = None, number: Callable[[Any], Any] = lambda trainer: None) -> Any:
+    """A module of one weight, and what ``number`` says at each of its batches."""
+    import lightning as L
+
+    class Line(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.loader = nn.Linear(1, 1), Loader(torch.ones(3, 1, 1))
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if seen is not None:
+                seen.append(number(self.trainer))
+            return self.layer(batch).sum()
+
+        def train_dataloader(self) -> Any:
+            return self.loader
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), 0.1, momentum=0.9)
+
+    return Line()
+
+
+quietly = pytest.mark.filterwarnings(  # what Lightning says of so small a training
+    "ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:.*mid-epoch"
+)
+
+
+@quietly
+@rests_on("lightning.pytorch.Trainer.fit_loop.epoch_loop", "the step at which a loss became NaN is named wrongly")
+def test_batch_number(internals: Any) -> None:
+    fit(line(seen := [], internals.batch_number), max_epochs=2, accumulate_grad_batches=2)
+    assert seen == [0, 1, 2, 3, 4, 5]
+
+
+@quietly
+@rests_on("lightning.pytorch.Trainer.fit_loop, in a checkpoint", "ranks do not resume at their own place in the data")
+def test_loader_states(internals: Any, tmp_path: Path) -> None:
+    file = tmp_path / "x.ckpt"
+    fit(line(), max_steps=2).save_checkpoint(file)
+    content = torch.load(file, weights_only=True)
+    assert internals.loader_states(content) == [{"position": 7}]
+    internals.set_loader_states(content, [{"position": 5}])
+    torch.save(content, file)
+    module = line()
+    fit(module, checkpoint=file, max_steps=3, max_epochs=-1)
+    assert module.loader.position == 5
+
+
+@quietly
+@rests_on("lightning.pytorch.Trainer.restore", "a damaged checkpoint ends a run with a traceback instead of a line")
+def test_restore(internals: Any, tmp_path: Path) -> None:
+    file = tmp_path / "x.ckpt"
+    fit(line(), max_steps=2).save_checkpoint(file)
+    content = torch.load(file, weights_only=True)
+    content["optimizer_states"][0]["param_groups"] = []
+    torch.save(content, file)
+    with pytest.raises(ValueError, match="different number of parameter groups") as damaged:
+        fit(line(), checkpoint=file)
+    assert internals.raised_in_restore(damaged.value)
+    with pytest.raises(ZeroDivisionError) as other:
+        fit(line([], lambda trainer: 1 / 0))
+    assert not internals.raised_in_restore(other.value)
+
+
+@quietly
+@pytest.mark.usefixtures("group")
+@rests_on("lightning.pytorch.Trainer.fit_loop.epoch_loop", "every batch waits until all ranks have answered")
+def test_no_rank_is_asked_for_sigterm(internals: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning.pytorch.callbacks import LambdaCallback
+    from lightning.pytorch.strategies import SingleDeviceStrategy
+
+    asked = []
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda *args, **kwargs: asked.append(args))
+    strategy = SingleDeviceStrategy("cpu")
+    strategy.world_size = 2  # pyright: ignore[reportAttributeAccessIssue]
+    start = LambdaCallback(on_train_start=lambda trainer, module: internals.ask_no_rank_for_sigterm(trainer))
+    fit(line(seen := [], lambda trainer: trainer.world_size), start, strategy=strategy)
+    assert seen == [2, 2, 2]
+    assert asked == []
+
+
+# ---- Hydra
+
+
+@rests_on("hydra._internal.core_plugins.basic_sweeper:BasicSweeper.split_arguments", "a sweep starts without a check")
+def test_product(internals: Any) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    overrides = OverridesParser.create().parse_overrides(["a=1,2", "+b.c='x,y'", "d=range(2)"])
+    expected = [[f"a={a}", "+b.c='x,y'", f"d={d}"] for a in (1, 2) for d in (0, 1)]
+    assert internals.product(overrides) == expected
+
+
+@rests_on(
+    "hydra._internal.instantiate._instantiate2:_resolve_target", "Hydra's own section may run anything, unchecked"
+)
+def test_before_targets(internals: Any) -> None:
+    program = (
+        "from hydra.utils import instantiate\n"
+        f"from {internals.__name__} import before_targets\n"
+        "def check(key, target):\n"
+        "    print(key, target)\n"
+        "    if target == 'os.getcwd': raise SystemExit('refused')\n"
+        "before_targets(check)\n"
+        "before_targets(None)\n"  # the first stays
+        "print(instantiate({'_target_': 'builtins.dict', 'a': {'_target_': 'builtins.list'}}))\n"
+        "instantiate({'_target_': 'os.getcwd'})\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert sorted(ran.stdout.splitlines()) == [
+        "_target_ builtins.dict",
+        "_target_ os.getcwd",
+        "a._target_ builtins.list",
+        "{'a': []}",
+    ]
+    assert ran.stderr.splitlines()[-1] == "refused"
+
+
+@rests_on("hydra._internal:core_plugins", "Hydra's own launcher is refused, and with it every sweep")
+def test_plugins(internals: Any) -> None:
+    from hydra import compose, initialize
+
+    with initialize(version_base="1.3"):
+        hydra = compose(return_hydra_config=True).hydra
+    for plugin in (hydra.launcher, hydra.sweeper):
+        assert plugin["_target_"].startswith(f"{internals.PLUGINS}.")
+
+
+# ---- nowhere else
+
+MAY = {  # files that may use private names: those of each library, and what tests need to look behind them
+    *(f"{home.replace('.', '/')}.py" for home in HOMES.values()),
+    "conf_tests/installed.py",
+}
+DOCUMENTED = {  # names that begin with an underscore and are public all the same
+    "_target_",  # Hydra's key
+    "sys._getframe",
+    "os._exit",
+    "torch.utils._python_dispatch",  # the notes on extending PyTorch
+}
+BY_NAME = ("getattr", "hasattr", "setattr", "delattr")
+OURS = ("stopgrad", "recipes", "conf_tests", "benchmarks", "__future__")
+FOLDERS = ("stopgrad", "recipes", "benchmarks", "docs", "conf_tests")
+SOURCES = [ROOT / "train.py", *(file for folder in FOLDERS for file in sorted((ROOT / folder).rglob("*.py")))]
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__") and name != "_"
+
+
+def defined_in(tree: ast.AST) -> set[str]:
+    """Private names that a file gives to something of its own."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and of_its_own(node):
+            found.add(node.attr)
+    return {name for name in found if is_private(name)}
+
+
+def of_its_own(node: ast.Attribute) -> bool:
+    return isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+
+
+def private_uses(tree: ast.AST, inherited: Collection[str] = ()) -> Iterator[tuple[int, str]]:
+    """(line, text) of each use of what others keep private.
+
+    Args:
+        inherited: private names that our other files define; through ``self`` they may be used here.
+    """
+    own = defined_in(tree)
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names = [node.value] if re.fullmatch(r"(torch|lightning|hydra|omegaconf)(\.\w+)+", node.value) else []
+        elif isinstance(node, ast.Attribute) and is_private(node.attr):
+            may = {*own, *(inherited if of_its_own(node) else ()), *DOCUMENTED}
+            if node.attr not in may and ast.unparse(node) not in DOCUMENTED:
+                yield node.lineno, ast.unparse(node)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in BY_NAME:
+            name = node.args[1].value if isinstance(node.args[1], ast.Constant) else ""
+            if is_private(str(name)) and name not in own:
+                yield node.lineno, ast.unparse(node)
+        for name in names:
+            known = any(name == public or name.startswith(f"{public}.") for public in DOCUMENTED)
+            if name.partition(".")[0] not in OURS and any(map(is_private, name.split("."))) and not known:
+                yield node.lineno, name
+
+
+def test_private_names_of_others_stand_in_one_file_for_each_library() -> None:
+    trees = {str(file.relative_to(ROOT)): ast.parse(file.read_text(encoding="utf-8")) for file in SOURCES}
+    inherited = set().union(*map(defined_in, trees.values()))
+    found = [
+        f"{file}:{number}: {text}"
+        for file, tree in trees.items()
+        if file not in MAY
+        for number, text in private_uses(tree, inherited)
+    ]
+    assert not found, "private to its library; use what is public, or go through one of:\n" + "\n".join(
+        [*sorted(MAY), "", *found]
+    )
+
+
+@pytest.mark.parametrize("file", sorted(MAY))
+def test_files_for_private_names_have_some(file: str) -> None:
+    assert list(private_uses(ast.parse((ROOT / file).read_text(encoding="utf-8"))))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch._dynamo",
+        "from torch._utils import _flatten_dense_tensors",
+        "from torch.overrides import _get_current_function_mode_stack as stack",
+        "import torch\ntorch._C._functorch.peek_interpreter_stack()",
+        "tensor._version",
+        "self.layer._parameters",
+        "class Mine(ModelCheckpoint):\n    def f(self): self._save_checkpoint(None, '')",
+        "super()._save_checkpoint()",
+        "getattr(trainer, '_state')",
+        "hasattr(leaf, '_base')",
+        "get_class('hydra._internal.core_plugins.basic_sweeper.BasicSweeper')",
+        "def f(trainer): trainer.loop._done = True",
+    ],
+)
+def test_private_use_is_seen(source: str) -> None:
+    assert {number for number, _ in private_uses(ast.parse(source))} == {len(source.splitlines())}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from __future__ import annotations",
+        "from stopgrad.runner.launch import _join",
+        "from . import _mine",
+        "class Mine:\n    def __init__(self): self._name = 1\n    def same(self, other): return other._name",
+        "class Mine:\n    def _f(self): return self._f()",
+        "x.__class__, x.__dict__",
+        "config.recipe._target_",
+        "sys._getframe(1)",
+        "from torch.utils._python_dispatch import TorchDispatchMode",
+        "'a torch._C in a sentence'",
+    ],
+)
+def test_what_is_our_own_or_documented_passes(source: str) -> None:
+    assert list(private_uses(ast.parse(source))) == []
+
+
+def test_what_our_other_files_define_passes_through_self_alone() -> None:
+    assert list(private_uses(ast.parse("self._inherited"), {"_inherited"})) == []
+    assert list(private_uses(ast.parse("other._inherited"), {"_inherited"})) == [(1, "other._inherited")]
+
+
+def test_words_of_a_broken_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+    def test(internals: Any) -> None:
+        assert internals.version_of(torch.ones(1)) == 0
+
+    monkeypatch.setitem(HOMES, "torch", "types")
+    gone = rests_on("torch:Tensor._never_there", "nothing works")(test)
+    with pytest.raises(pytest.fail.Exception, match=r"^torch:Tensor._never_there is gone in torch .*: nothing works$"):
+        gone()
+    changed = rests_on("torch:Tensor._version", "nothing works")(test)
+    with pytest.raises(AssertionError, match=r"^torch:Tensor._version is not what it was, in torch .*: nothing works$"):
+        changed()

@@ -1,0 +1,181 @@
+"""Which parameters a training really steps: those that nobody steps, somebody steps twice, or that never move."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from stopgrad.audits.tree import leaves, listed, parameters_in, strays_in
+from stopgrad.audits.writes import plain, remove
+from stopgrad.flow.parts import Modules
+from stopgrad.flow.steps import Finding as Finding
+from stopgrad.flow.steps import shown, stepped_twice, unstepped
+
+LOOKS = 2  # an optimiser that stepped less often proves nothing: behind a weight of 0 the first gradient is 0
+
+
+# Why a parameter did not move, and what to do: no gradient came, only zeros came, others came too.
+_STILL = (
+    ("no gradient arrived", "is it used in the loss, and not detached on the way? if it is not needed, leave it out"),
+    ("its gradient was zeros", "look for a dead unit, a saturated clamp, or a factor 0"),
+    ("each step was too small to change a bit of it", "raise the learning rate, or keep the weights in float32"),
+)
+
+
+class StepWatch:
+    """Watches which parameters a training steps::
+
+        with StepWatch(model, [optimizer]) as watch:
+            train()
+        for finding in watch.findings():
+            print(finding)
+
+    Inside the ``with`` all optimisers of the process are seen, also those that were not handed over; gradients are
+    looked at after their steps 1, 2, 4, 8, and so on. Nothing is copied: two sums over a parameter tell that it moved.
+
+    Args:
+        modules: a module, or ``{name: module, parameter, or nested lists and dicts of them}``. What is in plain lists
+            and dicts of a module is watched too.
+        optimizers: those that are known from the beginning.
+
+    Attributes:
+        optimizers: those, and the others that were seen to step.
+        reached: ids of the parameters at which a gradient arrived that is not zero.
+        touched: ids of those at which one arrived.
+        steps: how often each optimiser was seen to step, by its id.
+    """
+
+    def __init__(self, modules: Modules, optimizers: Iterable[Optimizer] = ()) -> None:
+        self._modules = listed(modules)
+        self.optimizers = list(optimizers)
+        self.reached: set[int] = set()
+        self.touched: set[int] = set()
+        self.steps: dict[int, int] = {}
+        self._strays: set[int] = set()  # ids of those that no module has registered
+        self._rated: set[int] = set()  # ids of those whose group had a learning rate
+        self._sums = {id(p): (p, _sums(p)) for p in self._names()[1] if p.requires_grad and _has_values(p)}
+        self._others: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # those of other models
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> StepWatch:
+        me = weakref.ref(self)
+
+        def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            if alive := me():
+                alive.stepped(optimizer)
+
+        self._handles.append(register_optimizer_step_post_hook(after))
+        self._finalizer = weakref.finalize(self, remove, self._handles)
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        try:
+            self.close()
+        finally:
+            self.close()  # what an exception (Ctrl-C) kept from it
+
+    def close(self) -> None:
+        """Remove the hook; :meth:`findings` still works."""
+        remove(self._handles)
+        self._finalizer.detach()
+
+    def stepped(self, optimizer: Optimizer) -> None:
+        """``optimizer`` has stepped, and the gradients are those with which it did."""
+        count = self.steps[id(optimizer)] = self.steps.get(id(optimizer), 0) + 1
+        if optimizer in self._others:
+            return
+        if not any(known is optimizer for known in self.optimizers):
+            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            if held.isdisjoint(self._names()[0]):
+                self._others.add(optimizer)
+                return
+            self.optimizers.append(optimizer)
+        if count & (count - 1) == 0:
+            self.look()
+
+    def look(self) -> None:
+        """Look at the gradients and the learning rates that there are now."""
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+            if group.get("lr", 1):
+                self._rated.update(id(p) for p in group["params"])
+        for parameter in self._names()[1]:
+            grad = parameter.grad if parameter.is_leaf else None
+            if grad is not None and id(parameter) not in self.reached:
+                self.touched.add(id(parameter))
+                if torch.count_nonzero(plain(grad)):
+                    self.reached.add(id(parameter))
+
+    def findings(self, *, spare: Iterable[Tensor] = (), over: bool = True) -> list[Finding]:
+        """What is wrong, as far as it was seen until now.
+
+        Args:
+            spare: parameters of which nothing is said.
+            over: the training has ended, so that what has not moved never does.
+        """
+        names, model = self._names()
+        spared = {id(p) for p in spare}
+        names = {key: name for key, name in names.items() if key not in spared}
+        still = {key for key, (p, before) in self._sums.items() if key in names and torch.equal(_sums(p), before)}
+        by_hand = self._sums.keys() - still
+        found = stepped_twice(names, self.optimizers)
+        if self.optimizers:
+            missed = {id(p) for p in model if p.requires_grad and id(p) in self.reached} - by_hand
+            found += unstepped(names, missed - self._strays, self.optimizers, model)
+            for finding in unstepped(names, missed & self._strays, self.optimizers, model):
+                fix = "a plain list or dict registers nothing: use nn.ModuleList, nn.ModuleDict or nn.ParameterList"
+                found.append(replace(finding, fix=fix))
+        return found + (self._never_moved(names, still) if over else [])
+
+    def _never_moved(self, names: dict[int, str], still: set[int]) -> list[Finding]:
+        found = []
+        for optimizer in self.optimizers:
+            held = [p for group in optimizer.param_groups for p in group["params"]]
+            steps = self.steps.get(id(optimizer), 0)
+            lazy = dict.fromkeys(id(p) for p in held if id(p) in still & self._rated and p.requires_grad)
+            if steps < LOOKS:
+                continue
+            kind = type(optimizer).__name__
+            for stage, (why, fix) in enumerate(_STILL):
+                mine = [names[key] for key in lazy if (key in self.touched) + (key in self.reached) == stage]
+                if mine:
+                    message = f"{shown(mine)} requires grad and never moved in {steps} steps of {kind}: {why}"
+                    found.append(Finding("never_moved", tuple(mine), message, fix))
+        return found
+
+    def _names(self) -> tuple[dict[int, str], list[Tensor]]:
+        """The model's parameters as they are now, and their names by id; tied ones show all of theirs."""
+        names: dict[int, list[str]] = {}
+        found: dict[int, Tensor] = {}
+
+        def note(name: str, parameter: Tensor) -> None:
+            found[id(parameter)] = parameter
+            names.setdefault(id(parameter), []).append(name)
+
+        for name, leaf in leaves(self._modules):
+            for inner, _, parameter in parameters_in(leaf, name) if isinstance(leaf, nn.Module) else ((name, 0, leaf),):
+                note(inner, parameter)
+        registered = set(found)
+        for name, leaf in leaves(self._modules):
+            for inner, parameter in strays_in(leaf, name) if isinstance(leaf, nn.Module) else ():
+                note(inner, parameter)
+        self._strays = found.keys() - registered
+        return {key: " = ".join(dict.fromkeys(each)) for key, each in names.items()}, list(found.values())
+
+
+def _has_values(tensor: Tensor) -> bool:
+    return not nn.parameter.is_lazy(tensor) and not tensor.is_meta
+
+
+def _sums(tensor: Tensor) -> Tensor:
+    """Two sums over all elements: equal before and after means that it has not moved."""
+    values = plain(tensor)
+    values = torch.view_as_real(values) if values.is_complex() else values
+    wide = torch.float32 if values.device.type == "mps" else torch.float64
+    return torch.stack([values.sum(dtype=wide), torch.linalg.vector_norm(values, dtype=wide)])

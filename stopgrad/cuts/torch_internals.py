@@ -1,0 +1,108 @@
+"""All that we use of PyTorch beyond what it makes public: nothing private of it stands in any other file.
+
+Tried with torch 2.13 and 2.14; ``pytest -m older_torch`` tries the oldest that we support. Where a new version breaks
+one of these, conf_tests/test_private.py says which, and what no longer works. What an audit calls for every operation
+is the C function itself.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from operator import attrgetter, methodcaller
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode
+from torch.utils._pytree import tree_leaves as tree_leaves
+from torch.utils._pytree import tree_map as tree_map
+
+REENTRANT = "CheckpointFunctionBackward"
+"""The name of a reentrant checkpoint's node, after the private class in ``torch.utils.checkpoint``."""
+
+functorch_level: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
+"""What of ``torch.func`` runs now, or None: ``torch._C._functorch.peek_interpreter_stack``."""
+
+version_of: Callable[[Tensor], int] = Tensor._version.__get__  # pyright: ignore[reportAttributeAccessIssue]
+"""How many writes in place a tensor and its aliases have seen: ``Tensor._version``."""
+
+base_of: Callable[[Tensor], Tensor | None] = attrgetter("_base")
+"""The tensor of which this one is a view, or None: ``Tensor._base``."""
+
+is_view: Callable[[Tensor], bool] = Tensor._is_view
+"""Whether autograd knows the tensor as a view of another: ``Tensor._is_view``."""
+
+storage_id: Callable[[torch.UntypedStorage], int] = attrgetter("_cdata")
+"""The address of a storage's C++ object, also where there is no data: ``UntypedStorage._cdata``."""
+
+sequence_number: Callable[[Any], int] = methodcaller("_sequence_nr")
+"""The number that autograd gave to a node, in order of creation in one thread: ``Node._sequence_nr``."""
+
+next_number: Callable[[], int] = torch.autograd._get_sequence_nr  # pyright: ignore[reportPrivateImportUsage]
+"""The number that autograd will give to the next node of this thread: ``torch.autograd._get_sequence_nr``."""
+
+run_backward: Callable[..., tuple[Tensor | None, ...]] = torch.autograd.graph._engine_run_backward
+"""What ``torch.autograd.grad`` does after it has taken off all function modes: it leaves them on."""
+
+foreach_norm: Callable[..., Sequence[Tensor]] = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
+"""The norm of each of many tensors, in the precision asked for and without a copy: ``torch._foreach_norm``."""
+
+without_overrides: Callable[[], AbstractContextManager[None]] = torch._C.DisableTorchFunction
+"""No function mode sees what runs inside: ``torch._C.DisableTorchFunction``."""
+
+post_accumulate_hooks: Callable[[Tensor], Any] = attrgetter("_post_accumulate_grad_hooks")
+"""Hooks that run after a leaf's ``.grad`` is written, or None: ``Tensor._post_accumulate_grad_hooks``."""
+
+gradient_hooks: Callable[[Tensor], Any] = attrgetter("_backward_hooks")
+"""Hooks on a tensor's gradient, or None: ``Tensor._backward_hooks``."""
+
+non_persistent: Callable[[nn.Module], set[str]] = attrgetter("_non_persistent_buffers_set")
+"""Names of the buffers of a module that no checkpoint holds: ``Module._non_persistent_buffers_set``."""
+
+
+def children_of(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The children under all of their names, of which ``named_children`` gives the first: ``Module._modules``."""
+    yield from ((name, child) for name, child in module._modules.items() if child is not None)
+
+
+def top_mode() -> Any:
+    """The function mode that sees an operation first, or None: ``torch.overrides._get_current_function_mode``."""
+    return _get_current_function_mode()
+
+
+def saved_tensors(node: Any) -> Iterator[list[Tensor] | None]:
+    """What a node has saved, one name after the other; None where it was freed: ``Node._raw_saved_*``."""
+    for name in dir(node):
+        if name.startswith("_raw_saved"):
+            yield _saved(node, name)
+
+
+def _saved(node: Any, name: str) -> list[Tensor] | None:
+    try:
+        raw = getattr(node, name)
+        values = [each.data for each in (raw if isinstance(raw, tuple | list) else [raw])]
+        if not any(value is not None for value in values) and hasattr(node, public := name.removeprefix("_raw")):
+            getattr(node, public)  # raises if freed; nothing is stored, so nothing is recomputed
+    except RuntimeError:
+        return None
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def has_static_graph(node: Any) -> bool:
+    """Whether a node is the sink of a DDP with ``static_graph=True``: the ``ddp_weakref`` of ``_DDPSink``."""
+    ddp = node.ddp_weakref() if hasattr(node, "ddp_weakref") else None
+    return ddp is not None and ddp.static_graph
+
+
+def has_dynamo() -> bool:
+    """Whether ``torch.compile`` may have run: ``torch._dynamo`` is imported with its first use."""
+    return "torch._dynamo" in sys.modules
+
+
+def allow_recompiles(limit: int) -> None:
+    """Set ``torch._dynamo.config.recompile_limit``; ``torch.compiler.config`` has it too, but not in 2.8."""
+    from torch._dynamo import config  # takes a second to import
+
+    config.recompile_limit = limit
