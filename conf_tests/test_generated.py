@@ -73,7 +73,7 @@ def test_a_change_of_either_side_makes_pages_stale(copy, capsys, file, old, new,
 def sweep(tmp_path_factory):
     """A short one over the arms of td_asplit."""
     folder = tmp_path_factory.mktemp("sweep")
-    small = ["trainer=smoke", "seed=0,1", "hydra.sweep.dir=runs"]
+    small = ["trainer=smoke", "hydra.sweeper.params.seed='0,1'", "hydra.sweep.dir=runs"]
     ran = train("-m", "compare=td_asplit", *small, cwd=folder)
     assert ran.returncode == 0, ran.stderr
     return folder / "runs"
