@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from stopgrad.cuts.torch_internals import version_of
+
 
 @dataclass(eq=False)
 class Backward:
@@ -107,10 +109,10 @@ class Ledger:
             p = entry.parameter()
             if p is None or p.grad is None:
                 continue
-            if id(p.grad) != entry.identity or p.grad._version != entry.version:
+            if id(p.grad) != entry.identity or version_of(p.grad) != entry.version:
                 entry.writers.append(backward)
                 self.wrote[loss, key] += 1
-                entry.identity, entry.version = id(p.grad), p.grad._version
+                entry.identity, entry.version = id(p.grad), version_of(p.grad)
         self.backwards = [b for b in self.backwards if b.batch is None] + [backward]
         return backward
 
@@ -120,17 +122,17 @@ class Ledger:
             if not entry.writers:
                 p = entry.parameter()
                 if p is not None and p.grad is not None:
-                    entry.identity, entry.version = id(p.grad), p.grad._version
+                    entry.identity, entry.version = id(p.grad), version_of(p.grad)
                 continue
             p = entry.parameter()
             if p is None:
                 entry.writers.clear()
             elif p.grad is None:
                 self._cleared(key, entry)
-            elif id(p.grad) != entry.identity or p.grad._version != entry.version:
+            elif id(p.grad) != entry.identity or version_of(p.grad) != entry.version:
                 if not torch.count_nonzero(p.grad.detach()):
                     self._cleared(key, entry)
-                entry.identity, entry.version = id(p.grad), p.grad._version
+                entry.identity, entry.version = id(p.grad), version_of(p.grad)
 
     def _cleared(self, key: int, entry: Gradient) -> None:
         used = {id(b) for b, _ in entry.used}
