@@ -410,11 +410,10 @@ class TestOutOfTheWheel:
 def test_every_project_runs_out_of_the_wheel(recipe, python, tmp_path):
     call(python, "-m", "stopgrad", "new", "mine", "--from", recipe, cwd=tmp_path)
     project = tmp_path / "mine"
-    call(python, "train.py", "trainer=smoke", cwd=project)
-    run = Path("runs", recipe, "default", "seed-0")
-    trained = result(project / run)
-    assert trained["status"] == "finished"
-    call(python, "train.py", "mode=evaluate", f"ckpt_path={run / 'checkpoints' / 'last.ckpt'}", cwd=project)
-    evaluated = result(project / "runs" / recipe / "mode-evaluate" / "seed-0")
-    assert evaluated["weights_sha256"] == trained["weights_sha256"]
+    call(python, "train.py", "trainer=smoke", "hydra.run.dir=trained", cwd=project)
+    checkpoint = ["mode=evaluate", "ckpt_path=trained/checkpoints/last.ckpt", "hydra.run.dir=evaluated"]
+    call(python, "train.py", *checkpoint, cwd=project)
+    trained, evaluated = result(project / "trained"), result(project / "evaluated")
+    assert trained["status"] == evaluated["status"] == "finished"
+    assert trained["weights_sha256"] == evaluated["weights_sha256"]
     assert "failed" not in call(python, "-m", "pytest", cwd=project)
