@@ -180,6 +180,16 @@ class TestFiles:
         assert "| `stop.b` | `detach` `none` | otherwise: x \\| y |" in files["README.md"]
 
 
+def test_the_page_lists_every_file():
+    """docs/own_project.md, for td3."""
+    page = (ROOT / "docs" / "own_project.md").read_text()
+    section = page.partition("## What you get")[2].partition("\n## ")[0]
+    listed = re.findall(r"^    ([\w/]+\.\w+)(?:  .*)?$", section, re.M)
+    files = new.project_files(shelf(), "td3", "x")
+    assert listed
+    assert {*listed, ".gitignore"} == {path for path in files if not path.endswith("__init__.py")}
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -378,6 +388,7 @@ class TestOutOfTheWheel:
         assert "  python train.py recipe=td stop.target=none\n" in text
         assert "  python train.py -m compare=td\n" in text
         assert "gan" not in text
+        assert "stop.prediction=none|detach" in call(python, "train.py", "recipe=td", "--help", cwd=project)
 
     def test_its_tests_pass(self, python, project):
         assert "4 passed" in call(python, "-m", "pytest", cwd=project)
@@ -410,11 +421,10 @@ class TestOutOfTheWheel:
 def test_every_project_runs_out_of_the_wheel(recipe, python, tmp_path):
     call(python, "-m", "stopgrad", "new", "mine", "--from", recipe, cwd=tmp_path)
     project = tmp_path / "mine"
-    call(python, "train.py", "trainer=smoke", cwd=project)
-    run = Path("runs", recipe, "default", "seed-0")
-    trained = result(project / run)
-    assert trained["status"] == "finished"
-    call(python, "train.py", "mode=evaluate", f"ckpt_path={run / 'checkpoints' / 'last.ckpt'}", cwd=project)
-    evaluated = result(project / "runs" / recipe / "mode-evaluate" / "seed-0")
-    assert evaluated["weights_sha256"] == trained["weights_sha256"]
+    call(python, "train.py", "trainer=smoke", "hydra.run.dir=trained", cwd=project)
+    checkpoint = ["mode=evaluate", "ckpt_path=trained/checkpoints/last.ckpt", "hydra.run.dir=evaluated"]
+    call(python, "train.py", *checkpoint, cwd=project)
+    trained, evaluated = result(project / "trained"), result(project / "evaluated")
+    assert trained["status"] == evaluated["status"] == "finished"
+    assert trained["weights_sha256"] == evaluated["weights_sha256"]
     assert "failed" not in call(python, "-m", "pytest", cwd=project)

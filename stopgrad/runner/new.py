@@ -130,7 +130,7 @@ def commands(recipe: str, compares: list[str], changes: list[list[str]]) -> str:
         **{" ".join(change): "one choice turned over: what does the run say?" for change in changes},
         **{f"-m compare={name}": "named arms, three seeds each, and their comparison" for name in compares[:1]},
         f"mode=evaluate ckpt_path={best}": "",
-        "--help": "all that can be chosen",
+        f"recipe={recipe} --help": "all that can be chosen, and what happens otherwise",
     }
     lines = [(f"python train.py {arguments}".rstrip(), remark) for arguments, remark in said.items()]
     lines += [(f"python -m stopgrad compare runs/{recipe}/sweep-TIME", "the comparison again"), ("pytest", "")]
