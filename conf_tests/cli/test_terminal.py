@@ -14,8 +14,11 @@ import pytest
 from omegaconf import OmegaConf
 from torch import nn
 
+from conf_tests.audit.test_lightning import Gan, fit
 from conf_tests.helpers import ROOT, result, train
+from stopgrad import FlowContract, GradientLeak
 from stopgrad.runner import names, terminal
+from stopgrad.runner.contract import ContractAudit, in_a_line
 from stopgrad.runner.progress import Planned, Sweep, _placed, duration
 
 SMOKE = ["recipe=dirac_gan", "trainer=smoke"]
@@ -136,6 +139,30 @@ class TestContract:
         ran = train(*run, cwd=tmp_path)
         assert ran.stderr == ""
         assert "\nmodule.history.total keeps a tensor with a graph of " in ran.stdout
+
+
+class TestContractAudit:
+    def told(self, module, capsys, **options):
+        audit = ContractAudit(**options)
+        fit(module, audit)
+        return audit, [line for line in capsys.readouterr().err.splitlines() if "contract" in line]
+
+    def test_what_a_flipped_boundary_breaks_is_not_said(self, capsys):
+        audit, lines = self.told(Gan(fakes="none"), capsys)
+        assert (audit.flipped, lines) == (["fakes"], [])
+        assert in_a_line(audit.violations) == "d_loss reaches generator and stop.fakes"
+
+    def test_a_boundary_that_the_contract_does_not_name_explains_nothing(self, capsys):
+        module = Gan(discriminator="none")
+        parts = {loss: {part: s for part, s in row.items() if "stop." not in part} for loss, row in Gan.FLOW.items()}
+        module.FLOW = FlowContract(parts)
+        audit, lines = self.told(module, capsys, every_n_steps=1)
+        assert audit.flipped == []
+        assert lines == ["warning: contract broken, though no boundary is flipped: g_loss reaches discriminator"]
+
+    def test_raise_raises(self, capsys):
+        with pytest.raises(GradientLeak, match="d_loss reaches generator"):
+            self.told(Gan(fakes="none"), capsys, on_violation="raise")
 
 
 class TestWhere:
