@@ -207,9 +207,10 @@ def effect(compare: str) -> tuple[str | None, str] | None:
         return None
     reference = next(iter(found["arms"].values()))
     for name, arm in found["arms"].items():
-        if arm["told_by"] and arm["weights"] != reference["weights"]:
-            metric = arm["told_by"][0]
+        for metric in arm["told_by"][:1]:
             before, after = (median(each["metrics"][metric]) for each in (reference, arm))
+            if before == after:
+                continue
             switch = re.match(r"stop\.(\w+)=", arm["changes"])
             said = f"`{name}`: {metric} {before} → {after}, {words(arm['verdict'])} ({cost(found)})"
             return switch and switch[1], said

@@ -183,6 +183,29 @@ def _add_compare(commands: Any) -> None:
     parser.set_defaults(run=compare_command)
 
 
+def run_command(options: argparse.Namespace) -> int:
+    """Run a script as it stands, and tell what its gradients did."""
+    from stopgrad.watch.run import run
+
+    return run(options)
+
+
+def _add_run(commands: Any) -> None:
+    parser = commands.add_parser("run", help="any training script, unchanged: what its gradients do")
+    parser.add_argument("--cycles", type=int, default=3, help="measure the matrix on so many cycles from the first")
+    parser.add_argument("--every", type=int, default=100, help="and then on every so many; 0 for none")
+    parser.add_argument("--json", metavar="FILE", help="also write the report as JSON")
+    parser.add_argument("--save", metavar="FILE", help="keep the flow for a later --check")
+    parser.add_argument("--force", action="store_true", help="let --save replace a file")
+    parser.add_argument("--check", metavar="FILE", help="exit with 1 where a loss reaches something new, or no longer")
+    parser.add_argument("--fail-on", choices=("error", "warning", "note", "never"), default="never")
+    parser.add_argument("--silence", metavar="NAME", nargs="*", default=[], help="findings that are not told")
+    parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module")
+    parser.add_argument("script", metavar="SCRIPT")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script")
+    parser.set_defaults(run=run_command)
+
+
 def _add_new(commands: Any) -> None:
     parser = commands.add_parser(
         "new",
@@ -198,7 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command. Exit status: 0 fine, 1 the answer is no, 2 the question was wrong."""
     parser = argparse.ArgumentParser(prog="python -m stopgrad", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_audit, _add_compare, _add_explain, _add_museum, _add_new):
+    for add in (_add_audit, _add_compare, _add_explain, _add_museum, _add_new, _add_run):
         add(commands)
     options = parser.parse_args(arguments)
     try:

@@ -16,7 +16,7 @@ _OPTIMIZERS = os.path.join(_LIBRARIES[0], "optim") + os.sep
 _KNOWN_FILES: dict[str, bool] = {}
 
 
-def _is_library(file: str) -> bool:
+def is_library(file: str) -> bool:
     """True for frames that are nobody's model: torch, stopgrad, Lightning's trainer, the standard library."""
     path = os.path.abspath(file)
     parts = path.split(os.sep)
@@ -47,7 +47,7 @@ def user_line(function_calls: bool = False) -> tuple[str, int]:
     while frame is not None:
         file = frame.f_code.co_filename
         known = _KNOWN_FILES.get(file)  # this loop runs for every operation
-        if found is None and not (_is_library(file) if known is None else known):
+        if found is None and not (is_library(file) if known is None else known):
             found = file, frame.f_lineno
             if not function_calls:
                 return found

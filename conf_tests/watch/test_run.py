@@ -1,0 +1,190 @@
+"""``python -m stopgrad run``: the script is the same with and without it, and what is told is what happened."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+GAN = """
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    G = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    D = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
+    g_opt, d_opt = torch.optim.Adam(G.parameters()), torch.optim.Adam(D.parameters())
+    bce = nn.functional.binary_cross_entropy_with_logits
+    for step in range(8):
+        real = torch.randn(16, 2) + 3
+        fake = G(torch.randn(16, 4))
+        d_opt.zero_grad()
+        d_loss = bce(D(real), torch.ones(16, 1)) + bce(D(CUT), torch.zeros(16, 1))
+        d_loss.backward()
+        d_opt.step()
+        EARLY
+        g_loss = bce(D(G(torch.randn(16, 4))), torch.ones(16, 1))
+        g_loss.backward()
+        g_opt.step()
+        LATE
+    print(sum(p.double().sum().item() for p in [*G.parameters(), *D.parameters()]), torch.rand(1).item())
+"""
+RIGHT = GAN.replace("CUT", "fake.detach()").replace("EARLY", "g_opt.zero_grad()").replace("LATE", "pass")
+LEAK = GAN.replace("CUT", "fake").replace("EARLY", "pass").replace("LATE", "g_opt.zero_grad()")
+
+
+def write(folder: Path, source: str) -> Path:
+    script = folder / "train.py"
+    script.write_text(textwrap.dedent(source))
+    return script
+
+
+def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "stopgrad", "run", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def report(source: str, folder: Path) -> dict:
+    ran = run("--json", "report.json", write(folder, source), cwd=folder)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads((folder / "report.json").read_text())
+
+
+def names(content: dict, severity: str) -> list[str]:
+    return [finding["name"] for finding in content["findings"] if finding["severity"] == severity]
+
+
+@pytest.mark.parametrize("source", [RIGHT, LEAK], ids=["right", "leak"])
+def test_the_script_prints_what_it_prints_without_it(source, tmp_path):
+    script = write(tmp_path, source)
+    alone = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=True)
+    watched = run(script, cwd=tmp_path)
+    assert watched.stdout == alone.stdout  # the weights and the next random number, to the last digit
+    assert watched.returncode == 0
+
+
+def test_a_right_script_has_no_finding(tmp_path):
+    content = report(RIGHT, tmp_path)
+    assert content["findings"] == []
+    states = {(loss, part): cell["state"] for loss, row in content["matrix"].items() for part, cell in row.items()}
+    assert states == {
+        ("d_loss", "D"): "open",
+        ("d_loss", "G"): "blocked",
+        ("g_loss", "D"): "open",
+        ("g_loss", "G"): "open",
+    }
+    assert {row["name"]: (row["parts"], row["losses"], row["steps"]) for row in content["optimizers"]} == {
+        "g_opt": (["G"], ["g_loss"], 8),
+        "d_opt": (["D"], ["d_loss"], 8),
+    }
+    assert content["cycles"] == {"seen": 8, "books": 8}
+
+
+def test_a_leak_that_a_step_used(tmp_path):
+    content = report(LEAK, tmp_path)
+    (finding,) = content["findings"]
+    assert (finding["name"], finding["severity"], finding["line"]) == ("late_zero_grad", "error", 15)
+    assert finding["message"] == "g_opt stepped G on d_loss's gradient as well, in 8 of 8 steps"
+
+
+LOOP = """
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    opt = torch.optim.SGD(PARAMETERS, lr=0.1)
+    for step in range(6):
+        loss = net(torch.randn(16, 4)).square().mean()
+        BODY
+"""
+BODIES = {
+    "in order": ("opt.zero_grad(); loss.backward(); opt.step()", "net.parameters()", []),
+    "cleared after the step": ("loss.backward(); opt.step(); opt.zero_grad()", "net.parameters()", []),
+    "cleared by the module": ("net.zero_grad(); loss.backward(); opt.step()", "net.parameters()", []),
+    "cleared by hand": (
+        "loss.backward(); opt.step(); [setattr(p, 'grad', None) for p in net.parameters()]",
+        "net.parameters()",
+        [],
+    ),
+    "cleared to zeros": ("opt.zero_grad(set_to_none=False); loss.backward(); opt.step()", "net.parameters()", []),
+    "clipped": (
+        "opt.zero_grad(); loss.backward(); nn.utils.clip_grad_norm_(net.parameters(), 0.1); opt.step()",
+        "net.parameters()",
+        [],
+    ),
+    "accumulated": (
+        "(loss / 2).backward()\n        if step % 2: opt.step(); opt.zero_grad()",
+        "net.parameters()",
+        [],
+    ),
+    "never cleared": ("loss.backward(); opt.step()", "net.parameters()", ["never_zeroed"]),
+    "cleared in between": ("loss.backward(); opt.zero_grad(); opt.step()", "net.parameters()", ["empty_step"]),
+    "listed twice": (
+        "opt.zero_grad(); loss.backward(); opt.step()",
+        "[*net.parameters(), *net[0].parameters()]",
+        ["listed_twice"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_loop(name, tmp_path):
+    body, parameters, expected = BODIES[name]
+    content = report(LOOP.replace("BODY", body).replace("PARAMETERS", parameters), tmp_path)
+    assert names(content, "error") == expected
+    assert list(content["matrix"]) == ["loss"]
+    assert {cell["state"] for cell in content["matrix"]["loss"].values()} == {"open"}
+
+
+class TestCommand:
+    def test_arguments_exit_status_and_main_are_the_script_s(self, tmp_path):
+        script = write(tmp_path, "import sys\nprint(__name__, sys.argv)\nsys.exit(7)")
+        ran = run(script, "--lr", "1", "-m", cwd=tmp_path)
+        assert ran.returncode == 7
+        assert ran.stdout == f"__main__ ['{script}', '--lr', '1', '-m']\n"
+        assert "nothing to report: no backward ran" in ran.stderr
+
+    def test_its_traceback_has_no_frame_of_ours(self, tmp_path):
+        broken = LOOP.replace("BODY", "loss.backward(); loss.backward()").replace("PARAMETERS", "net.parameters()")
+        ran = run(write(tmp_path, broken), cwd=tmp_path)
+        assert ran.returncode == 1
+        assert "Trying to backward through the graph a second time" in ran.stderr
+        assert "stopgrad/watch" not in ran.stderr
+        assert "runpy" not in ran.stderr
+
+    def test_check_passes_and_fails(self, tmp_path):
+        script = write(tmp_path, RIGHT)
+        assert run("--save", "flow.json", script, cwd=tmp_path).returncode == 0
+        again = run("--save", "flow.json", script, cwd=tmp_path)
+        assert again.returncode == 2
+        assert again.stderr == "error: --save flow.json: is there already; --force replaces it\n"
+        assert run("--check", "flow.json", script, cwd=tmp_path).returncode == 0
+        write(tmp_path, LEAK)
+        ran = run("--check", "flow.json", script, cwd=tmp_path)
+        assert ran.returncode == 1
+        assert ran.stderr.endswith("the flow differs from flow.json:\n+ d_loss reaches G\n")
+
+    def test_fail_on(self, tmp_path):
+        script = write(tmp_path, LEAK)
+        assert run("--fail-on", "error", script, cwd=tmp_path).returncode == 1
+        assert run("--fail-on", "error", "--silence", "late_zero_grad", "--", script, cwd=tmp_path).returncode == 0
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["nowhere.py"], "nowhere.py: no such script"),
+            (["-m", "nowhere"], "-m nowhere: no such module"),
+            (["--check", "nowhere.json", "train.py"], "--check nowhere.json: No such file or directory"),
+            (["--check", "train.py", "train.py"], "--check train.py: no flow that --save has written"),
+            (["--json", "no/where.json", "train.py"], "--json no/where.json: the folder cannot be written"),
+        ],
+    )
+    def test_what_is_refused(self, arguments, said, tmp_path):
+        write(tmp_path, "print('ran')")
+        ran = run(*arguments, cwd=tmp_path)
+        assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", f"error: {said}\n")

@@ -1,0 +1,1 @@
+"""Any script, unchanged: what its gradients do, cycle by cycle. Torch alone."""

@@ -1,0 +1,162 @@
+"""Names as the script gives them: a loss by the variable whose backward runs, a module by the one that holds it."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import linecache
+import sys
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from types import CodeType, FrameType
+from typing import Any
+
+from torch import nn
+
+from stopgrad.flow.frames import is_library
+
+# Calls that hand a loss on as it is: `scaler.scale(loss).backward()`, `accelerator.backward(loss)`.
+_HANDS_ON = {"scale", "backward", "manual_backward", "mean", "sum", "float", "to", "_scale_loss"}
+_LIBRARIES = {"transformers", "accelerate", "peft", "trl", "apex", "deepspeed", "ignite", "fastai"}
+
+
+def user_frames() -> Iterator[FrameType]:
+    """The frames of the script's own code, from the innermost out."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not is_library(file) and not _LIBRARIES & set(file.replace("\\", "/").split("/")):
+            yield frame
+        frame = frame.f_back
+
+
+def loss_name(fallback: str = "loss") -> tuple[str, str, int]:
+    """(name, file, line) of the loss whose backward runs: the variable, or expression, in the calling line.
+
+    A helper's argument is named as its caller names it. Where no name can be read: ``fallback``.
+    """
+    frames = list(user_frames())
+    if not frames:
+        return fallback, "", 0
+    place = frames[0].f_code.co_filename, frames[0].f_lineno
+    name, called = _loss_in(_call_at(frames[0])), frames[0]
+    for caller in frames[1:]:
+        code = called.f_code
+        if called.f_back is not caller or name not in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
+            break
+        argument = _argument(_call_at(caller), code, name)
+        if argument is None:
+            break
+        name, called = argument, caller
+    return (name or fallback, *place)
+
+
+def _call_at(frame: FrameType) -> ast.Call | None:
+    """The call that the frame is in."""
+    calls = _calls(frame.f_code.co_filename, frame.f_lineno)
+    positions = getattr(frame.f_code, "co_positions", None)  # from Python 3.11 on
+    if positions is not None:
+        position = next(itertools.islice(positions(), frame.f_lasti // 2, None))
+        exact = [c for c in calls if (c.lineno, c.end_lineno, c.col_offset, c.end_col_offset) == position]
+        if exact:
+            return exact[0]
+    named = [c for c in calls if _called_name(c) in ("backward", "manual_backward")]
+    return (named or calls or [None])[0]
+
+
+@lru_cache(maxsize=512)
+def _calls(file: str, line: int) -> list[ast.Call]:
+    """The calls of a file that cover a line, the outermost first."""
+    return [c for c in _all_calls(file) if c.lineno <= line <= (c.end_lineno or c.lineno)]
+
+
+@lru_cache(maxsize=64)
+def _all_calls(file: str) -> list[ast.Call]:
+    try:
+        tree = ast.parse("".join(linecache.getlines(file)))
+    except (SyntaxError, ValueError):  # a notebook's cell with its own commands
+        return []
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+def _called_name(call: ast.Call) -> str:
+    return getattr(call.func, "attr", getattr(call.func, "id", ""))
+
+
+def _loss_in(call: ast.Call | None) -> str | None:
+    """``d_loss`` of ``d_loss.backward()``, ``scaler.scale(d_loss).backward()`` and ``accelerator.backward(d_loss)``."""
+    if call is None:
+        return None
+    if call.args and _called_name(call) in ("manual_backward", "backward"):
+        return _spelled(call.args[0])
+    return _spelled(call.func.value) if isinstance(call.func, ast.Attribute) else None
+
+
+def _spelled(node: ast.expr) -> str:
+    """The expression as a person would name it: without what only hands it on."""
+    while True:
+        if isinstance(node, ast.Call) and _called_name(node) in _HANDS_ON:
+            if node.args and _called_name(node) in ("scale", "backward", "_scale_loss"):
+                node = node.args[0]
+            elif isinstance(node.func, ast.Attribute):
+                node = node.func.value
+            else:
+                break
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div | ast.Mult) and _is_factor(node.right):
+            node = node.left
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and _is_factor(node.left):
+            node = node.right
+        else:
+            break
+    text = ast.unparse(node).removeprefix("self.")
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _is_factor(node: ast.expr) -> bool:
+    """Whether an expression is a number that scales a loss, such as the steps of an accumulation."""
+    return not any(
+        isinstance(n, ast.Name | ast.Attribute) and "loss" in ast.unparse(n).lower() for n in ast.walk(node)
+    ) and isinstance(node, ast.Constant | ast.Name | ast.Attribute)
+
+
+def _argument(call: ast.Call | None, called: CodeType, parameter: str) -> str | None:
+    """What ``call`` gives for the parameter of the function that it calls."""
+    if call is None:
+        return None
+    for keyword in call.keywords:
+        if keyword.arg == parameter:
+            return _spelled(keyword.value)
+    names = called.co_varnames[: called.co_argcount]
+    if parameter not in names:
+        return None
+    place = names.index(parameter)
+    if names and names[0] in ("self", "cls") and isinstance(call.func, ast.Attribute):
+        place -= 1
+    if 0 <= place < len(call.args) and not any(isinstance(a, ast.Starred) for a in call.args):
+        return _spelled(call.args[place])
+    return None
+
+
+def modules_of(namespace: Mapping[str, Any]) -> Iterator[tuple[str, nn.Module]]:
+    """(name, module) of every module that a namespace holds, also in its lists, tuples and dicts."""
+    for name, value in list(namespace.items()):
+        if name.startswith("__"):
+            continue
+        if isinstance(value, nn.Module):
+            yield name, value
+        elif isinstance(value, list | tuple) and 0 < len(value) <= 64:
+            yield from ((f"{name}[{i}]", item) for i, item in enumerate(value) if isinstance(item, nn.Module))
+        elif isinstance(value, dict) and 0 < len(value) <= 64:
+            yield from ((f"{name}[{k!r}]", item) for k, item in value.items() if isinstance(item, nn.Module))
+
+
+def variable_of(value: Any) -> str:
+    """The name of the variable that holds a value, in the script's frames that run now; "" where none does."""
+    for frame in user_frames():
+        owner = frame.f_locals.get("self")
+        spaces = [frame.f_locals, vars(owner) if hasattr(owner, "__dict__") else {}, frame.f_globals]
+        for space in spaces:
+            for name, held in list(space.items()):
+                if held is value and name != "self":
+                    return name
+    return ""

@@ -1,0 +1,161 @@
+"""What a run tells: the matrix, what each optimiser steps and on whose gradients, and the findings."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stopgrad.flow.matrix import FlowMatrix
+from stopgrad.flow.values import place
+from stopgrad.watch.findings import Finding, findings
+from stopgrad.watch.watch import Watch
+
+VERSION = 1  # of the file that --json and --save write
+
+
+@dataclass(frozen=True)
+class LossRow:
+    """A loss: where its backward runs, and how often the books saw it."""
+
+    name: str
+    file: str
+    line: int
+    backwards: int
+
+
+@dataclass(frozen=True)
+class OptimizerRow:
+    """An optimiser: where it was made, its steps in the books, the parts that it holds, and which losses fed it."""
+
+    name: str
+    kind: str
+    file: str
+    line: int
+    steps: int
+    parts: tuple[str, ...]
+    losses: tuple[str, ...]
+
+    def __str__(self) -> str:
+        at = f" ({place(self.file, self.line)})" if self.file else ""
+        fed = ", ".join(self.losses) or "no loss"
+        return f"{self.name}{at} steps {', '.join(self.parts) or 'nothing'} on {fed}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that one run told.
+
+    Attributes:
+        matrix: of the cycles that were measured; None where no loss was.
+        cycles: how many cycles there were, and how many of them the books hold.
+        findings: errors first.
+        notes: what was not seen.
+    """
+
+    script: str
+    matrix: FlowMatrix | None
+    losses: tuple[LossRow, ...]
+    optimizers: tuple[OptimizerRow, ...]
+    cycles: tuple[int, int]
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, watch: Watch, script: str = "", silenced: tuple[str, ...] = ()) -> Report:
+        ledger = watch.ledger
+        losses = tuple(LossRow(name, file, line, count) for name, (file, line, count) in ledger.losses.items())
+        rows = []
+        for key, known in ledger.optimizers.items():
+            parts = Counter(watch.home.get(p, "others") for p in known.holds)
+            fed = Counter(loss for (loss, _, owner, _), count in ledger.uses.items() if owner == key)
+            name = known.name or known.kind
+            rows.append(OptimizerRow(name, known.kind, known.file, known.line, ledger.steps[key], (*parts,), (*fed,)))
+        cycles = watch.cycle + 1, min(watch.cycle + 1, watch.books)
+        told = tuple(findings(watch, silenced))
+        return cls(script, watch.matrix, losses, tuple(rows), cycles, told, tuple(watch.notes))
+
+    @property
+    def worst(self) -> str | None:
+        """The gravest severity among the findings."""
+        return self.findings[0].severity if self.findings else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, for JSON."""
+        return {
+            "version": VERSION,
+            "script": self.script,
+            "losses": [vars(row) for row in self.losses],
+            "parts": list(self.matrix.parts) if self.matrix else [],
+            "matrix": self.matrix.to_dict() if self.matrix else {},
+            "optimizers": [
+                vars(row) | {"parts": list(row.parts), "losses": list(row.losses)} for row in self.optimizers
+            ],
+            "cycles": {"seen": self.cycles[0], "books": self.cycles[1]},
+            "findings": [finding.to_dict() for finding in self.findings],
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        if not self.losses:
+            return "stopgrad: nothing to report: no backward ran"
+        seen, books = self.cycles
+        told = f"{seen} cycle{'s' * (seen != 1)}" + (f", the books hold {books}" if books < seen else "")
+        lines = [f"stopgrad: {told}", ""]
+        lines += [str(self.matrix)] if self.matrix else ["no loss was measured"]
+        lines += ["", *(str(row) for row in self.optimizers if row.steps)]
+        lines += [f"note: {note}" for note in self.notes]
+        lines += ["", *(str(finding) for finding in self.findings)] if self.findings else ["", "no findings"]
+        return "\n".join(lines)
+
+
+def save(report: Report, file: Path, force: bool = False) -> None:
+    """Write the report for a later ``--check``.
+
+    Raises:
+        ValueError: the file is there, and ``force`` was not given.
+    """
+    if file.exists() and not force:
+        raise ValueError(f"--save {file}: is there already; --force replaces it")
+    half_written = file.with_name(f".{file.name}.tmp")
+    half_written.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+    half_written.replace(file)
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The content of a saved report.
+
+    Raises:
+        ValueError: it cannot be read, or is none.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        assert content["version"] == VERSION
+        assert isinstance(content["matrix"], dict)
+    except OSError as error:
+        raise ValueError(f"--check {file}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AssertionError):
+        raise ValueError(f"--check {file}: no flow that --save has written") from None
+    return content
+
+
+REACHED = ("open", "zero")
+
+
+def changes(saved: dict[str, Any], report: Report) -> list[str]:
+    """What a loss reaches now and did not, ``+``, and what it reached and does not now, ``-``; by names, not by lines.
+
+    Raises:
+        ValueError: the flow is of another script.
+    """
+    if Path(saved["script"]).name != Path(report.script).name:
+        raise ValueError(f"--check: the flow is of {saved['script']}, this is {report.script}")
+    was, now = _reached(saved["matrix"]), _reached(report.to_dict()["matrix"])
+    told = [f"- {loss} reaches {part}" for loss, part in sorted(was - now)]
+    return told + [f"+ {loss} reaches {part}" for loss, part in sorted(now - was)]
+
+
+def _reached(matrix: dict[str, Any]) -> set[tuple[str, str]]:
+    return {(loss, part) for loss, row in matrix.items() for part, cell in row.items() if cell["state"] in REACHED}

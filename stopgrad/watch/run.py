@@ -1,0 +1,101 @@
+"""``python -m stopgrad run SCRIPT ARGUMENTS``: the script as it stands, and at its end what its gradients did."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import runpy
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from stopgrad.watch.findings import SEVERITIES
+from stopgrad.watch.hooks import overhear
+from stopgrad.watch.report import Report, changes, read, save
+from stopgrad.watch.watch import Watch
+
+_OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the script and report on stderr.
+
+    Returns:
+        The script's own exit status; else 1 where ``--check`` found a change or ``--fail-on`` a finding.
+
+    Raises:
+        ValueError: no such script; a file of ``--save`` or ``--check`` that will not do. Before the script runs.
+    """
+    saved = _prepare(options)
+    watch = Watch(cycles=options.cycles, every=options.every)
+    status, error = 0, None
+    with overhear(watch):
+        try:
+            _script(options)
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
+        except BaseException as raised:
+            error = raised
+        finally:
+            watch.close()
+    if error is not None:
+        error.__traceback__ = _without_ours(error.__traceback__)
+        sys.excepthook(type(error), error, error.__traceback__)
+        status = 130 if isinstance(error, KeyboardInterrupt) else 1
+    report = Report.of(watch, options.script, tuple(options.silence))
+    sys.stdout.flush()
+    print(f"\n{report}", file=sys.stderr)
+    if options.json:
+        save(report, Path(options.json), force=True)
+    if options.save:
+        save(report, Path(options.save), force=options.force)
+    differ = changes(saved, report) if saved is not None else []
+    if differ:
+        print("\n".join([f"\nthe flow differs from {options.check}:", *differ]), file=sys.stderr)
+    wanted = SEVERITIES[: SEVERITIES.index(options.fail_on) + 1] if options.fail_on != "never" else ()
+    return status or int(bool(differ) or report.worst in wanted)
+
+
+def _prepare(options: argparse.Namespace) -> dict[str, Any] | None:
+    """Refuse what can be refused before the script runs; the flow that ``--check`` names."""
+    if not options.module and not os.path.isfile(options.script):
+        raise ValueError(f"{options.script}: no such script")
+    if options.module and importlib.util.find_spec(options.script) is None:
+        raise ValueError(f"-m {options.script}: no such module")
+    for flag, file in (("--save", options.save), ("--json", options.json)):
+        if file and not os.access(Path(file).absolute().parent, os.W_OK):
+            raise ValueError(f"{flag} {file}: the folder cannot be written")
+    if options.save and Path(options.save).exists() and not options.force:
+        raise ValueError(f"--save {options.save}: is there already; --force replaces it")
+    return read(Path(options.check)) if options.check else None
+
+
+def _script(options: argparse.Namespace) -> None:
+    sys.argv = [options.script, *options.arguments]
+    if options.module:
+        sys.path.insert(0, os.getcwd())
+        runpy.run_module(options.script, run_name="__main__", alter_sys=True)
+    else:
+        sys.path.insert(0, os.path.dirname(os.path.abspath(options.script)))
+        runpy.run_path(options.script, run_name="__main__")
+
+
+def _without_ours(traceback: TracebackType | None) -> TracebackType | None:
+    """The script's traceback without the frames that carry it."""
+    while traceback is not None and _is_ours(traceback):
+        traceback = traceback.tb_next
+    here = traceback
+    while here is not None and here.tb_next is not None:
+        while here.tb_next is not None and _is_ours(here.tb_next):
+            here.tb_next = here.tb_next.tb_next
+        here = here.tb_next
+    return traceback
+
+
+def _is_ours(traceback: TracebackType) -> bool:
+    file = traceback.tb_frame.f_code.co_filename
+    return file.startswith((_OWN, "<frozen runpy")) or file == runpy.__file__
