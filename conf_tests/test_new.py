@@ -124,7 +124,8 @@ def small_shelf(folder):
     for path, text in {
         "train.py": "",
         "configs/train.yaml": "defaults:\n  - data: other\n  - recipe: other # the default\n",
-        "configs/recipe/base.yaml": "defaults:\n  - override /data: here\nrecipe: {_target_: recipes.mine.Mine}\n",
+        "configs/recipe/base.yaml": "defaults:\n  - root\n  - override /data: here\n",
+        "configs/recipe/root.yaml": "recipe: {_target_: recipes.mine.Mine}\n",
         "configs/recipe/mine.yaml": "defaults:\n  - base\n\nstop:\n  a: none # what |a| is\n"
         "\nrecipe:\n  n: {_target_: recipes.n.N}\n",
         "configs/recipe/other.yaml": "recipe: {_target_: recipes.other.Other}\n",
@@ -136,7 +137,7 @@ def small_shelf(folder):
         "configs/compare/other.yaml": "defaults:\n  - override /recipe: other\n",
         "recipes/__init__.py": "",
         "recipes/mine.py": '"""A."""\n'
-        'BOUNDARIES = {"a": ["none", "scale", "data", "no_grad"], "b": ["detach", "none"], "c": ["none"]}\n'
+        'BOUNDARIES = {"a": ["none", "scale", "data", "no_grad"], "b": ["detach", "no_grad", "none"], "c": ["none"]}\n'
         'SWITCHES = {"s": ["first", "second"]}\n'
         'REFUSES = {"stop.a=data": "no"}\n'
         'NEEDS = {"stop.a": ["stop.s=second"]}\n'
@@ -164,7 +165,7 @@ class TestFiles:
         files = new.project_files(small_shelf(tmp_path), "mine", "x")
         assert {path for path in files if path.endswith((".py", ".yaml"))} == {
             *("train.py", "tests/test_mine.py", "configs/train.yaml", "configs/compare/c.yaml"),
-            *("configs/recipe/mine.yaml", "configs/recipe/base.yaml"),
+            *("configs/recipe/mine.yaml", "configs/recipe/base.yaml", "configs/recipe/root.yaml"),
             *("configs/data/here.yaml", "configs/data/same.yaml", "configs/data/there.yaml"),
             *("recipes/__init__.py", "recipes/mine.py", "recipes/n.py", "recipes/late.py"),
             *("recipes/parts/__init__.py", "recipes/parts/used.py", "recipes/parts/here.py", "recipes/parts/there.py"),
@@ -177,7 +178,7 @@ class TestFiles:
         assert 'QUICK = ["trainer=smoke", "data.n=1"]' in files["tests/test_mine.py"]
         assert 'FLIPPED = ["stop.a=no_grad stop.s=second", "stop.b=none"]' in files["tests/test_mine.py"]
         assert "| `stop.a` | `none` `scale:a` `data` `no_grad` | what \\|a\\| is |" in files["README.md"]
-        assert "| `stop.b` | `detach` `none` | otherwise: x \\| y |" in files["README.md"]
+        assert "| `stop.b` | `detach` `no_grad` `none` | otherwise: x \\| y |" in files["README.md"]
 
 
 def test_the_page_lists_every_file():
