@@ -224,7 +224,7 @@ def test_a_parameter_that_is_listed_twice(make: Callable[[Any], Optimizer]) -> N
 
     optimizer = make(parameters)
     (found,) = _watched(nets, [optimizer], _step(optimizer, loss)).values()
-    assert found.name == "stepped_twice"
+    assert found.name == "listed_twice"
     assert set(found.evidence) == {"actor.0.weight = critic.0.weight", "actor.0.bias = critic.0.bias"}
     assert "2 times" in found.message
     optimizer = make(list(dict.fromkeys(parameters)))

@@ -16,7 +16,7 @@ from stopgrad.audits.tree import leaves, listed, parameters_in, strays_in
 from stopgrad.audits.writes import plain, remove
 from stopgrad.flow.parts import Modules
 from stopgrad.flow.steps import Finding as Finding
-from stopgrad.flow.steps import shown, stepped_twice, unstepped
+from stopgrad.flow.steps import listed_twice, shown, unstepped
 
 LOOKS = 2  # an optimiser that stepped less often proves nothing: behind a weight of 0 the first gradient is 0
 
@@ -124,7 +124,7 @@ class StepWatch:
         names = {key: name for key, name in names.items() if key not in spared}
         still = {key for key, (p, before) in self._sums.items() if key in names and torch.equal(_sums(p), before)}
         by_hand = self._sums.keys() - still
-        found = stepped_twice(names, self.optimizers)
+        found = listed_twice(names, self.optimizers)
         if self.optimizers:
             missed = {id(p) for p in model if p.requires_grad and id(p) in self.reached} - by_hand
             found += unstepped(names, missed - self._strays, self.optimizers, model)
