@@ -252,6 +252,7 @@ def test_a_parameter_that_is_listed_twice(make: Callable[[Any], Optimizer]) -> N
     assert found.name == "listed_twice"
     assert set(found.evidence) == {"actor.0.weight = critic.0.weight", "actor.0.bias = critic.0.bias"}
     assert "2 times" in found.message
+    assert _watched(nets, [], _step(optimizer, loss))["listed_twice"] == found  # seen to step, though not handed over
     optimizer = make(list(dict.fromkeys(parameters)))
     assert _watched(nets, [optimizer], _step(optimizer, loss)) == {}
 
