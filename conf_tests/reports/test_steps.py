@@ -156,6 +156,31 @@ def test_what_moves_by_hand_or_by_an_optimiser_nobody_told_of_is_stepped() -> No
     assert _watched(net, [told], step) == {}
 
 
+def test_an_optimiser_that_is_never_asked_to_step() -> None:
+    """Two optimisers, and one call of step: the other's gradients come and go. Five to one is no finding."""
+    torch.manual_seed(0)
+    nets = {"generator": nn.Linear(4, 4), "critic": nn.Linear(4, 1)}
+    for rare in (False, True):
+        generator, critic = (Adam(net.parameters()) for net in nets.values())
+        calls = []
+
+        def step(rare: bool = rare, calls: list[int] = calls, both: Any = (generator, critic)) -> None:
+            for optimizer in both:
+                optimizer.zero_grad()
+            nets["critic"](nets["generator"](X)).square().mean().backward()
+            both[1].step()
+            calls.append(1)
+            if rare and len(calls) % 5 == 0:
+                both[0].step()
+
+        assert _watched(nets, [generator, critic], step, steps=5) == {}
+        found = _watched(nets, [generator, critic], step, steps=9)
+        assert list(found) == ([] if rare else ["unstepped_parameter"])
+        if not rare:
+            assert found["unstepped_parameter"].evidence == ("generator.weight", "generator.bias")
+            assert "Adam, which holds it, did not step once while another" in found["unstepped_parameter"].message
+
+
 class Resized(L.LightningModule):
     FLOW = FlowContract({"loss": {"embed": "open", "head": "open"}})
 
@@ -224,9 +249,10 @@ def test_a_parameter_that_is_listed_twice(make: Callable[[Any], Optimizer]) -> N
 
     optimizer = make(parameters)
     (found,) = _watched(nets, [optimizer], _step(optimizer, loss)).values()
-    assert found.name == "stepped_twice"
+    assert found.name == "listed_twice"
     assert set(found.evidence) == {"actor.0.weight = critic.0.weight", "actor.0.bias = critic.0.bias"}
     assert "2 times" in found.message
+    assert _watched(nets, [], _step(optimizer, loss))["listed_twice"] == found  # seen to step, though not handed over
     optimizer = make(list(dict.fromkeys(parameters)))
     assert _watched(nets, [optimizer], _step(optimizer, loss)) == {}
 

@@ -327,4 +327,4 @@ def _trains(tensor: Tensor) -> str:
 def _why_buffer(owner: nn.Module) -> str:
     if owner.training and getattr(owner, "track_running_stats", False):
         return "BatchNorm updates its statistics in train mode, without gradients too; call .eval() on it"
-    return "it was written to" + (" in train mode; call .eval() on its module" if owner.training else "")
+    return "it was written to" + ("; its module is in train mode" if owner.training else "")

@@ -16,10 +16,11 @@ from stopgrad.audits.tree import leaves, listed, parameters_in, strays_in
 from stopgrad.audits.writes import plain, remove
 from stopgrad.flow.parts import Modules
 from stopgrad.flow.steps import Finding as Finding
-from stopgrad.flow.steps import shown, stepped_twice, unstepped
+from stopgrad.flow.steps import held_by, listed_twice, shown, unstepped
 
 LOOKS = 2  # an optimiser that stepped less often proves nothing: behind a weight of 0 the first gradient is 0
 
+PATIENCE = 6  # steps of another optimiser: a critic may step five times for each step of its generator
 
 # Why a parameter did not move, and what to do: no gradient came, only zeros came, others came too.
 _STILL = (
@@ -124,14 +125,31 @@ class StepWatch:
         names = {key: name for key, name in names.items() if key not in spared}
         still = {key for key, (p, before) in self._sums.items() if key in names and torch.equal(_sums(p), before)}
         by_hand = self._sums.keys() - still
-        found = stepped_twice(names, self.optimizers)
+        found = listed_twice(names, self.optimizers)
         if self.optimizers:
             missed = {id(p) for p in model if p.requires_grad and id(p) in self.reached} - by_hand
             found += unstepped(names, missed - self._strays, self.optimizers, model)
             for finding in unstepped(names, missed & self._strays, self.optimizers, model):
                 fix = "a plain list or dict registers nothing: use nn.ModuleList, nn.ModuleDict or nn.ParameterList"
                 found.append(replace(finding, fix=fix))
-        return found + (self._never_moved(names, still) if over else [])
+        return found + ([*self._forgotten(names, still), *self._never_moved(names, still)] if over else [])
+
+    def _forgotten(self, names: dict[int, str], still: set[int]) -> list[Finding]:
+        """Gradients that arrived for an optimiser that never stepped, while others did."""
+        most = max(self.steps.values(), default=0)
+        idle = [optimizer for optimizer in self.optimizers if id(optimizer) not in self.steps]
+        moving = held_by(optimizer for optimizer in self.optimizers if id(optimizer) in self.steps)
+        found = []
+        for optimizer in idle if most >= PATIENCE else ():
+            held = dict.fromkeys(id(p) for group in optimizer.param_groups for p in group["params"])
+            waiting = [names[key] for key in held if key in self.reached & still and key not in moving]
+            if waiting:
+                kind = type(optimizer).__name__
+                message = f"a gradient arrives at {shown(waiting)}, and {kind}, which holds it, did not step once"
+                when = f" while another optimiser stepped {most} times"
+                fix = "call its step(), or cut the gradient where it is not meant"
+                found.append(Finding("unstepped_parameter", tuple(waiting), message + when, fix))
+        return found
 
     def _never_moved(self, names: dict[int, str], still: set[int]) -> list[Finding]:
         found = []

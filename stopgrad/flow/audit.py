@@ -21,7 +21,7 @@ from stopgrad.flow.matrix import Cell, FlowMatrix
 from stopgrad.flow.measure import Found, as_found, gradients, norms_of
 from stopgrad.flow.parts import Modules, module_names, modules_in, names_of, parts_of
 from stopgrad.flow.sites import Recorder
-from stopgrad.flow.steps import Finding, stepped_twice, unstepped
+from stopgrad.flow.steps import Finding, listed_twice, unstepped
 from stopgrad.flow.values import Trace, Value
 
 # At or below this fraction of the largest gradient of the same loss, a gradient is rounding noise.
@@ -286,7 +286,7 @@ class audit:
             return []
         model = [p for module in modules_in(self._modules) for p in module.parameters()]
         model += [p for part in self.parts.values() for p in part]
-        twice = stepped_twice(self.names, self._optimizers)
+        twice = listed_twice(self.names, self._optimizers)
         return twice + unstepped(self.names, self._reached, self._optimizers, model)
 
     def check(self, contract: FlowContract | Mapping[str, Mapping[str, str]]) -> None:

@@ -42,7 +42,7 @@ def held_by(optimizers: Iterable[Optimizer]) -> dict[int, list[Optimizer]]:
     return held
 
 
-def stepped_twice(names: Mapping[int, str], optimizers: Iterable[Optimizer]) -> list[Finding]:
+def listed_twice(names: Mapping[int, str], optimizers: Iterable[Optimizer]) -> list[Finding]:
     """Parameters that one optimiser lists more than once, and so steps more than once in a step."""
     found = []
     for optimizer in optimizers:
@@ -51,7 +51,7 @@ def stepped_twice(names: Mapping[int, str], optimizers: Iterable[Optimizer]) -> 
         if twice:
             kind = type(optimizer).__name__
             message = f"{kind} lists {shown(twice)} {max(times.values())} times, and steps it as often in each step"
-            found.append(Finding("stepped_twice", tuple(twice), message, f"hand {kind} each parameter once"))
+            found.append(Finding("listed_twice", tuple(twice), message, f"hand {kind} each parameter once"))
     return found
 
 
