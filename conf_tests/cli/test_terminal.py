@@ -1,6 +1,5 @@
 """What a person sees: one line a run in a sweep, a bar of few words, and warnings only of what nobody asked for."""
 
-import importlib.util
 import json
 import os
 import pty
@@ -14,8 +13,11 @@ import pytest
 from omegaconf import OmegaConf
 from torch import nn
 
+from conf_tests.audit.test_lightning import Gan, fit
 from conf_tests.helpers import ROOT, result, train
+from stopgrad import FlowContract, GradientLeak
 from stopgrad.runner import names, terminal
+from stopgrad.runner.contract import ContractAudit, in_a_line
 from stopgrad.runner.progress import Planned, Sweep, _placed, duration
 
 SMOKE = ["recipe=dirac_gan", "trainer=smoke"]
@@ -72,23 +74,6 @@ class TestSweep:
         assert ran.stderr == ""
         assert re.match(r"run 2 of 2  fakes-inference_mode/seed-0  raised RuntimeError  ", ran.stdout.splitlines()[2])
 
-    @pytest.mark.skipif(
-        importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is None,
-        reason="no hydra-joblib-launcher: pip install -e '.[parallel]'",
-    )
-    def test_side_by_side(self, tmp_path):
-        sweep = ["-m", *SMOKE, "stop.fakes=detach,none", "seed=0,1", "hydra.sweep.dir=s", "recipe.updates=alternating"]
-        command = [sys.executable, str(ROOT / "train.py"), *sweep, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
-        assert (ran.returncode, ran.stderr) == (0, "")
-        lines = ran.stdout.splitlines()[1:5]
-        assert sorted(line.partition("  radius")[0] for line in lines) == [
-            f"run {k} of 4  {name:<19}" for k, name in enumerate(
-                ["fakes-detach/seed-0", "fakes-detach/seed-1", "fakes-none/seed-0", "fakes-none/seed-1"], start=1
-            )
-        ]  # fmt: skip
-        assert " left" not in lines[3]
-
     def test_ranks_say_it_once(self, tmp_path):
         short = [f"trainer.{key}=4" for key in ("max_steps", "val_check_interval", "log_every_n_steps")]
         sweep = ["-m", "recipe=dirac_gan", "trainer=ddp", *short, "stop.fakes=detach,none", "hydra.sweep.dir=s"]
@@ -136,6 +121,31 @@ class TestContract:
         ran = train(*run, cwd=tmp_path)
         assert ran.stderr == ""
         assert "\nmodule.history.total keeps a tensor with a graph of " in ran.stdout
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:.*does not have many workers")
+class TestContractAudit:
+    def told(self, module, capsys, **options):
+        audit = ContractAudit(**options)
+        fit(module, audit)
+        return audit, [line for line in capsys.readouterr().err.splitlines() if "contract" in line]
+
+    def test_what_a_flipped_boundary_breaks_is_not_said(self, capsys):
+        audit, lines = self.told(Gan(fakes="none"), capsys)
+        assert (audit.flipped, lines) == (["fakes"], [])
+        assert in_a_line(audit.violations) == "d_loss reaches generator and stop.fakes"
+
+    def test_a_boundary_that_the_contract_does_not_name_explains_nothing(self, capsys):
+        module = Gan(discriminator="none")
+        parts = {loss: {part: s for part, s in row.items() if "stop." not in part} for loss, row in Gan.FLOW.items()}
+        module.FLOW = FlowContract(parts)
+        audit, lines = self.told(module, capsys, every_n_steps=1)
+        assert audit.flipped == []
+        assert lines == ["warning: contract broken, though no boundary is flipped: g_loss reaches discriminator"]
+
+    def test_raise_raises(self, capsys):
+        with pytest.raises(GradientLeak, match="d_loss reaches generator"):
+            self.told(Gan(fakes="none"), capsys, on_violation="raise")
 
 
 class TestWhere:

@@ -28,6 +28,7 @@ def start(*overrides, cwd, **env):
     command = [sys.executable, str(ROOT / "train.py"), *overrides, f"cache={ROOT / '.cache'}"]
     ran = subprocess.run(command, cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
+    return ran
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +242,10 @@ def test_a_replay_that_fails_is_one_line(mutated, tmp_path, capsys):
 def test_arms_side_by_side_are_the_same_runs(tmp_path):
     sweep = ["-m", "recipe=dirac_gan", "stop.fakes=detach,none", "seed=0", "trainer=smoke"]
     train(*sweep, "hydra.sweep.dir=one", cwd=tmp_path)
-    start(*sweep, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=two", cwd=tmp_path)
+    ran = start(*sweep, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=two", cwd=tmp_path)
+    assert ran.stderr == ""
+    told = [line.partition("  radius")[0].rstrip() for line in ran.stdout.splitlines()[1:3]]
+    assert sorted(told) == ["run 1 of 2  fakes-detach/seed-0", "run 2 of 2  fakes-none/seed-0"]
     for arm in ("fakes-detach", "fakes-none"):
         one, two = (result(tmp_path / sweep / arm / "seed-0") for sweep in ("one", "two"))
         assert one["weights_sha256"] == two["weights_sha256"]

@@ -71,8 +71,12 @@ def recipe_of(compare: str) -> str:
     return name
 
 
+@functools.cache
 def arms(compare: str, small: bool = True) -> dict[str, DictConfig]:
-    """The config of each arm, in the small sizes that the recipe declares or its own; the reference comes first."""
+    """The config of each arm, in the small sizes that the recipe declares or its own; the reference comes first.
+
+    They are shared: change a copy.
+    """
     whole = composed(f"compare={compare}", *(declared(recipe_of(compare)).small if small else ()))
     reference = whole.compare.reference
     names = [reference, *(name for name in whole.compare.arms if name != reference)]
