@@ -1,8 +1,10 @@
 """The house: every concept has one home, and the arrows between the homes point one way. docs/design.md draws it."""
 
 import ast
+import io
 import re
 import sys
+import tokenize
 
 import pytest
 
@@ -70,6 +72,33 @@ def test_no_recipe_imports_another():
         for module in imports(file):
             if module.startswith("recipes."):
                 assert module.split(".")[1] == "parts", f"{file}: {module}"
+
+
+def lines_of_code(text):
+    """All lines but blank ones, comments and docstrings."""
+    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    tokens = [token for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type not in layout]
+    lines = {line for token in tokens for line in range(token.start[0], token.end[0] + 1)}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(lines)
+
+
+def test_lines_of_code_are_counted():
+    text = '"""Of a module,\nlong."""\n\n# why\nx = (\n    1,  # one\n)\ndef f():\n    """Of f."""\n'
+    assert lines_of_code(text) == 4
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "recipes").glob("*.py")), ids=lambda file: file.stem)
+def test_a_recipe_is_short(file):
+    text = '"""Of a module,\nlong."""\n\n# why\nx = (\n    1,  # one\n)\ndef f():\n    """Of f."""\n'
+    assert lines_of_code(text) == 4
+
+
+@pytest.mark.parametrize("file", files("recipes"), ids=lambda file: file.stem)
+def test_no_recipe_silences_the_type_checker(file):
+    assert not re.search(r"#\s*(pyright|type):", file.read_text())
 
 
 def test_train_py_stays_short():

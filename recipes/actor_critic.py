@@ -21,11 +21,9 @@ Figures of all arms, three seeds each: docs/recipes/actor_critic.md.
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import lightning as L
@@ -35,6 +33,7 @@ from torch import Tensor, nn
 
 from recipes.parts.environments import Step, VectorEnvironment, play, spaces
 from recipes.parts.policies import Normalise, linear, mlp, policy_for
+from recipes.parts.rollouts import Rollout, lambda_returns, once
 from stopgrad import FlowContract, Stops
 from stopgrad.lightning import loss_name, unaudited
 from stopgrad.lightning.manual import counted, log_is_due, raw, trainer_of
@@ -68,52 +67,6 @@ POLICY = {"actor": "open", "trunk": "open", "critic": "blocked", "stop.advantage
 VALUE = {"critic": "open", "actor": "blocked", "stop.target": "blocked"}
 FLOW = FlowContract({"policy_loss": POLICY, "value_loss": VALUE | {"trunk": "open", "stop.trunk": "open"}})
 SEPARATE = FlowContract({"policy_loss": POLICY, "value_loss": VALUE | {"trunk": "blocked"}})  # two networks
-
-
-@dataclass
-class Rollout:
-    """T steps of N environments, the observations normalised. ``valid`` and the estimates count (T, N) flat."""
-
-    observations: Tensor  # (T + 1, N, ...), the last to bootstrap from
-    actions: Tensor  # (T * N, ...)
-    log_probs: Tensor  # (T * N,), of the policy that acted
-    steps: Step  # of (T, N)
-    valid: Tensor  # indices of the transitions: a step that only reset its environment is none
-    estimates: dict[str, Tensor] = field(default_factory=dict)  # kept, see `once`
-
-
-def lambda_returns(next_values: Tensor, steps: Step, gamma: float, gae_lambda: float) -> Tensor:
-    """G_t = r_t + gamma ((1 - lambda) V(s_t+1) + lambda G_t+1), so that GAE's advantage (eq. 16) is G_t - V(s_t).
-
-    Nothing follows a termination; what follows a truncation, or the last step, is V(s_t+1). All (T, N).
-    """
-    discount = gamma * ~steps.terminated
-    own_share = torch.where(steps.terminated | steps.truncated, 1.0, 1 - gae_lambda)
-    here = steps.reward + discount * own_share * next_values
-    onward = discount * (1 - own_share)
-    returns = [next_values[-1]]
-    for constant, factor in zip(reversed(here.unbind()), reversed(onward.unbind()), strict=True):
-        returns.append(torch.addcmul(constant, factor, returns[-1]))
-    return torch.stack(returns[:0:-1])
-
-
-def once(estimate: Callable[[ActorCritic, Rollout], Tensor]) -> Callable[[ActorCritic, Rollout], Tensor]:
-    """Once a rollout; but anew for every minibatch where the estimate carries a graph.
-
-    A graph cannot outlive the optimiser's step, which changes the weights that it saved.
-    """
-
-    @functools.wraps(estimate)
-    def estimate_once(self: ActorCritic, rollout: Rollout) -> Tensor:
-        kept = rollout.estimates.get(estimate.__name__)
-        if kept is not None:
-            return kept
-        value = estimate(self, rollout).flatten()
-        if not (value.requires_grad or self.recompute):
-            rollout.estimates[estimate.__name__] = value
-        return value
-
-    return estimate_once
 
 
 class ActorCritic(L.LightningModule):

@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
 from recipes.parts.labels import check_labels
+from recipes.parts.networks import mlp
 from stopgrad import FlowContract, Stops
 from stopgrad.lightning import loss_name
 from stopgrad.lightning.manual import counted, log_is_due
@@ -71,11 +72,6 @@ def convolutional(shape: Sequence[int], width: int, features: int) -> nn.Sequent
     )
 
 
-def perceptron(features: int, hidden: int, outputs: int) -> nn.Sequential:
-    """(B, features) to (B, outputs)."""
-    return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
-
-
 class Branch(L.LightningModule):
     """A classifier of the source domain, and a branch that tells the domains apart, on one trunk.
 
@@ -110,8 +106,8 @@ class Branch(L.LightningModule):
         self.automatic_optimization = False
         self.stop = Stops(stop, BOUNDARIES, SWITCHES)
         self.trunk = convolutional(shape, width, features)
-        self.classifier = perceptron(features, hidden, classes)
-        self.branch = perceptron(features, hidden, 1)
+        self.classifier = mlp(features, hidden, classes)
+        self.branch = mlp(features, hidden, 1)
         self.classes, self.domain_weight, self.max_norm = classes, domain_weight, max_norm
         self.optimizer = optimizer
 
@@ -165,8 +161,8 @@ class Branch(L.LightningModule):
     # ---- how well it does
 
     def check_data(self, data: L.LightningDataModule) -> None:
-        """Refuse, before a run, labels that the classifier has no output for."""
-        check_labels(data, self.classes)
+        """Refuse, before a run, a batch without labels and both domains."""
+        check_labels(data, self.classes, "both")
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.trunk(images))

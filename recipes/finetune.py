@@ -213,7 +213,7 @@ class FineTune(L.LightningModule):
 
     def check_data(self, data: Any) -> None:
         """Refuse, before a run, labels that the head has no output for, and features made by something else."""
-        check_labels(data, self.classes)
+        check_labels(data, self.classes, "target", "source")
         if self.strategy == "cached" and self.feature_cache is not None and Path(self.feature_cache).exists():
             self.old_network().load_state_dict(data.pretrain(self.source_network(), self.pretrain_steps))
             self.compute_features(data)

@@ -24,6 +24,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import lightning as L
@@ -35,6 +36,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from recipes.parts.averages import follow
 from recipes.parts.frechet import sample_quality
+from recipes.parts.networks import mlp
 from stopgrad import FlowContract, Stops
 from stopgrad.lightning import loss_name
 from stopgrad.lightning.manual import counted, data_of, log_is_due, raw
@@ -82,27 +84,15 @@ G_LOSS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def mlp(shape: Sequence[int], latent: int, width: int) -> tuple[nn.Module, nn.Module]:
+def perceptrons(shape: Sequence[int], latent: int, width: int) -> tuple[nn.Module, nn.Module]:
     """Generator (B, latent) -> (B, C, H, W) in [-1, 1] and discriminator (B, C, H, W) -> (B, 1), for 8x8 images."""
     pixels = math.prod(shape)
-    generator = nn.Sequential(
-        nn.Linear(latent, width),
-        nn.ReLU(),
-        nn.Linear(width, width),
-        nn.ReLU(),
-        nn.Linear(width, pixels),
-        nn.Unflatten(1, tuple(shape)),
-        nn.Tanh(),  # last, so that what crosses is no view, which detach_ would refuse
+    unflatten = nn.Unflatten(1, tuple(shape)), nn.Tanh()  # Tanh last: a view is what detach_ would refuse
+    leaky = partial(nn.LeakyReLU, 0.2)
+    return (
+        nn.Sequential(*mlp(latent, width, width, pixels), *unflatten),
+        nn.Sequential(nn.Flatten(), *mlp(pixels, width, width, 1, activation=leaky)),
     )
-    discriminator = nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(pixels, width),
-        nn.LeakyReLU(0.2),
-        nn.Linear(width, width),
-        nn.LeakyReLU(0.2),
-        nn.Linear(width, 1),
-    )
-    return generator, discriminator
 
 
 def dcgan(shape: Sequence[int], latent: int, width: int) -> tuple[nn.Module, nn.Module]:
@@ -173,7 +163,7 @@ class GAN(L.LightningModule):
         self.stop = Stops(stop, BOUNDARIES, SWITCHES)
         if network == "dcgan" and tuple(shape[1:]) not in ((28, 28), (32, 32)):
             raise ValueError(f"recipe.network=dcgan: images of {list(shape)}; choose 28x28 or 32x32 images, or mlp")
-        self.generator, self.discriminator = (mlp if network == "mlp" else dcgan)(shape, latent, width)
+        self.generator, self.discriminator = (perceptrons if network == "mlp" else dcgan)(shape, latent, width)
         if use_spectral_norm:
             for layer in self.discriminator.modules():
                 if isinstance(layer, (nn.Linear, nn.Conv2d)):

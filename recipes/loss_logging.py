@@ -161,8 +161,8 @@ class LossLogging(L.LightningModule):
         return self.optimizer(self.parameters())
 
     def check_data(self, data: L.LightningDataModule) -> None:
-        """Refuse, before a run, labels that the network has no output for."""
-        check_labels(data, self.classes)
+        """Refuse, before a run, a batch without labels, or labels that the network has no output for."""
+        check_labels(data, self.classes, "source", "target")
 
     # ---- what is kept, by the count of the retention audit
 

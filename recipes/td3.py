@@ -38,6 +38,7 @@ from torch.nn.functional import linear
 
 from recipes.parts.averages import follow
 from recipes.parts.environments import VectorEnvironment, play, spaces
+from recipes.parts.networks import mlp
 from recipes.parts.replay import Transitions, bounded_sizes, unscaled
 from stopgrad import FlowContract, Stops
 from stopgrad.lightning import loss_name
@@ -110,18 +111,6 @@ class TwinCritic(nn.Module):
         return linear(x, self.weights[-1][0].mT, self.biases[-1][0, 0]).squeeze(-1)
 
 
-def actor(inputs: int, outputs: int, width: int) -> nn.Module:
-    """Observations (..., O) to actions (..., A) in [-1, 1]."""
-    return nn.Sequential(
-        nn.Linear(inputs, width),
-        nn.ReLU(),
-        nn.Linear(width, width),
-        nn.ReLU(),
-        nn.Linear(width, outputs),
-        nn.Tanh(),
-    )
-
-
 class TD3(L.LightningModule):
     """An actor and two critics, from replayed transitions, in manual optimisation; a batch is several updates.
 
@@ -160,7 +149,7 @@ class TD3(L.LightningModule):
         self.automatic_optimization = False
         self.stop = Stops(stop, BOUNDARIES, SWITCHES)
         observation, action = bounded_sizes(environment, spaces(environment))
-        self.actor = actor(observation, action, width)
+        self.actor = nn.Sequential(*mlp(observation, width, width, action), nn.Tanh())  # to actions in [-1, 1]
         self.critic = TwinCritic(observation + action, width)
         # frozen for good; but where nothing stops the target's gradient, left as a copy is: live
         live = self.stop.target.spelled not in CUTS or self.stop.target_cut == "action"

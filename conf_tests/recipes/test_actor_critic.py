@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from conf_tests.helpers import build_recipe, config, final, norms, result, train
-from recipes.actor_critic import BOUNDARIES, ActorCritic, Rollout, lambda_returns
+from recipes.actor_critic import BOUNDARIES, ActorCritic
 from recipes.parts.environments import Step, VectorEnvironment
 from recipes.parts.policies import Categorical, Gaussian, Normalise
+from recipes.parts.rollouts import Rollout, lambda_returns
 
 SMALL = ["recipe=actor_critic", "data.num_envs=4", "recipe.rollout=16", "recipe.minibatch=16", "recipe.width=8"]
 SHARED = [*SMALL, "recipe.network=shared"]

@@ -9,7 +9,7 @@ import torch
 from conf_tests.helpers import build_recipe, config, final, norms, result, train
 from recipes.gan import BOUNDARIES, FLOW, GAN
 from recipes.parts.averages import follow
-from recipes.parts.frechet import Classifier, FrechetDistance, accuracy, cached_classifier
+from recipes.parts.frechet import Classifier, Features, FrechetDistance, accuracy, cached_classifier
 from recipes.parts.images import Batches, read_images
 
 EQUIVALENT = ["detach", "no_grad", "freeze", "detach_", "data", "none"]
@@ -202,7 +202,7 @@ class TestFrechet:
         class Identity(Classifier):
             def __init__(self):
                 super().__init__((1, 8, 8), 10)
-                self.features = torch.nn.Sequential(torch.nn.Flatten())
+                self.features = Features(torch.nn.Flatten())
 
         reals = torch.randn(500, 1, 8, 8, generator=torch.Generator().manual_seed(0))
         distance = FrechetDistance(Identity(), reals)

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from conf_tests.helpers import build_recipe
 from recipes.parts.images import Batches, Images, read_images
+from recipes.parts.labels import check_labels
 from stopgrad.runner.meter import SavedBytes
 from stopgrad.runner.record import explained, weights_sha256
 from stopgrad.runner.samples import image_grid, save_grid
@@ -91,6 +93,36 @@ def test_download_without_network_is_one_line(tmp_path, monkeypatch):
         read_images("mnist", tmp_path)
     with pytest.raises(ValueError, match=r"data.name=cifar10: could not be downloaded \(File not found"):
         read_images("cifar10", tmp_path)
+
+
+class TestLabels:
+    DOMAINS = SimpleNamespace(train_labels=NUMBERS, domain="source")
+
+    def test_those_that_fit_pass(self):
+        check_labels(self.DOMAINS, 10, "source", "target")
+        check_labels(SimpleNamespace(train_labels=NUMBERS), 10, "both")  # of one domain alone
+
+    @pytest.mark.parametrize(
+        ("data", "classes", "domains", "message"),
+        [
+            (Images(), 10, ["source"], "needs labels, and batches of Images have none; choose data=shifted_mnist5k"),
+            (DOMAINS, 10, ["both"], "data.domain=source: its batches do not fit the recipe; choose both"),
+            (DOMAINS, 10, ["target", "both"], "data.domain=source: .*; choose target or both"),
+            (DOMAINS, 9, ["source"], "recipe.classes=9: the data has labels up to 9; choose 10"),
+        ],
+    )
+    def test_those_that_do_not_say_what_to_choose(self, data, classes, domains, message):
+        with pytest.raises(ValueError, match=message):
+            check_labels(data, classes, *domains)
+
+    @pytest.mark.parametrize("recipe", ["branch", "finetune", "loss_logging"])
+    def test_are_asked_for_before_a_run(self, recipe):
+        wrong = "target" if recipe == "branch" else "both"
+        built = build_recipe(f"recipe={recipe}")
+        with pytest.raises(ValueError, match="needs labels, and batches of Images have none"):
+            built.check_data(Images())
+        with pytest.raises(ValueError, match=f"data.domain={wrong}: its batches do not fit"):
+            built.check_data(SimpleNamespace(train_labels=NUMBERS, domain=wrong))
 
 
 class TestWeightsHash:

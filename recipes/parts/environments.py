@@ -78,13 +78,14 @@ def spaces(id: str) -> Spaces:
     vector = make(id, 1)
     observation, action = vector.single_observation_space, vector.single_action_space
     vector.close()
-    for kind, space, allowed in (("observations", observation, (Box,)), ("actions", action, (Box, Discrete))):
-        if not isinstance(space, allowed):
-            choices = " or ".join(each.__name__ for each in allowed)
-            raise ValueError(f"data.id={id}: {kind} are {type(space).__name__}; choose an environment with {choices}")
+    wrong = f"data.id={id}: {{}} are {{}}; choose an environment with {{}}"
+    if not isinstance(observation, Box):
+        raise ValueError(wrong.format("observations", type(observation).__name__, "Box"))
+    if not isinstance(action, (Box, Discrete)):
+        raise ValueError(wrong.format("actions", type(action).__name__, "Box or Discrete"))
     if isinstance(action, Box) and not np.issubdtype(action.dtype, np.floating):
         raise ValueError(f"data.id={id}: actions are a Box of {action.dtype}; choose one of floats, or Discrete")
-    return Spaces(observation, action)  # pyright: ignore[reportArgumentType]
+    return Spaces(observation, action)
 
 
 class Step(NamedTuple):
@@ -174,9 +175,9 @@ class VectorEnvironment:
         """The objects that hold the state: the vector environment, and each single one from its wrappers inwards."""
         layers: list[Any] = [self.vector]
         for env in self.vector.envs if isinstance(self.vector, SyncVectorEnv) else []:
-            while env is not env.unwrapped:
+            while isinstance(env, gymnasium.Wrapper):
                 layers.append(env)
-                env = env.env  # pyright: ignore[reportAttributeAccessIssue]
+                env = env.env
             layers.append(env)
         return layers if f"{type(layers[-1]).__module__}.".startswith(PLAIN) else []
 

@@ -26,13 +26,19 @@ SPECIFICATION = "conv32-conv64/2-linear64-linear; adam, one cycle to 2e-3; batch
 NUM_FEATURES = 64
 
 
+class Features(nn.Sequential):
+    """Images (B, C, H, W) to (B, 64)."""
+
+    num_features = NUM_FEATURES  # torchmetrics asks
+
+
 class Classifier(nn.Module):
     """Images (B, C, H, W) in [-1, 1] to class scores (B, K); ``features`` gives the penultimate layer (B, 64)."""
 
     def __init__(self, shape: Sequence[int], classes: int) -> None:
         super().__init__()
         channels, height, width = shape
-        self.features = nn.Sequential(
+        self.features = Features(
             nn.Conv2d(channels, 32, 3, padding=1),
             nn.ReLU(),
             nn.Conv2d(32, 64, 3, stride=2, padding=1),
@@ -97,7 +103,6 @@ class FrechetDistance:
     """
 
     def __init__(self, classifier: Classifier, reals: Tensor) -> None:
-        classifier.features.num_features = NUM_FEATURES  # pyright: ignore[reportArgumentType] # asked by torchmetrics
         self.metric = FrechetInceptionDistance(classifier.features, reset_real_features=False)
         self.metric.update(reals, real=True)
 

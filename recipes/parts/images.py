@@ -6,6 +6,7 @@ downloaded by torchvision. Images are float32 in [-1, 1], shape (N, C, H, W); la
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -50,8 +51,7 @@ def read_torchvision(name: str, cache: Path) -> tuple[Tensor, Tensor]:
     """MNIST (60,000 images 28x28) or CIFAR-10 (50,000 images 3x32x32), downloaded on first use."""
     if importlib.util.find_spec("torchvision") is None:
         raise ValueError(f"data.name={name}: needs torchvision; pip install 'stopgrad[vision]', or choose digits")
-    from torchvision import datasets  # pyright: ignore[reportMissingImports]
-
+    datasets: Any = importlib.import_module("torchvision.datasets")
     kind = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10}[name]
     try:
         data: Any = kind(cache, train=True, download=True)

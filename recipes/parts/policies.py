@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 
-import gymnasium
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
 
@@ -93,9 +92,9 @@ class Gaussian(nn.Module):
         return log_std.sum() + log_std.numel() * math.log(2 * math.pi) / 2
 
 
-def policy_for(action: gymnasium.Space, width: int) -> Categorical | Gaussian:
-    """The policy over an action space, a Box or Discrete."""
-    return Gaussian(width, action.shape) if isinstance(action, Box) else Categorical(width, int(action.n))  # pyright: ignore[reportAttributeAccessIssue]
+def policy_for(action: Box | Discrete, width: int) -> Categorical | Gaussian:
+    """The policy over an action space."""
+    return Gaussian(width, action.shape) if isinstance(action, Box) else Categorical(width, int(action.n))
 
 
 class Normalise(nn.Module):
