@@ -14,7 +14,7 @@ from stopgrad.cuts.torch_internals import foreach_norm, post_accumulate_hooks, r
 from stopgrad.flow.graph import Reach, Walk
 from stopgrad.flow.parts import named_modules
 
-_PIECE = 1 << 22  # elements
+_PIECE = 1 << 20  # elements
 
 
 def _plain(grad: Tensor) -> Tensor:
