@@ -47,7 +47,7 @@ run_backward: Callable[..., tuple[Tensor | None, ...]] = torch.autograd.graph._e
 """What ``torch.autograd.grad`` does after it has taken off all function modes: it leaves them on."""
 
 foreach_norm: Callable[..., Sequence[Tensor]] = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
-"""The norm of each of many tensors, in the precision asked for and without a copy: ``torch._foreach_norm``."""
+"""The norm of each of many tensors in one call: ``torch._foreach_norm``."""
 
 without_overrides: Callable[[], AbstractContextManager[None]] = torch._C.DisableTorchFunction
 """No function mode sees what runs inside: ``torch._C.DisableTorchFunction``."""

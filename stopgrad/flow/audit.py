@@ -7,22 +7,26 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from stopgrad.cuts.torch_internals import has_dynamo
+from stopgrad.cuts.torch_internals import has_dynamo, without_overrides
+from stopgrad.flow.advice import Facts, Ways
 from stopgrad.flow.contract import FlowContract
 from stopgrad.flow.escapes import Escapes
-from stopgrad.flow.graph import Reach, Reaches, Walk
+from stopgrad.flow.graph import Walk
 from stopgrad.flow.matrix import Cell, FlowMatrix
-from stopgrad.flow.measure import Found, as_found, gradients, norms_of
+from stopgrad.flow.measure import as_found
 from stopgrad.flow.parts import Modules, module_names, modules_in, names_of, parts_of
+from stopgrad.flow.probe import Probe
 from stopgrad.flow.sites import Recorder
 from stopgrad.flow.steps import Finding, listed_twice, unstepped
 from stopgrad.flow.values import Trace, Value
+from stopgrad.flow.zeros import SUSPECTS
 
 # At or below this fraction of the largest gradient of the same loss, a gradient is rounding noise.
 RTOL = 4 * torch.finfo(torch.float32).eps
@@ -68,7 +72,6 @@ class audit:
     ) -> None:
         self.parts = parts_of(modules)
         self._modules = modules
-        self._found = Found(modules_in(modules))
         self._columns = [*self.parts, *(f"stop.{name}" for name in boundaries)]
         self._rtol = rtol
         self._backward = backward
@@ -84,7 +87,8 @@ class audit:
             for tensor in tensors:
                 self._parts_of.setdefault(id(tensor), []).append(part)
         self._reported: set[int] = set()
-        self._reaches, self._escapes = Reaches(), Escapes()
+        self._probe: Probe | None = None
+        self._escapes = Escapes()
         self._recorder: Recorder | None = None
         self._stack = ExitStack()
         self.names = names_of(modules, self.parts)
@@ -93,7 +97,8 @@ class audit:
         if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
             raise RuntimeError("audit: gradients are disabled here; leave torch.no_grad() or inference_mode() first")
         self._recorder = Recorder(self._roots(), self._bit)
-        self._reaches, self._escapes = Reaches(), Escapes(self._recorder.values)
+        self._probe = Probe(self._recorder, self._tensors, modules_in(self._modules))
+        self._escapes = Escapes(self._recorder.values)
         self._reported.clear()
         self._recorder.on_backward = self._report_backward if self._backward else None
         with ExitStack() as stack:
@@ -113,7 +118,7 @@ class audit:
         finally:
             self._stack.close()  # what an exception kept from it
             self._recorder = None
-            self._reaches.clear()
+            self._probe = None
         if not any(exc):
             for finding in self.findings():
                 warnings.warn(str(finding), stacklevel=2)
@@ -143,41 +148,14 @@ class audit:
             RuntimeError: outside the ``with`` block, in another thread, under ``no_grad``, or its graph was freed.
         """
         __tracebackhide__ = True  # pytest shows the caller's line
-        recorder = self._running(name)
+        self._running(name)
         if not torch.is_grad_enabled():
             raise RuntimeError(f"loss {name!r}: reported under no_grad; report it where gradients are enabled")
         self.admit(name, loss)
-        for crossing in recorder.fresh_probes():
-            self._reaches.add_crossing(*crossing)
-        reach = self._reaches.behind(loss)
-        asked = self._asked(recorder, None if reach is None else self._reaches.tensors(reach), reach)
-        self._found.note()
-        if loss.device.type != "cpu":  # else its operations, if there are any, are seen here
-            self._found.copy()
-        try:
-            with recorder.pause(self._found.copy):
-                grads = gradients(name, loss, asked, recorder.leaves, reach)
-        finally:
-            self._found.restore()
-        if grads is None:
-            self.record(name, loss, None, {})
-            return loss
-        by_tensor: dict[int, float] = {}
-        by_boundary: dict[str, list[float]] = {}
-        for tensor, norm in zip(asked, norms_of(grads), strict=True):
-            if norm is not None and id(tensor) in self._tensors:
-                by_tensor[id(tensor)] = norm
-            elif norm is not None:
-                by_boundary.setdefault(recorder.probes[id(tensor)][0], []).append(norm)
-        self.record(name, loss, by_tensor, by_boundary)
+        assert self._probe is not None
+        norms = self._probe.norms(name, loss)
+        self.record(name, loss, *(norms or (None, {})), died=partial(self._probe.died, loss))
         return loss
-
-    def _asked(self, recorder: Recorder, reached: list[Tensor] | None, reach: Reach | None) -> list[Tensor]:
-        """The parameters and crossings to ask for a gradient: those that the loss may reach."""
-        if reached is None or reach is None or reach.reentrant:
-            crossings = [tensor for _, tensor in recorder.probes.values()]
-            return [t for t in self._tensors.values() if t.requires_grad] + crossings
-        return [t for t in reached if id(t) in self._tensors or id(t) in recorder.probes]
 
     def _report_backward(self, loss: Tensor) -> None:
         is_new = not loss.is_leaf and self._running("").value(loss) not in self._reported
@@ -188,17 +166,20 @@ class audit:
         """Refuse what is no loss, and a graph that was reported before."""
         __tracebackhide__ = True
         recorder = self._running(name)
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
+        with without_overrides():
+            is_loss = isinstance(loss, Tensor) and loss.numel() == 1
+        if not is_loss:
             what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
             raise ValueError(f"loss {name!r}: expected a scalar tensor, got {what}")
-        value = recorder.value(loss)
-        if not loss.requires_grad:
+        with without_overrides():
+            value, live, is_leaf = recorder.value(loss), loss.requires_grad, loss.is_leaf
+        if not live:
             cuts = [] if value is None else Trace(recorder.values, value).cuts_of(-1)
             reason = "; ".join(map(str, cuts)) or "nothing that it uses requires grad"
             raise ValueError(f"loss {name!r} has no graph: {reason}")
         if value in self._reported:
             raise ValueError(f"loss {name!r}: this graph was reported already; report each graph once")
-        if value is not None and not loss.is_leaf:
+        if value is not None and not is_leaf:
             self._reported.add(value)
 
     def record(
@@ -207,15 +188,19 @@ class audit:
         loss: Tensor,
         norms: Mapping[int, float] | None,
         crossings: Mapping[str, Sequence[float]],
+        *,
+        died: Callable[[Sequence[Tensor], str, float], tuple[str, ...]] | None = None,
     ) -> None:
         """Enter a loss whose gradients were measured elsewhere (the Lightning callback does so in the real backward).
 
         Args:
             norms: the gradient's norm by ``id`` of the parameter, for those that got one; None if it is unknown.
             crossings: norms of the gradients at what crossed each boundary, by its name.
+            died: asks where the gradient at some parameters, or else a boundary, became zero: not above a number.
         """
         recorder = self._running(name)
-        value = recorder.value(loss)
+        with without_overrides():
+            value = recorder.value(loss)
         if value is None:
             raise ValueError(f"loss {name!r} depends on nothing that requires grad")
         self.loss_values[Value(recorder.values, value)] = name
@@ -226,8 +211,15 @@ class audit:
         self._reached |= {key for key, norm in (norms or {}).items() if norm > self._rtol * largest}
         for part, got in arrived.items():
             bit, norm = self._bit(part), math.sqrt(sum(n * n for n in got))
-            state = "zero" if norm <= self._rtol * largest else "open"
-            self._enter(name, part, Cell(state, norm, found.cuts_of(bit), self._path(loss, found, part)))
+            path, cuts = self._path(loss, found, part), found.cuts_of(bit)
+            if norm > self._rtol * largest:
+                self._enter(name, part, Cell("open", norm, cuts, path))
+                continue
+            known = self._cells.get((name, part))
+            where = known.died if known is not None else ()
+            if not where and died is not None:
+                where = died(self.parts.get(part, ()), part.removeprefix("stop."), self._rtol * largest)
+            self._enter(name, part, Cell("zero", norm, cuts, path, _suspected(path) if not where else "", where))
         note = "" if norms is not None else "a probe would disturb DDP or a hook; use FlowAudit"
         self._enter_unreached(name, found, note, sum(self._bits[part] for part in arrived))
 
@@ -278,7 +270,22 @@ class audit:
 
     def matrix(self) -> FlowMatrix:
         """The matrix of all losses reported so far."""
-        return FlowMatrix(self._columns, self._cells, list(dict.fromkeys(self.loss_values.values())))
+        return FlowMatrix(self._columns, self._cells, list(dict.fromkeys(self.loss_values.values())), self._facts())
+
+    def _facts(self) -> Facts:
+        """What advice rests on."""
+        tied: dict[str, dict[str, str]] = {}
+        for key, parts in self._parts_of.items():
+            for part in parts if len(parts) > 1 else ():
+                others = {other: self.names[key] for other in parts if other != part}
+                tied.setdefault(part, {}).update({o: n for o, n in others.items() if o not in tied.get(part, {})})
+        standing = frozenset(p for p, tensors in self.parts.items() if not any(t.requires_grad for t in tensors))
+        values: dict[str, list[int]] = {}
+        for value, name in self.loss_values.items():
+            values.setdefault(name, []).append(value.index)
+        graph = next((value.of for value in self.loss_values), None)
+        ways = None if graph is None else Ways(graph, values, dict(self._bits))
+        return Facts(tied, standing, ways)
 
     def findings(self) -> list[Finding]:
         """What is wrong with the optimisers: a gradient arrived where none of them steps, or one lists it twice."""
@@ -340,17 +347,26 @@ def assert_flow(
         raise ValueError("loss has no graph: nothing that it uses requires grad; pass a function to learn the line")
     walk, parts = Walk(loss), parts_of(modules)
     asked = [id(t) for part in wanted for t in parts.get(part, ())]
-    if not reaches and not walk.opaque and wanted.keys() <= parts.keys() and walk.leaves.keys().isdisjoint(asked):
+    is_seen = walk.whole and not walk.opaque and wanted.keys() <= parts.keys()
+    if not reaches and is_seen and walk.leaves.keys().isdisjoint(asked):
         return None  # absent from the graph: no need to measure
     with audit(modules) as a:
         a.loss("loss", loss)
-    contract.check(FlowMatrix(tuple(a.parts), {key: _finished(cell) for key, cell in a.matrix().items()}))
+    seen = a.matrix()
+    cells = {key: _finished(cell) for key, cell in seen.items()}
+    contract.check(FlowMatrix(seen.parts, cells, seen.losses, seen.facts))
 
 
 def _finished(cell: Cell) -> Cell:
     """Of a finished loss, what its gradient does not reach is not reached, for whatever reason."""
     known = cell.state != "opaque" or "before the audit" not in cell.note
     return cell if known else Cell("blocked", note="pass a function to learn the line")
+
+
+def _suspected(path: Sequence[str]) -> str:
+    """What may have made a gradient zero that was not followed."""
+    found = [step for step in path if step.partition(" ")[0] in SUSPECTS]
+    return f"on its way are {', '.join(found[:4])}" if found else ""
 
 
 def _listed(names: str | Sequence[str]) -> Sequence[str]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from stopgrad.cuts.strategies import nearest
-from stopgrad.flow.matrix import Cell, FlowMatrix
+from stopgrad.flow.advice import leak, starved
+from stopgrad.flow.matrix import FlowMatrix
 from stopgrad.flow.values import CutSite
 
 WANTED = ("open", "blocked")
@@ -158,15 +159,21 @@ class FlowContract(Mapping[str, Mapping[str, str]]):
         """Every way in which a matrix breaks this contract; see :meth:`wanted` for ``partial`` and the errors."""
         __tracebackhide__ = True  # pytest shows the caller's line
         found = []
-        for (loss, part), state in self.wanted(matrix.losses, matrix.parts, partial=partial).items():
+        wanted = self.wanted(matrix.losses, matrix.parts, partial=partial)
+        frozen = {p for pattern in self.frozen for p in _match(pattern, matrix.parts, "part", optional=True)}
+        open_parts: dict[str, list[str]] = {}
+        for (loss, part), state in wanted.items():
+            if state == "open":
+                open_parts.setdefault(loss, []).append(part)
+        for (loss, part), state in wanted.items():
             cell = matrix[loss, part]
             if cell.state == "opaque":
                 text = f"{loss} -> {part}: cannot tell whether it is {state}: {cell.note}"
                 found.append(Violation("opaque", loss, part, text))
             elif state == "blocked" and cell.state in ("open", "zero"):
-                found.append(Violation("leak", loss, part, _leak(matrix, loss, part)))
+                found.append(Violation("leak", loss, part, leak(matrix, loss, part, open_parts.get(loss, ()), frozen)))
             elif state == "open" and cell.state != "open":
-                found.append(Violation("starved", loss, part, _starved(cell, loss, part)))
+                found.append(Violation("starved", loss, part, starved(matrix, loss, part)))
         return found + (self._unexpected_cuts(matrix) if self.strict else [])
 
     def check(self, matrix: FlowMatrix, *, partial: bool = False) -> None:
@@ -216,37 +223,3 @@ def _match(pattern: str, names: Sequence[str], kind: str, *, optional: bool) -> 
             f"the contract names {kind} {pattern!r}; there is {', '.join(names) or 'none'}{nearest(pattern, names)}"
         )
     return matching
-
-
-def _leak(matrix: FlowMatrix, loss: str, part: str) -> str:
-    cell = matrix[loss, part]
-    strength = f"norm {cell.norm:.3g}, {matrix.share(loss, part):.0%} of all that the reported losses send there"
-    if cell.state == "zero":
-        strength = "a gradient that is numerically zero, but not absent"
-    lines = [f"{loss} reaches {part}, which the contract calls blocked: {strength}"]
-    if cell.path:
-        lines.append(f"  through {' <- '.join(_shortened(cell.path))}")
-    name = part.removeprefix("stop.")
-    advice = f"set stop.{name}=detach" if part.startswith("stop.") else f"Boundary({part!r}, 'detach')"
-    return "\n".join([*lines, f"  to stop it, cut the value where it crosses: {advice}"])
-
-
-def _starved(cell: Cell, loss: str, part: str) -> str:
-    reason = {
-        "zero": "the gradient arrives, but is numerically zero (a dead unit, a saturated clamp, a factor 0)",
-        "independent": "the loss does not depend on it",
-        "blocked": "the loss depends on it, but the gradient was stopped",
-    }[cell.state]
-    lines = [f"{loss} does not reach {part}, which the contract calls open: {reason}"]
-    lines += [f"  {'stopped by' if cell.state == 'blocked' else 'it left PyTorch by'} {cut}" for cut in cell.cuts]
-    if cell.state == "blocked":
-        lines.append(
-            "  to let it through, remove that cut" if cell.cuts else "  no operation seen stops it: a Function?"
-        )
-    return "\n".join(lines)
-
-
-def _shortened(path: Sequence[str], ends: int = 4) -> list[str]:
-    if len(path) <= 2 * ends + 1:
-        return list(path)
-    return [*path[:ends], f"... {len(path) - 2 * ends} more ...", *path[-ends:]]

@@ -13,6 +13,7 @@ import torch
 _STDLIB = os.path.dirname(os.__file__) + os.sep
 _LIBRARIES = tuple(os.path.dirname(str(path)) + os.sep for path in (torch.__file__, os.path.dirname(__file__)))
 _OPTIMIZERS = os.path.join(_LIBRARIES[0], "optim") + os.sep
+_CHECKPOINT = os.path.join(_LIBRARIES[0], "utils", "checkpoint.py")
 _KNOWN_FILES: dict[str, bool] = {}
 
 
@@ -43,18 +44,28 @@ def user_line(function_calls: bool = False) -> tuple[str, int]:
     Args:
         function_calls: an operation inside a custom Function's forward belongs to the line that applies the Function.
     """
-    frame, found = sys._getframe(1), None
+    return _user_line(function_calls)[0]
+
+
+def graphless_line() -> tuple[tuple[str, int], bool]:
+    """The line of an operation without a graph, and whether a reentrant checkpoint is why it has none."""
+    return _user_line(True)
+
+
+def _user_line(function_calls: bool) -> tuple[tuple[str, int], bool]:
+    frame, found, checkpoint = sys._getframe(2), None, False
     while frame is not None:
         file = frame.f_code.co_filename
         known = _KNOWN_FILES.get(file)  # this loop runs for every operation
         if found is None and not (is_library(file) if known is None else known):
             found = file, frame.f_lineno
             if not function_calls:
-                return found
+                return found, False
         if function_calls and frame.f_code.co_name == "forward" and _is_function_forward(frame.f_code):
             found = None
+            checkpoint |= frame.f_code.co_filename == _CHECKPOINT
         frame = frame.f_back
-    return found or ("", 0)
+    return found or ("", 0), checkpoint
 
 
 def in_optimizer() -> bool:

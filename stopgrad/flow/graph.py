@@ -83,6 +83,34 @@ class Walk:
         return names[::-1]
 
 
+def ordered(root: Any) -> list[Any]:
+    """All nodes behind one, and itself, what lies behind a node before it; [] if there are too many to look at."""
+    order: list[Any] = []
+    seen, stack = set(), [(root, False)]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            order.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack += [(child, False) for child, _ in node.next_functions if child is not None and child not in seen]
+        if len(seen) > MOST_NODES:
+            return []
+    return order
+
+
+# Nodes that hand on what they get, reshaped.
+HAND_ON = (
+    *("View", "UnsafeView", "ReshapeAlias", "Reshape", "Permute", "Transpose", "T", "Expand", "Squeeze", "Unsqueeze"),
+    *("Clone", "Alias", "ToCopy"),
+)
+
+
+def hands_on(node: Any) -> bool:
+    return node.name().partition("Backward")[0] in HAND_ON
+
+
 @dataclass(slots=True)
 class Reach:
     """What lies behind a node.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stopgrad.cuts.strategies import nearest
+from stopgrad.flow.advice import Facts
 from stopgrad.flow.fold import matrix_text
 from stopgrad.flow.values import CutSite
 
@@ -28,7 +29,10 @@ class Cell:
         cuts: every cut between the loss and the part, nearest to the loss first; for ``independent``, the lines where
             the value left PyTorch.
         path: the operations from the loss to the nearest parameter reached, in words.
-        note: why the cell is ``opaque``.
+        note: why the cell is ``opaque``; or, for ``zero``, what may have made it so.
+        died: for ``zero``, the operations with their lines that got a gradient and passed none on to the part, nearest
+            to the loss first; () where that was not measured (a training audited by its own backward), or where the
+            gradient of several ways cancels.
     """
 
     state: str
@@ -36,13 +40,14 @@ class Cell:
     cuts: tuple[CutSite, ...] = ()
     path: tuple[str, ...] = ()
     note: str = ""
+    died: tuple[str, ...] = ()
 
     def merge(self, other: Cell) -> Cell:
         """One cell for two reports of the same loss."""
         first, second = sorted((self, other), key=lambda cell: STATES.index(cell.state))
         cuts = tuple(dict.fromkeys(first.cuts + second.cuts))
         norm = self.norm if math.isnan(self.norm) else max(self.norm, other.norm)
-        return Cell(first.state, norm, cuts, first.path, first.note)
+        return Cell(first.state, norm, cuts, first.path, first.note, first.died)
 
     def __str__(self) -> str:
         return f"{self.state} {self.norm:.1e}" if self.state == "open" else self.state
@@ -59,10 +64,15 @@ class FlowMatrix(Mapping[tuple[str, str], Cell]):
     """
 
     def __init__(
-        self, parts: Sequence[str], cells: Mapping[tuple[str, str], Cell], losses: Sequence[str] | None = None
+        self,
+        parts: Sequence[str],
+        cells: Mapping[tuple[str, str], Cell],
+        losses: Sequence[str] | None = None,
+        facts: Facts | None = None,
     ) -> None:
         self.parts = tuple(parts)
         self.losses = tuple(dict.fromkeys(loss for loss, _ in cells) if losses is None else losses)
+        self.facts = facts or Facts()
         self._known = {*self.losses}, {*self.parts}
         self._cells = {
             key: cell for key, cell in cells.items() if key[0] in self._known[0] and key[1] in self._known[1]
@@ -87,7 +97,7 @@ class FlowMatrix(Mapping[tuple[str, str], Cell]):
             list(dict.fromkeys(a + b)) for a, b in ((self.parts, newer.parts), (self.losses, newer.losses))
         )
         kept = {key: cell for key, cell in self._cells.items() if key[0] not in newer.losses}
-        return FlowMatrix(parts, kept | newer._cells, losses)
+        return FlowMatrix(parts, kept | newer._cells, losses, newer.facts)
 
     def share(self, loss: str, part: str) -> float:
         """The loss's norm at a part over the sum of all losses' norms there, in [0, 1]; 0 where nothing arrives."""
@@ -102,6 +112,7 @@ class FlowMatrix(Mapping[tuple[str, str], Cell]):
                     "state": (cell := self[loss, part]).state,
                     "norm": cell.norm,
                     "cuts": [str(c) for c in cell.cuts],
+                    **({"died": list(cell.died)} if cell.died else {}),
                 }
                 for part in self.parts
             }
@@ -134,6 +145,10 @@ class FlowMatrix(Mapping[tuple[str, str], Cell]):
                 found += [(key, reason) for reason in words[cell.state, cell.cuts]]
             elif cell.state == "opaque":
                 found.append((key, cell.note))
+            elif cell.died:
+                found.append((key, f"became zero at {', '.join(cell.died)}"))
+            elif cell.note:
+                found.append((key, f"zero; {cell.note}"))
         return found
 
     def reasons(self) -> list[str]:

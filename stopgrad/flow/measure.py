@@ -14,6 +14,8 @@ from stopgrad.cuts.torch_internals import foreach_norm, post_accumulate_hooks, r
 from stopgrad.flow.graph import Reach, Walk
 from stopgrad.flow.parts import named_modules
 
+_PIECE = 1 << 20  # elements
+
 
 def _plain(grad: Tensor) -> Tensor:
     grad = grad.detach() if grad.requires_grad else grad
@@ -23,7 +25,20 @@ def _plain(grad: Tensor) -> Tensor:
 
 
 def _norms(grads: Sequence[Tensor]) -> Sequence[Tensor]:
-    return foreach_norm(grads, 2, torch.float32 if grads[0].dtype.itemsize <= 2 else None)
+    if grads[0].dtype.itemsize > 2:
+        return foreach_norm(grads, 2)
+    return [_half_norm(grad) for grad in grads]
+
+
+def _half_norm(grad: Tensor) -> Tensor:
+    """In single precision; a large one in pieces, since torch copies what it converts."""
+    if grad.numel() <= _PIECE:
+        return torch.linalg.vector_norm(grad, dtype=torch.float32)
+    pieces = grad.split(max(1, len(grad) * _PIECE // grad.numel()))
+    norms = grad.new_empty(len(pieces), dtype=torch.float32)
+    for i, piece in enumerate(pieces):
+        norms[i] = torch.linalg.vector_norm(piece, dtype=torch.float32)
+    return norms.norm()
 
 
 def norm(grad: Tensor) -> Tensor:

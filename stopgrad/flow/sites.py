@@ -16,8 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from stopgrad.cuts import watcher
 from stopgrad.cuts.torch_internals import functorch_level, is_view, next_number, top_mode
-from stopgrad.flow.frames import in_optimizer, user_line
-from stopgrad.flow.graph import MOST_NODES, Nodes, Walk
+from stopgrad.flow.frames import graphless_line, in_optimizer, user_line
+from stopgrad.flow.graph import MOST_NODES, Nodes, Walk, hands_on, ordered
 from stopgrad.flow.ops import (
     CUTS,
     ESCAPES,
@@ -33,7 +33,7 @@ from stopgrad.flow.ops import (
     storage_of,
     written_by,
 )
-from stopgrad.flow.values import FOREIGN, LIVE, Values, place
+from stopgrad.flow.values import CHECKPOINT, FOREIGN, LIVE, Values, place
 
 _Known = tuple[Tensor, int]  # a tensor, and its value
 
@@ -194,8 +194,10 @@ class Recorder(TorchFunctionMode):
         begin: int,
     ) -> None:
         """An operation made new tensors. Outputs that are alike share one value."""
-        mode = graphless_mode()
-        site = user_line(function_calls=bool(mode))
+        mode, name = graphless_mode(), name_of(func)
+        site, in_checkpoint = graphless_line() if mode else (user_line(), False)
+        if in_checkpoint:
+            name = CHECKPOINT
         if func in PAIRWISE:  # the i-th output is the i-th input, reshaped
             pairs = [(out, [v for t, v in known if t is source]) for out, source in zip(outputs, inputs, strict=True)]
         else:
@@ -210,7 +212,7 @@ class Recorder(TorchFunctionMode):
                 cut = "no_derivative"
             key = (out.requires_grad, cut, *parents)
             if key not in made:
-                made[key] = self._new(name_of(func), parents, cut=cut, mode=mode, live=out.requires_grad, site=site)
+                made[key] = self._new(name, parents, cut=cut, mode=mode, live=out.requires_grad, site=site)
             attached.append((out, made[key]))
         self._attach(attached, begin)
 
@@ -305,6 +307,11 @@ class Recorder(TorchFunctionMode):
         self._attach([(leaf, self._new("freeze", parents, live=leaf.requires_grad, site=line))])
         return leaf
 
+    def describe(self, node: Any) -> str:
+        """The operation of an autograd node, and its line."""
+        value = self._nodes.value(node)
+        return node.name() if value is None else self.values.text(value)
+
     def fresh_probes(self) -> list[tuple[int, Tensor]]:
         """The tensors that crossed since the last call, each with autograd's number of its node."""
         fresh, self._fresh = self._fresh, []
@@ -353,9 +360,26 @@ class Recorder(TorchFunctionMode):
                 seen |= fresh
                 stack += fresh
         foreign = bool(stack) or any(self._nodes.is_older(node) for node in seen)
+        if foreign and not stack:
+            parents = self._from_nodes(ordered(tensor.grad_fn)) or parents
         value = self._new(node_name(tensor), parents, live=True, foreign=foreign)
         self._attach([(tensor, value)])
         return value
+
+    def _from_nodes(self, order: Sequence[Any]) -> list[int]:
+        """The values of nodes that were made before the audit began, each as a value; returns those of the last."""
+        made: dict[Any, list[int]] = {}
+        for node in order:
+            variable = getattr(node, "variable", None)
+            known = self._roots.get(id(variable)) if variable is not None else self._nodes.value(node)
+            parents = [v for child, _ in node.next_functions if child is not None for v in made[child]]
+            if known is not None or variable is not None:
+                made[node] = [] if known is None else [known]
+            elif node is order[-1] or (hands_on(node) and all(v < self.values.roots for v in parents)):
+                made[node] = parents  # a parameter, transposed
+            else:
+                made[node] = [self._new(node.name(), parents, live=True, foreign=True, site=("", 0))] if parents else []
+        return made[order[-1]] if order else []
 
     def _from_function(self, tensor: Tensor, value: int) -> int:
         """A custom Function's output: the operations of its forward ran without a graph, and are no cuts."""

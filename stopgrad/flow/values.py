@@ -10,6 +10,7 @@ from typing import Any
 
 ESCAPES = ("item", "tolist", "numpy")  # ways out of PyTorch: a Python number or a NumPy array
 LIVE, FOREIGN, STARTS, FUNCTION = 1, 2, 4, 8  # flags of a value
+CHECKPOINT = "a checkpoint that needs use_reentrant=False"
 LONG_PATH, ENDS = 40, 4  # a path of more operations is told by its two ends
 
 
@@ -33,9 +34,14 @@ class CutSite:
     boundary: str | None = None
     op: str = field(default="", compare=False)
 
+    @property
+    def is_reentrant(self) -> bool:
+        """A reentrant checkpoint ran it without a graph, and none of the checkpoint's inputs requires grad."""
+        return self.op == CHECKPOINT
+
     def __str__(self) -> str:
         shown = self.op and self.boundary is None and self.kind in ("no_derivative", "function", "requires_grad")
-        op = f" ({self.op})" if shown else ""
+        op = f" ({self.op})" if shown or self.is_reentrant else ""
         at = f" at {place(self.file, self.line)}"
         return f"{self.kind}{op}{at}{f' (stop.{self.boundary})' if self.boundary else ''}"
 
