@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -70,18 +69,20 @@ def test_page_carries_these_counts(counted, cuts):
             assert (nodes, saved) == (str(cost["nodes"]), f"{cost['saved_bytes'] / 1e6:.2f}"), (way, model)
 
 
-def test_command(cuts, tmp_path):
+def test_command(cuts, tmp_path, capsys, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- cuts -->\n<!-- /cuts -->\nafter\n")
-    command = [sys.executable, str(SCRIPT), "--repeats", "1"]
-    ran = subprocess.run([*command, "--write", str(page)], capture_output=True, text=True, check=True, timeout=120)
-    assert page.read_text() == f"before\n<!-- cuts -->\n{ran.stdout.rstrip()}\n<!-- /cuts -->\nafter\n"
-    made = json.loads(subprocess.run([*command, "--json"], capture_output=True, check=True, timeout=120).stdout)
-    assert made["models"]["MLP"]["`no_grad`"]["ratio"] == 1
+
+    def printed(*arguments):
+        monkeypatch.setattr(sys, "argv", ["cuts.py", *arguments])
+        cuts.main()
+        return capsys.readouterr().out
+
+    made = printed("--repeats", "1", "--write", str(page))
+    assert page.read_text() == f"before\n<!-- cuts -->\n{made.rstrip()}\n<!-- /cuts -->\nafter\n"
+    assert json.loads(printed("--repeats", "1", "--json"))["models"]["MLP"]["`no_grad`"]["ratio"] == 1
     with pytest.raises(SystemExit, match="no line <!-- cuts -->"):
         cuts.write(SCRIPT.parent.parent / "LICENSE", "")
-    refused = subprocess.run(
-        [sys.executable, str(SCRIPT), "--repeats", "0"], capture_output=True, text=True, timeout=60
-    )
-    assert refused.returncode == 2
-    assert "--repeats 0: at least 1" in refused.stderr
+    with pytest.raises(SystemExit, match="2"):
+        printed("--repeats", "0")
+    assert "--repeats 0: at least 1" in capsys.readouterr().err

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import time
-import warnings
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-import torch.multiprocessing as mp
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
+from conf_tests.distributed.pair import on_two_ranks, trainer
 from stopgrad import FlowContract, GradientStarved, audit
 from stopgrad.lightning import FlowAudit
 
@@ -55,26 +49,13 @@ class Net(L.LightningModule):
 
 
 def _fit(module: Net, callback: FlowAudit, **options: Any) -> None:
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy=DDPStrategy(process_group_backend="gloo", **options),
-        max_epochs=1,
-        callbacks=[callback],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
     data = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
-    trainer.fit(module, DataLoader(TensorDataset(data), batch_size=8))
+    loader = DataLoader(TensorDataset(data), batch_size=8, sampler=DistributedSampler(data, shuffle=False))
+    trainer(DDPStrategy(**options), callbacks=[callback], max_epochs=1).fit(module, loader)
 
 
-def _worker(rank: int, port: int, folder: str) -> None:
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank))
-    os.environ.update(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", GROUP_RANK="0", TORCHELASTIC_RUN_ID="test")
+def _found() -> dict[str, Any]:
+    """What one rank sees."""
     found: dict[str, Any] = {}
     for name, options in SETTINGS.items():
         callback = FlowAudit(every_n_steps=1)
@@ -91,23 +72,11 @@ def _worker(rank: int, port: int, folder: str) -> None:
         with audit(net) as a:
             a.loss("loss", ddp(torch.ones(2, 4))).backward()
         found[f"plain {name}"] = {part: a.matrix()["loss", part].state for part in a.parts}
-    Path(folder, f"{rank}.json").write_text(json.dumps(found))
-    torch.distributed.barrier()
-    os._exit(0)  # gloo's threads do not always survive an orderly end
+    return found
 
 
-def test_both_ranks_tell_the_truth(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    workers: Any = mp.spawn(_worker, (port, str(tmp_path)), nprocs=2, join=False)  # pyright: ignore
-    deadline = time.monotonic() + 120
-    while not workers.join(timeout=5):  # False while any rank runs
-        if time.monotonic() > deadline:
-            for process in workers.processes:
-                process.kill()
-            raise TimeoutError("the ranks wait for each other")
-    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+def test_both_ranks_tell_the_truth() -> None:
+    ranks = on_two_ranks(_found)
     expected = {"trunk": "open", "head": "open", "target": "blocked"}
     for found in ranks:
         for name in SETTINGS:

@@ -11,6 +11,7 @@ import torch
 
 from conf_tests.helpers import ROOT, train
 
+SWEEP = "-m compare=gan arm=none seed=0"
 CASES = {
     "recipe=gann": "recipe=gann: choose one of .*dirac_gan, .*gan, .*; did you mean gan?",
     "stop.fake=none": "stop.fake=none: no such key; choose one of fakes, .*; did you mean fakes?",
@@ -65,11 +66,11 @@ CASES = {
     "lr=0.1": "lr=0.1: no such key; did you mean recipe.g_optimizer.lr or recipe.d_optimizer.lr?",
     "recipe.batchsize=3": "recipe.batchsize=3: no such key; did you mean data.batch_size?",
     "logger=tensorbord": "logger=tensorbord: choose one of csv, none, tensorboard, wandb; did you mean tensorboard?",
-    "-m compare=gan compare.expect.none=identicle": "compare.expect.none=identicle: choose .*; did you mean identical?",
-    "-m compare=gan +compare.expect.nome=broken": "compare.expect=nome: choose one of no_grad, .*; did you mean none?",
-    "-m compare=gan +compare.expect.detach=broken": "compare.expect=detach: choose one of no_grad, .*",  # the reference
-    "-m compare=gan compare.expect=broken": "compare.expect=broken: give each arm a verdict; write ARM: VERDICT",
-    "-m compare=gan ~compare.expect.none": "compare.expect: says nothing of the arm none; write none: raised|broken|.*",
+    f"{SWEEP} compare.expect.none=identicle": "compare.expect.none=identicle: choose .*; did you mean identical?",
+    f"{SWEEP} +compare.expect.nome=broken": "compare.expect=nome: choose one of no_grad, .*; did you mean none?",
+    f"{SWEEP} +compare.expect.detach=broken": "compare.expect=detach: choose one of no_grad, .*",  # the reference
+    f"{SWEEP} compare.expect=broken": "compare.expect=broken: give each arm a verdict; write ARM: VERDICT",
+    f"{SWEEP} ~compare.expect.none": "compare.expect: says nothing of the arm none; write none: raised|broken|.*",
     "foo=1": "foo=1: no such key; choose one of mode, .*",
     "stop.fakes": "Error parsing override 'stop.fakes' missing EQUAL.*; write key=value",
     "hydra.run.dir=/proc/x": "hydra.run.dir=/proc/x: cannot be written: .*",

@@ -13,22 +13,25 @@ TWO = ["recipe=dirac_gan", "trainer=ddp", "trainer.max_steps=6", "trainer.val_ch
 TWO += ["trainer.log_every_n_steps=3"]
 
 
-def test_sweep_makes_one_directory_with_each_arm_once(tmp_path):
-    ran = train("-m", *TWO, "stop.fakes=detach,inference_mode,none", "seed=0,1", cwd=tmp_path)
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """Three arms on two ranks, of which the second raises: their folder, and what was printed."""
+    folder = tmp_path_factory.mktemp("swept")
+    return folder, train("-m", *TWO, "stop.fakes=detach,inference_mode,none", cwd=folder)
+
+
+def test_sweep_makes_one_directory_with_each_arm_once(swept):
+    folder, ran = swept
     assert ran.returncode == 0, ran.stderr
-    (sweep,) = (tmp_path / "runs" / "dirac_gan").iterdir()
+    (sweep,) = (folder / "runs" / "dirac_gan").iterdir()
     runs = sorted(str(file.parent.relative_to(sweep)) for file in sweep.rglob("result.json"))
-    assert runs == [f"fakes-{arm}/seed-{seed}" for arm in ("detach", "inference_mode", "none") for seed in (0, 1)]
-    status = {run: result(sweep / run)["status"] for run in runs}
-    assert {run: s for run, s in status.items() if s != "finished"} == {
-        "fakes-inference_mode/seed-0": "raised",
-        "fakes-inference_mode/seed-1": "raised",
-    }
-    detach, none = (result(sweep / f"fakes-{arm}" / "seed-0") for arm in ("detach", "none"))
+    assert runs == [f"fakes-{arm}/seed-0" for arm in ("detach", "inference_mode", "none")]
+    detach, inference_mode, none = (result(sweep / run) for run in runs)
+    assert [each["status"] for each in (detach, inference_mode, none)] == ["finished", "raised", "finished"]
     assert detach["weights_sha256"] == none["weights_sha256"] == none["ranks"][1]["weights_sha256"]
-    told = re.findall(r"^run \d of 6  (\S+)", ran.stdout, re.M)
+    told = re.findall(r"^run \d of 3  (\S+)", ran.stdout, re.M)
     assert told == runs  # each once
-    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
+    assert {path.name for path in folder.iterdir()} == {"runs"}
 
 
 @pytest.mark.parametrize(
@@ -51,13 +54,13 @@ def test_wrong_numbers_are_refused_in_one_line(overrides, message, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_checkpoint_of_two_ranks_is_refused_by_one(tmp_path):
-    train(*TWO, "hydra.run.dir=two", cwd=tmp_path)
-    last = tmp_path / "two" / "checkpoints" / "last.ckpt"
+def test_checkpoint_of_two_ranks_is_refused_by_one(swept, tmp_path):
+    (two,) = (swept[0] / "runs" / "dirac_gan").glob("*/fakes-detach/seed-0")
+    last = two / "checkpoints" / "last.ckpt"
     ran = train("recipe=dirac_gan", "trainer=smoke", f"ckpt_path={last}", cwd=tmp_path)
     assert ran.stderr == f"error: ckpt_path={last}: written by 2 rank(s), which it goes on with; here are 1\n"
     ran = train("recipe=dirac_gan", "mode=evaluate", f"ckpt_path={last}", "hydra.run.dir=e", cwd=tmp_path)
-    assert result(tmp_path / "e")["weights_sha256"] == result(tmp_path / "two")["weights_sha256"]
+    assert result(tmp_path / "e")["weights_sha256"] == result(two)["weights_sha256"]
 
 
 def test_torchrun(tmp_path):
@@ -69,22 +72,33 @@ def test_torchrun(tmp_path):
         "--nproc-per-node=2",
         str(ROOT / "train.py"),
     ]
-    whole = [*TWO, f"cache={ROOT / '.cache'}"]
-    ran = subprocess.run([*launch, *whole, "hydra.run.dir=run"], cwd=tmp_path, capture_output=True, timeout=120)
+    ran = subprocess.run([*launch, *TWO, "hydra.run.dir=run"], cwd=tmp_path, capture_output=True, timeout=120)
     assert ran.returncode == 0, ran.stderr.decode()
     first, second = result(tmp_path / "run")["ranks"]
     assert first["weights_sha256"] == second["weights_sha256"]
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
-    ran = subprocess.run([*launch, "-m", *whole, "seed=0,1"], cwd=tmp_path, capture_output=True, timeout=120)
-    assert b"error: -m under torchrun: start a sweep without it" in ran.stderr
+
+
+def test_sweep_under_torchrun_is_refused_in_one_line(tmp_path):
+    """By rank 0; torchrun then ends the others."""
+    of_rank_0 = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    ran = train("-m", *TWO, "seed=0,1", cwd=tmp_path, TORCHELASTIC_RUN_ID="test", **of_rank_0)
+    assert ran.returncode == 2
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("error: -m under torchrun: start a sweep without it")
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("recipe", ["gan", "bandit"])
 def test_resumed_each_rank_goes_on_with_its_own_streams_and_environments(recipe, tmp_path):
     run = [*TWO[1:], f"recipe={recipe}", *declared(recipe).small]
-    train(*run, "trainer.max_steps=4", "hydra.run.dir=half", cwd=tmp_path)
-    last = tmp_path / "half" / "checkpoints" / "last.ckpt"
+    both = [
+        "trainer.max_steps=4,8",
+        "hydra.sweep.dir=s",
+        "hydra.sweep.subdir=${trainer.max_steps}",
+    ]  # on the same ranks
+    train("-m", *run, *both, cwd=tmp_path)
+    last = tmp_path / "s" / "4" / "checkpoints" / "last.ckpt"
     train(*run, "trainer.max_steps=8", f"ckpt_path={last}", "hydra.run.dir=resumed", cwd=tmp_path)
-    train(*run, "trainer.max_steps=8", "hydra.run.dir=whole", cwd=tmp_path)
-    resumed, whole = result(tmp_path / "resumed"), result(tmp_path / "whole")
+    resumed, whole = result(tmp_path / "resumed"), result(tmp_path / "s" / "8")
     assert (resumed["steps"], resumed["weights_sha256"]) == (8, whole["weights_sha256"])

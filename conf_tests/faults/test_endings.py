@@ -15,7 +15,8 @@ import lightning as L
 import pytest
 import torch
 
-from conf_tests.helpers import PROCESSES, _train, result, train
+from conf_tests import helpers
+from conf_tests.helpers import PROCESSES, result, train, wait_for
 from stopgrad.lightning import loss_name
 from stopgrad.runner.checkpoints import LastCheckpoint, WholeCheckpoints
 from stopgrad.runner.errors import RunFailed
@@ -30,11 +31,9 @@ def start(tmp_path):
     """Start a run that does not end by itself, in ``tmp_path``/run; it is killed when the test ends."""
     processes = []
 
-    def started(*overrides: str) -> Any:
-        arguments = [*RUN, "trainer.max_steps=100000000", "hydra.run.dir=run", *overrides]
-        target = (arguments, tmp_path, {}, tmp_path / "out", tmp_path / "err")
-        processes.append(PROCESSES.Process(target=_train, args=target))
-        processes[-1].start()
+    def started(*more: str) -> Any:
+        overrides = [*RUN, "trainer.max_steps=100000000", "hydra.run.dir=run", *more]
+        processes.append(helpers.start(*overrides, cwd=tmp_path, out=tmp_path / "out", err=tmp_path / "err"))
         return processes[-1]
 
     yield started
@@ -44,14 +43,10 @@ def start(tmp_path):
         process.close()
 
 
-def checkpoint_of(process: Any, folder: Path, seconds: float = 90) -> Path:
+def checkpoint_of(process: Any, folder: Path) -> Path:
     """The first checkpoint, once it is there."""
     last = folder / "run" / "checkpoints" / "last.ckpt"
-    deadline = time.monotonic() + seconds
-    while not last.exists():
-        assert process.is_alive(), (folder / "err").read_text()
-        assert time.monotonic() < deadline, "no checkpoint"
-        time.sleep(0.01)
+    assert wait_for(last.exists, process), (folder / "err").read_text()
     return last
 
 
@@ -73,10 +68,9 @@ def test_asked_to_end_it_saves_and_goes_on_from_there(number, status, ranks, sta
     assert result(tmp_path / "run")["status"] == "interrupted"
     steps = torch.load(last, weights_only=True)["global_step"]
     assert result(tmp_path / "run")["steps"] == steps
-    more = [*RUN, *ranks, f"trainer.max_steps={steps + 7}"]
-    train(*more, f"ckpt_path={last}", "hydra.run.dir=resumed", cwd=tmp_path)
-    train(*more, "hydra.run.dir=whole", cwd=tmp_path)
-    resumed, whole = result(tmp_path / "resumed"), result(tmp_path / "whole")
+    both = [f"ckpt_path={last},null", "hydra.sweep.dir=s", "hydra.sweep.subdir=${hydra:job.num}"]
+    train("-m", *RUN, *ranks, f"trainer.max_steps={steps + 7}", *both, cwd=tmp_path)
+    resumed, whole = result(tmp_path / "s" / "0"), result(tmp_path / "s" / "1")
     assert resumed["steps"] == whole["steps"] == steps + 7
     assert resumed["weights_sha256"] == whole["weights_sha256"]
 
@@ -92,23 +86,18 @@ def test_killed_rank_ends_the_run_with_a_line_and_leaves_no_process(start, tmp_p
     assert result(tmp_path / "run")["status"] == "raised"
 
 
-def test_other_ranks_end_with_rank_0(start, tmp_path):
+def test_ranks_listen_on_loopback_alone_and_end_with_rank_0(start, tmp_path):
     process = start(*TWO)
     checkpoint_of(process, tmp_path)
     (other,) = children(process.pid)
+    listening = [address for pid in (process.pid, other) for address in listening_on(pid)]
+    assert listening  # gloo does
+    assert {address for address in listening if not address.startswith("0100007F:")} == set()
     process.kill()
     deadline = time.monotonic() + 30
     while Path(f"/proc/{other}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{other}").exists()
-
-
-def test_nothing_listens_beyond_loopback(start, tmp_path):
-    process = start(*TWO)
-    checkpoint_of(process, tmp_path)
-    listening = [address for pid in (process.pid, *children(process.pid)) for address in listening_on(pid)]
-    assert listening  # gloo does
-    assert {address for address in listening if not address.startswith("0100007F:")} == set()
 
 
 def listening_on(pid: int) -> list[str]:

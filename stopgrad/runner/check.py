@@ -133,7 +133,7 @@ def sweep_configs(config: DictConfig) -> list[DictConfig]:
 
     loader = GlobalHydra.instance().config_loader()
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    overrides = OverridesParser.create(loader).parse_overrides([*params, *config.hydra.overrides.task])
+    overrides = OverridesParser.create(loader).parse_overrides([*params, *names.as_typed(config.hydra)])
     return [loader.load_configuration("train", run, RunMode.RUN) for run in product(overrides)]
 
 
@@ -149,7 +149,7 @@ class CheckFirst(Callback):
                 raise InputError("-m under torchrun: start a sweep without it; trainer=ddp starts its ranks itself")
             configs = sweep_configs(config)
             if configs:
-                names.COMMON = set.intersection(*(set(each.hydra.overrides.task) for each in configs))
+                names.COMMON = set.intersection(*(set(names.as_typed(each.hydra)) for each in configs))
             Sweep.now = Sweep.of(config, configs)
         except Exception as error:
             self._exit(error)

@@ -26,6 +26,11 @@ def _hydra(root: DictConfig) -> DictConfig:
     return root.hydra if "hydra" in root else HydraConfig.get()  # pyright: ignore[reportReturnType]
 
 
+def as_typed(hydra: Any) -> list[str]:
+    """The overrides of the command line as they stand there: an interpolation among them is not resolved."""
+    return OmegaConf.to_container(hydra.overrides.task, resolve=False)  # pyright: ignore[reportReturnType]
+
+
 def recipe_name(*, _root_: DictConfig) -> str:
     """The config's name of the recipe, such as ``gan``."""
     return _hydra(_root_).runtime.choices.recipe
@@ -38,10 +43,10 @@ def arm_name(*, _root_: DictConfig) -> str:
     """
     if _root_.arm is not None:
         return str(_root_.arm)
-    given = list(_hydra(_root_).overrides.task)
-    named = [o for o in given if o.startswith("recipe.") or not UNNAMED.match(_key(o))]
+    overrides = as_typed(_hydra(_root_))
+    named = [o for o in overrides if o.startswith("recipe.") or not UNNAMED.match(_key(o))]
     if COMMON is not None:
-        named = [o for o in given if o not in COMMON and not ELSEWHERE.match(_key(o))] or named
+        named = [o for o in overrides if o not in COMMON and not ELSEWHERE.match(_key(o))] or named
     words = [f"{_key(o)[:-1].rpartition('.')[2]}-{o.partition('=')[2]}" for o in named]
     if _root_.mode == "evaluate" and _root_.ckpt_path is not None:
         words.insert(0, f"evaluate-{_checkpoint_name(Path(_root_.ckpt_path))}")

@@ -32,6 +32,7 @@ from stopgrad.runner.errors import RunFailed, flat
 from stopgrad.runner.launch import failures_of_others
 from stopgrad.runner.loggers import close, log_settings
 from stopgrad.runner.meter import Meter
+from stopgrad.runner.names import as_typed
 from stopgrad.runner.project import project
 from stopgrad.runner.samples import save_grid
 from stopgrad.runner.terminal import ending
@@ -103,7 +104,7 @@ def replay_command(hydra: Any) -> dict[str, Any]:
     window = ["callbacks.fingerprints.window=[{first},{last}]", "hydra.run.dir={folder}", "logger=none"]
     return {
         "cwd": hydra.runtime.cwd,
-        "arguments": [os.path.abspath(sys.argv[0]), *hydra.overrides.task, *window],
+        "arguments": [os.path.abspath(sys.argv[0]), *as_typed(hydra), *window],
     }
 
 

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from stopgrad.runner.errors import InputError
 from stopgrad.runner.hydra_internals import PLUGINS, before_targets
+from stopgrad.runner.names import as_typed
 
 PACKAGES = ("recipes", "stopgrad", "torch", "torchvision", "timm", "lightning")
 KINDS = {  # what a config composes; the full names, so that nothing is imported to compare
@@ -154,7 +155,7 @@ def check_safety(config: DictConfig, hydra: DictConfig) -> None:
     Raises:
         InputError: with the key.
     """
-    allowed = allowed_by(hydra.overrides.task)
+    allowed = allowed_by(as_typed(hydra))
     if set(config.allow) - set(allowed):
         raise InputError(f"allow={config.allow}: a file cannot allow anything; write it on the command line")
     for key, target in targets(config):
