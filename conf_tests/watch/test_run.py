@@ -69,7 +69,7 @@ def test_the_script_prints_what_it_prints_without_it(source, tmp_path):
 
 def test_a_right_script_has_no_finding(tmp_path):
     content = report(RIGHT, tmp_path)
-    assert content["findings"] == []
+    assert names(content, "error") + names(content, "warning") == []
     states = {(loss, part): cell["state"] for loss, row in content["matrix"].items() for part, cell in row.items()}
     assert states == {
         ("d_loss", "D"): "open",
@@ -86,7 +86,7 @@ def test_a_right_script_has_no_finding(tmp_path):
 
 def test_a_leak_that_a_step_used(tmp_path):
     content = report(LEAK, tmp_path)
-    (finding,) = content["findings"]
+    (finding,) = (f for f in content["findings"] if f["severity"] != "note")
     assert (finding["name"], finding["severity"], finding["line"]) == ("late_zero_grad", "error", 15)
     assert finding["message"] == "g_opt stepped G on d_loss's gradient as well, in 8 of 8 steps"
 

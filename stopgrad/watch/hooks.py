@@ -1,4 +1,4 @@
-"""Where a script is overheard: backward calls, gradients asked for, optimisers made, cleared and stepped.
+"""Where a script is overheard: backward calls, modules called, optimisers made, cleared and stepped.
 
 Nothing of Tensor's is touched, and everything is put back at the end.
 """
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -20,10 +21,18 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 class Listener(Protocol):
     def made(self, optimizer: Optimizer) -> None: ...
     def before_clear(self, owner: Optimizer | nn.Module) -> None: ...
-    def before_backward(self, tensors: Any) -> None: ...
-    def after_backward(self, tensors: Any) -> None: ...
-    def before_step(self, optimizer: Optimizer) -> None: ...
-    def after_step(self, optimizer: Optimizer) -> None: ...
+    def before_backward(self, tensors: Any, retains: bool) -> None: ...
+    def after_backward(self, tensors: Any, finished: bool) -> None: ...
+    def asked(self, tensors: Any) -> None: ...
+    def before_step(self, optimizer: Optimizer, closure: bool) -> None: ...
+    def after_step(self, optimizer: Optimizer, closure: bool) -> None: ...
+    def called(self, module: nn.Module) -> None: ...
+    def set_mode(self, module: nn.Module, training: bool) -> None: ...
+    def froze(self, module: nn.Module, requires_grad: bool) -> None: ...
+    def clipped(self, parameters: Any) -> Any: ...
+
+
+Wrapping = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 @contextmanager
@@ -35,56 +44,92 @@ def overhear(listener: Listener) -> Iterator[None]:
     def mine() -> bool:
         return threading.get_ident() == thread
 
-    def init(original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def wrapper(self: Optimizer, *args: Any, **kwargs: Any) -> None:
-            original(self, *args, **kwargs)
-            if mine():
-                listener.made(self)
+    def told(before: Callable[..., Any] | None, after: Callable[..., Any] | None = None) -> Wrapping:
+        """A wrapping that tells of a call's first arguments before or after it."""
 
-        return wrapper
+        def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(original)
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                if before is not None and mine():
+                    before(*args, **kwargs)
+                result = original(*args, **kwargs)
+                if after is not None and mine():
+                    after(*args, **kwargs)
+                return result
 
-    def clear(original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if mine():
-                listener.before_clear(self)
-            return original(self, *args, **kwargs)
+            return wrapper
 
-        return wrapper
+        return wrap
 
     def backward(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def wrapper(tensors: Any, *args: Any, **kwargs: Any) -> Any:
             if not mine() or inside[0]:
                 return original(tensors, *args, **kwargs)
-            listener.before_backward(tensors)
+            retain = kwargs.get("retain_graph", args[1] if len(args) > 1 else None)
+            create = kwargs.get("create_graph", args[2] if len(args) > 2 else False)
+            listener.before_backward(tensors, bool(create if retain is None else retain))
             inside[0] += 1
+            finished = False
             try:
                 result = original(tensors, *args, **kwargs)
+                finished = True
             finally:
                 inside[0] -= 1
-            listener.after_backward(tensors)
+                listener.after_backward(tensors, finished)
             return result
+
+        return wrapper
+
+    def grad(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def wrapper(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if mine() and not inside[0]:
+                listener.asked(outputs)
+            return original(outputs, *args, **kwargs)
+
+        return wrapper
+
+    def clip(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def wrapper(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+            return original(listener.clipped(parameters) if mine() else parameters, *args, **kwargs)
 
         return wrapper
 
     def before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if mine():
-            listener.before_step(optimizer)
+            listener.before_step(optimizer, _has_closure(args, kwargs))
 
     def after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if mine():
-            listener.after_step(optimizer)
+            listener.after_step(optimizer, _has_closure(args, kwargs))
 
-    wrapped = [
-        (Optimizer, "__init__", init),
-        (Optimizer, "zero_grad", clear),
-        (nn.Module, "zero_grad", clear),
+    def called(module: nn.Module, args: Any) -> None:
+        if not torch.compiler.is_compiling() and mine():
+            listener.called(module)
+
+    wrapped: list[tuple[Any, str, Wrapping]] = [
+        (Optimizer, "__init__", told(None, lambda optimizer, *_, **__: listener.made(optimizer))),
+        (Optimizer, "zero_grad", told(lambda owner, *_, **__: listener.before_clear(owner))),
+        (nn.Module, "zero_grad", told(lambda owner, *_, **__: listener.before_clear(owner))),
+        (nn.Module, "train", told(lambda module, mode=True: listener.set_mode(module, mode))),
+        (
+            nn.Module,
+            "requires_grad_",
+            told(None, lambda module, requires_grad=True: listener.froze(module, requires_grad)),
+        ),
         (torch.autograd, "backward", backward),
+        (torch.autograd, "grad", grad),
+        (nn.utils, "clip_grad_norm_", clip),
+        (nn.utils.clip_grad, "clip_grad_norm_", clip),
     ]
     kept = [(owner, name, getattr(owner, name)) for owner, name, _ in wrapped]
-    handles = [register_optimizer_step_pre_hook(before_step), register_optimizer_step_post_hook(after_step)]
+    handles = [
+        register_optimizer_step_pre_hook(before_step),
+        register_optimizer_step_post_hook(after_step),
+        register_module_forward_pre_hook(called),
+    ]
     for owner, name, wrap in wrapped:
         setattr(owner, name, wrap(getattr(owner, name)))
     try:
@@ -94,3 +139,8 @@ def overhear(listener: Listener) -> Iterator[None]:
             setattr(owner, name, original)
         for handle in handles:
             handle.remove()
+
+
+def _has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a step was given a closure, which runs forward and backward inside of it."""
+    return callable(kwargs.get("closure", args[1] if len(args) > 1 else None))

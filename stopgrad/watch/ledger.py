@@ -1,7 +1,8 @@
 """The books of a run: which backward wrote which gradient, who cleared it, and which step used it.
 
 A gradient is read by identity and version before and after each backward: exact, without walking a graph. It is judged
-when it is cleared and when it is stepped, never when it accumulates.
+when it is cleared and when it is stepped, never when it accumulates. Parameters and optimisers are known by numbers
+that are never used twice, since Python gives the address of one that died to another.
 """
 
 from __future__ import annotations
@@ -30,6 +31,15 @@ class Backward:
     batch: int | None = None  # the batch of steps that followed first
 
 
+@dataclass(frozen=True)
+class Use:
+    """A step that used what a backward wrote."""
+
+    backward: Backward
+    batch: int
+    optimizer: int
+
+
 @dataclass(eq=False)
 class Gradient:
     """A parameter's gradient: who wrote it since it was last cleared, and which of these writes a step has used."""
@@ -37,8 +47,9 @@ class Gradient:
     parameter: weakref.ref[Tensor]
     identity: int | None = None
     version: int = -1
+    value: int = -1  # the parameter's own version after its last backward
     writers: list[Backward] = field(default_factory=list)
-    used: list[tuple[Backward, int]] = field(default_factory=list)  # (write, batch of steps) since the last clear
+    used: list[Use] = field(default_factory=list)  # since the last clear
 
 
 @dataclass(eq=False)
@@ -50,65 +61,119 @@ class Known:
     kind: str
     file: str
     line: int
-    holds: list[int] = field(default_factory=list)  # ids of its parameters, each as often as it is held
+    holds: list[int] = field(default_factory=list)  # its parameters, each as often as it is held
+    steps: int = 0
+    empty_steps: int = 0  # that found no gradient at all
+    stepped_at: tuple[str, int] = ("", 0)
+
+    @property
+    def title(self) -> str:
+        return self.name or self.kind
 
 
 class Ledger:
     """What happened so far. Names are resolved when it is read.
 
     Attributes:
+        gradients: by the number of the parameter, of those that are alive.
+        optimizers: by number, in the order in which they were made.
         losses: name -> (file, line, how often).
-        wrote: (loss, id of parameter) -> how often its backward wrote there.
-        uses: (loss, id of parameter, id of optimiser, kind) -> how often; kinds: ``own``, ``leak``, ``again``.
-        wasted: (loss, id of parameter) -> how often a write was cleared before any step used it.
-        empty_steps: id of optimiser -> steps that found no gradient at all.
+        wrote: (loss, parameter) -> how often its backward wrote there.
+        uses: (loss, parameter, optimiser, kind) -> how often; kinds: ``own``, ``leak`` (another loss's), ``again`` (a
+            step before had used it), ``twice`` (so has another optimiser, with no backward in between).
+        wasted: (loss, parameter) -> how often a write was cleared before any step used it.
+        by_hand: (loss, parameter) -> how often the script itself wrote to the parameter before the clear.
+        required: parameters that required grad at some backward.
+        rebuilt: losses that were leaves: nothing lies behind them.
     """
 
     def __init__(self) -> None:
         self.gradients: dict[int, Gradient] = {}
         self.optimizers: dict[int, Known] = {}
-        self.steps: Counter[int] = Counter()
-        self.empty_steps: Counter[int] = Counter()
         self.losses: dict[str, tuple[str, int, int]] = {}
         self.wrote: Counter[tuple[str, int]] = Counter()
         self.uses: Counter[tuple[str, int, int, str]] = Counter()
         self.wasted: Counter[tuple[str, int]] = Counter()
-        self.step_lines: dict[int, tuple[str, int]] = {}
+        self.by_hand: Counter[tuple[str, int]] = Counter()
+        self.required: set[int] = set()
+        self.rebuilt: Counter[str] = Counter()
         self.backwards: list[Backward] = []
         self.number = 0
         self.batch = 0
+        self._numbers: dict[int, int] = {}  # id of a parameter -> its number
+        self._next = 0
         self._stepping = False  # the last event was a step
 
-    # ---- parameters
+    # ---- who is there
 
     def know(self, parameters: Iterable[Tensor]) -> None:
         for p in parameters:
-            entry = self.gradients.get(id(p))
-            if entry is None or entry.parameter() is not p:
-                self.gradients[id(p)] = Gradient(weakref.ref(p))
+            if self.key(p) is None:
+                self._numbers[id(p)] = self._next
+                self.gradients[self._next] = Gradient(weakref.ref(p))
+                self._next += 1
 
-    def parameters(self) -> list[Tensor]:
-        return [p for entry in self.gradients.values() if (p := entry.parameter()) is not None]
+    def key(self, parameter: Tensor) -> int | None:
+        """The number of a parameter that is known."""
+        number = self._numbers.get(id(parameter))
+        known = number is not None and number in self.gradients and self.gradients[number].parameter() is parameter
+        return number if known else None
 
-    def optimizer(self, optimizer: Optimizer, name: str, line: tuple[str, int]) -> None:
-        self.optimizers[id(optimizer)] = Known(weakref.ref(optimizer), name, type(optimizer).__name__, *line)
-        self.know(held(optimizer))
+    def parameters(self) -> dict[int, Tensor]:
+        """Those that are alive, by number."""
+        return {key: p for key, entry in self.gradients.items() if (p := entry.parameter()) is not None}
+
+    def meet(self, optimizer: Optimizer, name: str = "", line: tuple[str, int] = ("", 0)) -> int:
+        """The number of an optimiser, which is entered if it is new."""
+        for key, known in self.optimizers.items():
+            if known.optimizer() is optimizer:
+                return key
+        key = len(self.optimizers)
+        self.optimizers[key] = Known(weakref.ref(optimizer), name, type(optimizer).__name__, *line)
+        self._take_stock(key, optimizer)
+        return key
+
+    def _take_stock(self, key: int, optimizer: Optimizer) -> list[int]:
+        parameters = held(optimizer)
+        self.know(parameters)
+        holds = [number for p in parameters if (number := self.key(p)) is not None]
+        self.optimizers[key].holds = holds
+        return holds
+
+    def holders(self) -> dict[int, list[int]]:
+        """Parameter -> the optimisers that hold it."""
+        found: dict[int, list[int]] = {}
+        for key, known in self.optimizers.items():
+            for parameter in dict.fromkeys(known.holds):
+                found.setdefault(parameter, []).append(key)
+        return found
+
+    @property
+    def steps(self) -> int:
+        """Of all optimisers."""
+        return sum(known.steps for known in self.optimizers.values())
 
     # ---- events
 
     def before_backward(self) -> None:
         self.settle()
 
-    def after_backward(self, loss: str, file: str, line: int) -> Backward:
+    def after_backward(self, loss: str, file: str, line: int, is_leaf: bool = False) -> Backward:
         self.number += 1
         self._stepping = False
+        self.rebuilt[loss] += is_leaf
         backward = Backward(loss, file, line, self.number)
         first, at, count = self.losses.get(loss, (file, line, 0))
         self.losses[loss] = (first, at, count + 1)
         for key, entry in self.gradients.items():
             p = entry.parameter()
-            if p is None or p.grad is None:
+            if p is None:
                 continue
+            if p.requires_grad:
+                self.required.add(key)
+            if p.grad is None:
+                continue
+            entry.value = version_of(p)
             if id(p.grad) != entry.identity or version_of(p.grad) != entry.version:
                 entry.writers.append(backward)
                 self.wrote[loss, key] += 1
@@ -117,60 +182,68 @@ class Ledger:
         return backward
 
     def settle(self) -> None:
-        """Note which gradients were cleared since the last look, by whatever means."""
+        """Note which gradients were cleared since the last look, by whatever means; forget who died."""
+        dead = []
         for key, entry in self.gradients.items():
-            if not entry.writers:
-                p = entry.parameter()
-                if p is not None and p.grad is not None:
-                    entry.identity, entry.version = id(p.grad), version_of(p.grad)
-                continue
             p = entry.parameter()
             if p is None:
-                entry.writers.clear()
+                dead.append(key)
+            elif not entry.writers:
+                if p.grad is not None:
+                    entry.identity, entry.version = id(p.grad), version_of(p.grad)
             elif p.grad is None:
-                self._cleared(key, entry)
+                self._cleared(key, entry, p)
             elif id(p.grad) != entry.identity or version_of(p.grad) != entry.version:
                 if not torch.count_nonzero(p.grad.detach()):
-                    self._cleared(key, entry)
+                    self._cleared(key, entry, p)
                 entry.identity, entry.version = id(p.grad), version_of(p.grad)
+        for key in dead:
+            del self.gradients[key]
 
-    def _cleared(self, key: int, entry: Gradient) -> None:
-        used = {id(b) for b, _ in entry.used}
+    def _cleared(self, key: int, entry: Gradient, parameter: Tensor) -> None:
+        used = {id(use.backward) for use in entry.used}
+        by_hand = not used and version_of(parameter) != entry.value
         for backward in entry.writers:
             if id(backward) not in used:
-                self.wasted[backward.loss, key] += 1
+                (self.by_hand if by_hand else self.wasted)[backward.loss, key] += 1
         entry.writers.clear()
         entry.used.clear()
         entry.identity = None
 
-    def step(self, optimizer: Optimizer, line: tuple[str, int], inside: bool = False) -> None:
-        """A step is about to be made; ``inside`` a closure's own loop, where a gradient counts as used."""
+    def piled(self) -> dict[int, int]:
+        """Parameter -> writes since it was last cleared, where no step has used them."""
+        return {key: len(entry.writers) for key, entry in self.gradients.items() if entry.writers and not entry.used}
+
+    def step(self, optimizer: Optimizer, line: tuple[str, int]) -> None:
+        """A step is about to be made, or, where it runs a closure, was made."""
         self.settle()
         if not self._stepping:
             self.batch += 1
             self._stepping = True
-        key = id(optimizer)
-        self.step_lines.setdefault(key, line)
-        self.steps[key] += 1
-        found = False
-        if key in self.optimizers:
-            self.optimizers[key].holds = [id(p) for p in held(optimizer)]
-        entries = [(id(p), self.gradients[id(p)]) for p in held(optimizer) if id(p) in self.gradients]
+        owner = self.meet(optimizer)
+        known = self.optimizers[owner]
+        known.steps += 1
+        known.stepped_at = known.stepped_at if known.stepped_at[0] else line
+        entries = [(key, self.gradients[key]) for key in dict.fromkeys(self._take_stock(owner, optimizer))]
         for _, entry in entries:
             for backward in entry.writers:
                 if backward.batch in (None, self.batch):
                     backward.batch = self.batch
-                    backward.owners.add(key)
-        for k, entry in entries:
+                    backward.owners.add(owner)
+        found = False
+        for key, entry in entries:
             p = entry.parameter()
             found |= p is not None and p.grad is not None
-            spent = {id(b) for b, batch in entry.used if batch != self.batch}
+            before = {id(use.backward): use for use in entry.used}
             for backward in entry.writers:
-                kind = "again" if id(backward) in spent else "own" if key in backward.owners else "leak"
-                self.uses[backward.loss, k, key, kind] += 1
-            entry.used += [(b, self.batch) for b in entry.writers if id(b) not in spent]
-        if not found:
-            self.empty_steps[key] += 1
+                use = before.get(id(backward))
+                if use is None:
+                    kind = "own" if owner in backward.owners else "leak"
+                    entry.used.append(Use(backward, self.batch, owner))
+                else:
+                    kind = "twice" if use.optimizer != owner and use.batch == self.batch else "again"
+                self.uses[backward.loss, key, owner, kind] += 1
+        known.empty_steps += not found
 
 
 def held(optimizer: Optimizer) -> list[Tensor]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import ast
 import itertools
 import linecache
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from types import CodeType, FrameType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from stopgrad.audits.retention import Kept, measured
+from stopgrad.audits.search import search
 from stopgrad.flow.frames import is_library
 
 # Calls that hand a loss on as it is: `scaler.scale(loss).backward()`, `accelerator.backward(loss)`.
@@ -160,3 +163,65 @@ def variable_of(value: Any) -> str:
                 if held is value and name != "self":
                     return name
     return ""
+
+
+def spaces() -> Iterator[tuple[FrameType, Mapping[str, Any]]]:
+    """The variables of the script's frames that run now, and what their ``self`` holds; each namespace once."""
+    seen: set[int] = set()
+    for frame in user_frames():
+        owner = frame.f_locals.get("self")
+        own = {**vars(owner), **vars(owner).get("_modules", {})} if hasattr(owner, "__dict__") else {}
+        for space, key in ((frame.f_locals, id(frame)), (own, id(owner)), (frame.f_globals, id(frame.f_globals))):
+            if key not in seen:
+                seen.add(key)
+                yield frame, space
+
+
+def words(name: str) -> list[str]:
+    """``["q", "target"]`` of ``qTarget``, ``q_target2`` and ``q_target``."""
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]
+
+
+_COPIES = ("targ", "ema", "averag", "momentum", "shadow", "avg", "swa")
+_TEACHERS = ("teacher", "ref", "reference", "old", "frozen")
+_STANDS = ("target", "targets", "goal", "teacher", "old", "ref", "label", "labels", "pseudo", "advantage", "advantages")
+_STATES = ("prev", "previous")
+_NOT_A_VALUE = ("loss", "pred", "predicted", "predictions", "output", "outputs", "err", "error", "grad")
+
+
+def is_copy(name: str) -> bool:
+    """Whether a network's name says that it follows another."""
+    return any(word.startswith(_COPIES[:1]) or word in _COPIES or word.startswith("averag") for word in words(name))
+
+
+def stands_still(name: str) -> bool:
+    """Whether a network's name says that no optimiser is to step it."""
+    return is_copy(name) or any(word in _TEACHERS for word in words(name))
+
+
+def standing_values() -> Iterator[tuple[str, Tensor, bool]]:
+    """(name, tensor, whether it is a state) of the variables whose name says that they stand still, with a graph."""
+    for _, space in spaces():
+        for name, value in list(space.items()):
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                said = words(name)
+                is_state = any(word in _STATES for word in said)
+                if (is_state or any(word in _STANDS for word in said)) and not any(w in _NOT_A_VALUE for w in said):
+                    yield name, value, is_state
+
+
+def kept_in_frames(seconds: float = 0.2) -> list[Kept]:
+    """What the script's variables keep of graphs, beyond what a step of it needs: lists and objects, not tensors."""
+    roots: dict[str, Any] = {}
+    for _, space in spaces():
+        for name, value in list(space.items()):
+            if isinstance(value, Tensor):
+                if value.grad_fn is not None:
+                    roots.setdefault(name, value)
+            elif (
+                not name.startswith("__")
+                and not callable(value)
+                and not isinstance(value, str | int | float | type(ast))
+            ):
+                roots.setdefault(name, value)
+    return measured(search(roots, seconds=seconds).tensors)

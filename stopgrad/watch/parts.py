@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
 
-from stopgrad.watch.names import modules_of, user_frames
+from stopgrad.watch.names import modules_of, spaces
 
 # What wraps a module and is looked through: the attribute that holds the module itself.
 WRAPPERS = ("module", "_orig_mod", "base_model", "model")
@@ -34,29 +34,22 @@ class Parts:
     def __init__(self) -> None:
         self._named: dict[str, weakref.ref[nn.Module]] = {}
         self._tensors: dict[int, tuple[str, Any]] = {}
+        self.aliases: dict[tuple[str, str], weakref.ref[nn.Module]] = {}  # two names of one module in one namespace
 
     def look(self) -> None:
         """Note the modules, and the tensors that require grad, of the frames that run now."""
-        seen: set[int] = set()
-        for frame in user_frames():
-            spaces: list[Mapping[str, Any]] = [frame.f_locals]
-            if frame.f_globals is not frame.f_locals:
-                spaces.append(frame.f_globals)
-            owner = frame.f_locals.get("self")
-            if owner is not None and hasattr(owner, "__dict__"):
-                spaces.insert(
-                    1, {**vars(owner), **vars(owner).get("_modules", {}), **vars(owner).get("_parameters", {})}
-                )
-            for space in spaces:
-                if id(space) in seen:
+        for frame, space in spaces():
+            first: dict[int, str] = {}
+            for name, module in modules_of(space):
+                if name == "self":
                     continue
-                seen.add(id(space))
-                for name, module in modules_of(space):
-                    if name != "self":
-                        self.add(name, module)
-                for name, value in list(space.items()):
-                    if isinstance(value, Tensor) and value.is_leaf and value.requires_grad:
-                        self._tensors.setdefault(id(value), (name, weakref.ref(value)))
+                self.add(name, module)
+                if first.setdefault(id(module), name) != name:
+                    self.aliases[first[id(module)], name] = weakref.ref(module)
+            for name, value in list(space.items()):
+                if isinstance(value, Tensor) and value.is_leaf and value.requires_grad:
+                    self._tensors.setdefault(id(value), (name, weakref.ref(value)))
+            owner = frame.f_locals.get("self")
             if isinstance(owner, nn.Module):
                 self.add(type(owner).__name__, owner, weak=True)
 
@@ -75,10 +68,24 @@ class Parts:
 
     def roots(self) -> dict[str, nn.Module]:
         """The named modules that lie in no other named module."""
-        alive = {name: module for name, ref in self._named.items() if (module := ref()) is not None}
+        alive = self.names()
         inner = {id(sub) for module in alive.values() for sub in module.modules() if sub is not module}
         roots = {name: module for name, module in alive.items() if id(module) not in inner}
         return roots or alive
+
+    def parameters(self) -> list[Tensor]:
+        """Of all named modules, and the named tensors that require grad."""
+        found = {id(p): p for module in self.roots().values() for p in module.parameters()}
+        found.update((id(t), t) for _, ref in self._tensors.values() if (t := ref()) is not None and t.requires_grad)
+        return list(found.values())
+
+    def tensors(self) -> list[Tensor]:
+        """The parameters and buffers of all named modules."""
+        return self.parameters() + [b for module in self.roots().values() for b in module.buffers()]
+
+    def names(self) -> dict[str, nn.Module]:
+        """All named modules that are alive, also those that lie in others."""
+        return {name: module for name, ref in self._named.items() if (module := ref()) is not None}
 
     def of(self, parameters: Iterable[Tensor]) -> dict[str, list[Tensor]]:
         """The given parameters by part: a root module, or its children where there is one root alone.

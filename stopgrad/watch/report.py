@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,10 +68,9 @@ class Report:
         losses = tuple(LossRow(name, file, line, count) for name, (file, line, count) in ledger.losses.items())
         rows = []
         for key, known in ledger.optimizers.items():
-            parts = Counter(watch.home.get(p, "others") for p in known.holds)
-            fed = Counter(loss for (loss, _, owner, _), count in ledger.uses.items() if owner == key)
-            name = known.name or known.kind
-            rows.append(OptimizerRow(name, known.kind, known.file, known.line, ledger.steps[key], (*parts,), (*fed,)))
+            parts = dict.fromkeys(watch.home.get(p, "others") for p in known.holds)
+            fed = dict.fromkeys(loss for (loss, _, owner, _) in ledger.uses if owner == key)
+            rows.append(OptimizerRow(known.title, known.kind, known.file, known.line, known.steps, (*parts,), (*fed,)))
         cycles = watch.cycle + 1, min(watch.cycle + 1, watch.books)
         told = tuple(findings(watch, silenced))
         return cls(script, watch.matrix, losses, tuple(rows), cycles, told, tuple(watch.notes))

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
         except BaseException as raised:
             error = raised
         finally:
-            watch.close()
+            watch.close(ended=error is None or isinstance(error, AssertionError))  # a check of the script's own
     if error is not None:
         error.__traceback__ = _without_ours(error.__traceback__)
         sys.excepthook(type(error), error, error.__traceback__)

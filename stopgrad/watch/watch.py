@@ -1,20 +1,27 @@
-"""The watch over a script: the books of every cycle, and the matrix of the first ones."""
+"""The watch over a script: the books of its first cycles, and the matrix of a few of them."""
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
-from stopgrad.flow import measure
-from stopgrad.flow.audit import audit
+from stopgrad.audits.retention import Kept
+from stopgrad.cuts.torch_internals import gradient_hooks, sequence_number
+from stopgrad.flow.graph import Walk
 from stopgrad.flow.matrix import FlowMatrix
-from stopgrad.watch.ledger import Ledger
-from stopgrad.watch.names import loss_name, user_frames, variable_of
+from stopgrad.watch.calls import Calls
+from stopgrad.watch.evidence import Evidence
+from stopgrad.watch.graphs import Graphs, Line, nodes_of
+from stopgrad.watch.ledger import Ledger, held
+from stopgrad.watch.moves import Moves, equal, sample, still_rows
+from stopgrad.watch.names import kept_in_frames, loss_name, standing_values, user_frames, variable_of
 from stopgrad.watch.parts import Parts
+from stopgrad.watch.span import Span
 
 
 class Watch:
@@ -27,70 +34,227 @@ class Watch:
         cycles: how many cycles from the first are measured.
         every: and then every so many; 0 for none.
         books: so many cycles are written down in full; afterwards, those that are measured.
+
+    Attributes:
+        home: the part of each parameter, by its number in the ledger.
+        evidence: by loss; its parameters by their numbers in the ledger.
+        standing: (loss, variable) -> the line, and the parameters to which a value that is named as if it stood still
+            carries a gradient.
+        clips: (line, parts) of each clipping of a gradient's norm.
+        changed: how and where a value that a backward needed was written to behind autograd's back.
+        kept: what held graphs at the first looks, oldest first.
+        ended: the script ended by itself.
+        notes: what was not seen.
     """
 
     def __init__(self, cycles: int = 3, every: int = 100, books: int = 30) -> None:
         self.cycles, self.every, self.books = cycles, every, books
-        self.ledger = Ledger()
-        self.parts = Parts()
+        self.ledger, self.parts, self.calls = Ledger(), Parts(), Calls()
+        self.moves, self.graphs = Moves(), Graphs()
         self.matrix: FlowMatrix | None = None
-        self.home: dict[int, str] = {}  # id of a parameter -> its part
+        self.home: dict[int, str] = {}
+        self.evidence: dict[str, Evidence] = {}
+        self.standing: dict[tuple[str, str], tuple[Line, set[int]]] = {}
+        self.clips: dict[tuple[Line, tuple[str, ...]], None] = {}
+        self.changed: dict[tuple[str, Line], None] = {}
+        self.kept: list[list[Kept]] = []
         self.cycle = 0
-        self.notes: list[str] = []  # what was not seen
-        self._cleared: set[int] = set()
+        self.ended = False
+        self.notes: list[str] = []
+        self._cleared: weakref.WeakSet[Any] = weakref.WeakSet()
         self._stepped = False
-        self._span: _Span | None = None
-        self._looked: set[tuple[str, int]] = set()
+        self._span: Span | None = None
+        self._looked: set[Line] = set()
+        self._before: dict[int, tuple[Tensor, Tensor | None]] = {}
+        self._used: set[int] = set()
+        self._last_node = -1  # autograd's number of the last loss before the last step
 
     # ---- what is overheard
 
     def made(self, optimizer: Optimizer) -> None:
-        self.ledger.optimizer(optimizer, "", _line())
-        self.parts.look()
+        self.ledger.meet(optimizer, "", _line())
+        self._look()
         if self._measured():
             self._begin()
 
     def before_clear(self, owner: Optimizer | nn.Module) -> None:
-        if self._stepped and id(owner) in self._cleared:
+        if self._stepped and owner in self._cleared:
             self._next_cycle()
-        self._cleared.add(id(owner))
+        self._cleared.add(owner)
 
-    def before_backward(self, tensors: Any) -> None:
+    def before_backward(self, tensors: Any, retains: bool) -> None:
         if self._written():
             self.ledger.before_backward()
+        if self.ledger.number in (2, 4, 8, 16):
+            self.kept.append(kept_in_frames())
         loss = _scalar(tensors)
         if self._span is not None and loss is not None:
             name, *place = loss_name()
-            if tuple(place) not in self._looked:
-                self._looked.add((str(place[0]), int(place[1])))
-                self.parts.look()
-            self._span.begin(name, loss)
+            line = str(place[0]), int(place[1])
+            if line not in self._looked:
+                self._looked.add(line)
+                self._look()
+            nodes = self._span.begin(name, loss)
+            numbers = self.graphs.backward(name, line, nodes, retains)
+            self._look_for_standing(name, line, numbers)
 
-    def after_backward(self, tensors: Any) -> None:
-        if self._written():
-            self.ledger.after_backward(*loss_name())
-            if self.ledger.number <= 2:
-                self._name()
+    def after_backward(self, tensors: Any, finished: bool = True) -> None:
         if self._span is not None:
-            self._span.end()
+            self._span.end(finished)
+        if not finished or not self._written():
+            return
+        loss = _scalar(tensors)
+        self.ledger.after_backward(*loss_name(), is_leaf=loss is not None and loss.is_leaf)
+        if self.ledger.number <= 2:
+            self._name()
 
-    def before_step(self, optimizer: Optimizer) -> None:
-        if id(optimizer) not in self.ledger.optimizers:  # made before the watch began
-            self.ledger.optimizer(optimizer, "", ("", 0))
-        known = self.ledger.optimizers[id(optimizer)]
+    def asked(self, tensors: Any) -> None:
+        if self._span is not None:
+            for tensor in [tensors] if isinstance(tensors, Tensor) else list(tensors):
+                if isinstance(tensor, Tensor):
+                    self.graphs.used(nodes_of(tensor))
+
+    def before_step(self, optimizer: Optimizer, closure: bool) -> None:
+        key = self.ledger.meet(optimizer)
+        known = self.ledger.optimizers[key]
         known.name = known.name or variable_of(optimizer)
         if self._written():
-            self.ledger.step(optimizer, _line())
+            if not closure:
+                self.ledger.step(optimizer, _line())
+            self._before_move(key, optimizer)
 
-    def after_step(self, optimizer: Optimizer) -> None:
+    def after_step(self, optimizer: Optimizer, closure: bool) -> None:
+        if self._written():
+            if closure:
+                self.ledger.step(optimizer, _line())
+            self._after_move(self.ledger.meet(optimizer))
         self._stepped = True
 
-    def close(self) -> None:
-        """The script has ended."""
+    def called(self, module: nn.Module) -> None:
+        if self._written() or not torch.is_grad_enabled():
+            self.calls.called(module)
+            if self._span is None and self._measured() and self.ledger.number == 0:
+                self._look()
+                self._begin()
+
+    def set_mode(self, module: nn.Module, training: bool) -> None:
+        self.calls.set_mode(module, training)
+
+    def froze(self, module: nn.Module, requires_grad: bool) -> None:
+        self.calls.froze(module, requires_grad)
+
+    def clipped(self, parameters: Any) -> Any:
+        """A gradient's norm is clipped over these; an iterator is replaced by a list."""
+        tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        if self._written():
+            keys = [key for p in tensors if (key := self.ledger.key(p)) is not None]
+            self._name()
+            self.clips[_line(), tuple(dict.fromkeys(self.home[key] for key in keys))] = None
+        return parameters if isinstance(parameters, Tensor) else tensors
+
+    def close(self, ended: bool = True) -> None:
+        """The script has ended, by itself or not."""
+        self.ended = ended
         self._name()
         if self._written():
             self.ledger.settle()
         self._end()
+        self._used = {parameter for _, parameter, _, _ in self.ledger.uses}
+
+    # ---- what is looked at
+
+    def _look(self) -> None:
+        """Note the modules of the frames that run now, their parameters and the statistics of their norms."""
+        self.parts.look()
+        for tensor in self.parts.tensors():
+            self.moves.note(tensor)
+        self.ledger.know(self.parts.parameters())
+
+    def _look_for_standing(self, loss: str, line: Line, numbers: frozenset[int]) -> None:
+        for name, tensor, is_state in standing_values():
+            number = sequence_number(tensor.grad_fn)
+            if number in numbers and (number <= self._last_node if is_state else True):
+                leaves = Walk(tensor).leaves.values()
+                keys = {key for p in leaves if (key := self.ledger.key(p)) is not None}
+                self.standing.setdefault((loss, name), (line, set()))[1].update(keys)
+
+    def _before_move(self, key: int, optimizer: Optimizer) -> None:
+        """Sample what is to stand still in this step."""
+        self._last_node = max(self._last_node, *(max(g, default=-1) for g in self.graphs.last(2)), -1)
+        self._before.clear()
+        own_hooks = int(self._span is not None)
+        for p in held(optimizer):
+            number = self.ledger.key(p)
+            if number is None:
+                continue
+            if p.grad is None or not p.requires_grad:
+                values = sample(p)
+                if values is not None:
+                    self._before[number] = values, None
+                    self.moves.steps[number, key] += 1
+            elif len(gradient_hooks(p) or ()) > own_hooks and (rows := still_rows(p)) is not None:
+                self._before[number] = p.detach()[rows].clone(), rows
+                self.moves.steps[number, key] += 1
+
+    def _after_move(self, key: int) -> None:
+        alive = self.ledger.parameters()
+        for number, (values, rows) in self._before.items():
+            p = alive.get(number)
+            if p is None:
+                continue
+            now = sample(p) if rows is None else p.detach()[rows]
+            if now is not None and not equal(values, now):
+                (self.moves.still if rows is None else self.moves.rows)[number, key] += 1
+        self._before.clear()
+
+    # ---- what the rules ask
+
+    def key(self, parameter: Tensor) -> int:
+        """The number of a parameter in the ledger; -1 where it is not there."""
+        key = self.ledger.key(parameter)
+        return -1 if key is None else key
+
+    def parts_of(self, parameters: Iterable[int]) -> str:
+        """The parts of some parameters, in words."""
+        return ", ".join(dict.fromkeys(self.home.get(key, "others") for key in parameters))
+
+    def to_train(self) -> dict[int, Tensor]:
+        """What an optimiser that steps holds; in a script that has no optimiser, everything."""
+        held = {p for known in self.ledger.optimizers.values() if known.steps for p in known.holds}
+        return {key: p for key, p in self.ledger.parameters().items() if key in held or not self.ledger.optimizers}
+
+    def is_stepped(self, parameter: Tensor) -> bool:
+        """Whether some optimiser stepped it on some loss's gradient."""
+        return self.ledger.key(parameter) in self._used
+
+    def candidates(self) -> dict[str, nn.Module]:
+        """The named modules, and those inside of them with parameters, by their full names."""
+        found: dict[str, nn.Module] = {}
+        for name, root in self.parts.names().items():
+            for path, module in root.named_modules():
+                if next(module.parameters(), None) is not None:
+                    found[f"{name}.{path}" if path else name] = module
+        return found
+
+    def like(self, module: nn.Module) -> list[str]:
+        """The names of other modules of the same class and shapes, that neither hold this one nor lie in it."""
+        shapes, inner = [p.shape for p in module.parameters()], set(module.modules())
+        return [
+            name
+            for name, other in self.candidates().items()
+            if type(other) is type(module)
+            and other not in inner
+            and module not in set(other.modules())
+            and [p.shape for p in other.parameters()] == shapes
+        ]
+
+    def modules(self) -> list[nn.Module]:
+        """All modules of the script, each once."""
+        return list({id(m): m for root in self.parts.names().values() for m in root.modules()}.values())
+
+    def name_of(self, module: nn.Module) -> str:
+        """A module's full name, or its class."""
+        return next((name for name, m in self.candidates().items() if m is module), type(module).__name__)
 
     # ---- cycles and spans
 
@@ -102,8 +266,10 @@ class Watch:
 
     def _name(self) -> None:
         """Say which part each parameter belongs to, while the modules are alive."""
-        for name, tensors in self.parts.of(self.ledger.parameters()).items():
-            self.home.update((id(p), name) for p in tensors)
+        alive = self.ledger.parameters()
+        numbers = {id(p): key for key, p in alive.items()}
+        for name, tensors in self.parts.of(alive.values()).items():
+            self.home.update((numbers[id(p)], name) for p in tensors)
 
     def _next_cycle(self) -> None:
         if self._written():
@@ -117,60 +283,23 @@ class Watch:
 
     def _begin(self) -> None:
         self._end()
-        parameters = self.ledger.parameters()
+        parameters = self.ledger.parameters().values()
         if parameters and torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
-            self._span = _Span(self.parts.of(parameters))
+            self._span = Span(self.parts.of(parameters))
 
     def _end(self) -> None:
         if self._span is None:
             return
         span, self._span = self._span, None
         seen = span.close()
+        self.changed.update(dict.fromkeys(span.changed))
+        for loss, found in span.evidence.items():
+            numbers = {id(p): key for key, p in self.ledger.parameters().items()}
+            found.stopped = {numbers[key]: cut for key, cut in found.stopped.items() if key in numbers}
+            found.used = {numbers[key] for key in found.used if key in numbers}
+            self.evidence.setdefault(loss, Evidence()).merge(found)
         if seen is not None and seen.losses:
             self.matrix = seen if self.matrix is None else self.matrix.updated(seen)
-
-
-class _Span:
-    """A cycle that is measured: the audit that follows its values, and the norms that arrive in its backwards."""
-
-    def __init__(self, parts: dict[str, list[Tensor]]) -> None:
-        self.reports: list[tuple[str, Tensor, dict[int, list[Tensor]]]] = []
-        self.current: dict[int, list[Tensor]] | None = None
-        self.audit = audit(parts)
-        self.audit.__enter__()
-        self.handles: list[RemovableHandle] = []
-        for tensor in {id(t): t for part in parts.values() for t in part}.values():
-            if tensor.requires_grad and tensor.is_leaf:
-                self.handles.append(tensor.register_hook(self._arrived(id(tensor))))
-
-    def _arrived(self, key: int) -> Any:
-        def note(grad: Tensor) -> None:
-            if self.current is not None:
-                self.current.setdefault(key, []).append(measure.norm(grad))
-
-        return note
-
-    def begin(self, name: str, loss: Tensor) -> None:
-        try:
-            self.audit.admit(name, loss)
-        except ValueError:  # no scalar, no graph, or the same graph once more: the script's own backward will tell
-            return
-        self.current = {}
-        self.reports.append((name, loss, self.current))
-
-    def end(self) -> None:
-        self.current = None
-
-    def close(self) -> FlowMatrix | None:
-        for handle in self.handles:
-            handle.remove()
-        try:
-            for name, loss, norms in self.reports:
-                totals = {key: float(torch.stack(got).norm()) for key, got in norms.items()}
-                self.audit.record(name, loss, totals, {})
-            return self.audit.matrix() if self.reports else None
-        finally:
-            self.audit.__exit__()
 
 
 def _scalar(tensors: Any) -> Tensor | None:
@@ -181,6 +310,6 @@ def _scalar(tensors: Any) -> Tensor | None:
     return tensors[0] if len(tensors) == 1 and isinstance(tensors[0], Tensor) else None
 
 
-def _line() -> tuple[str, int]:
+def _line() -> Line:
     frame = next(user_frames(), None)
     return ("", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)

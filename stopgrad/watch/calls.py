@@ -1,0 +1,78 @@
+"""Which modules ran, and in which mode: with gradients or without, in train mode or in eval mode."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase as Norm
+from torch.nn.modules.dropout import _DropoutNd as Dropout
+
+from stopgrad.flow.frames import graphless_line
+
+
+@dataclass(eq=False)
+class Call:
+    """How a module was called.
+
+    Attributes:
+        live: at least once with gradients enabled.
+        tested: the line at which it first ran without gradients in train mode, where that changes its answer: a
+            dropout that drops, a norm that takes its statistics from the batch.
+        evaluated: it ran in eval mode.
+    """
+
+    module: weakref.ref[nn.Module]
+    live: bool = False
+    tested: tuple[str, int] | None = None
+    evaluated: bool = False
+
+
+@dataclass
+class Calls:
+    """All modules that were called while the books were open, and whose mode was set.
+
+    Attributes:
+        frozen: modules on which ``requires_grad_(False)`` was called last, with the ids of their parameters then.
+    """
+
+    of: dict[int, Call] = field(default_factory=dict)
+    evaluated: weakref.WeakSet[nn.Module] = field(default_factory=weakref.WeakSet)
+    frozen: weakref.WeakKeyDictionary[nn.Module, set[int]] = field(default_factory=weakref.WeakKeyDictionary)
+
+    def called(self, module: nn.Module) -> None:
+        call = self.of.get(id(module))
+        if call is None or call.module() is not module:
+            call = self.of[id(module)] = Call(weakref.ref(module))
+        if not module.training:
+            call.evaluated = True
+        if torch.is_grad_enabled():
+            call.live = True
+        elif module.training and call.tested is None and differs(module):
+            line, in_checkpoint = graphless_line()
+            if not in_checkpoint:
+                call.tested = line
+
+    def was_called(self, module: nn.Module) -> bool:
+        call = self.of.get(id(module))
+        return call is not None and call.module() is module
+
+    def set_mode(self, module: nn.Module, training: bool) -> None:
+        if not training:
+            self.evaluated.add(module)
+
+    def froze(self, module: nn.Module, requires_grad: bool) -> None:
+        if requires_grad:
+            for inner in module.modules():
+                self.frozen.pop(inner, None)
+        else:
+            self.frozen[module] = {id(p) for p in module.parameters()}
+
+
+def differs(module: nn.Module) -> bool:
+    """Whether a module answers otherwise in train mode than in eval mode."""
+    if isinstance(module, Dropout):
+        return module.p > 0
+    return isinstance(module, Norm) and module.track_running_stats
