@@ -136,6 +136,11 @@ class audit:
             self._columns.append(column)
         return self._bits[column]
 
+    @property
+    def size(self) -> int:
+        """How many values were followed so far."""
+        return 0 if self._recorder is None else len(self._recorder.values)
+
     def on_crossing(self, watch: Callable[[str, Tensor], None]) -> None:
         """Hand every live tensor that crosses a boundary to ``watch(boundary, tensor)`` instead of keeping it."""
         self._running("").on_probe = watch

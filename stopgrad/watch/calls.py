@@ -43,8 +43,8 @@ class Calls:
     frozen: weakref.WeakKeyDictionary[nn.Module, set[int]] = field(default_factory=weakref.WeakKeyDictionary)
 
     def called(self, module: nn.Module) -> None:
-        call = self.of.get(id(module))
-        if call is None or call.module() is not module:
+        call = self.call_of(module)
+        if call is None:
             call = self.of[id(module)] = Call(weakref.ref(module))
         if not module.training:
             call.evaluated = True
@@ -55,9 +55,9 @@ class Calls:
             if not in_checkpoint:
                 call.tested = line
 
-    def was_called(self, module: nn.Module) -> bool:
+    def call_of(self, module: nn.Module) -> Call | None:
         call = self.of.get(id(module))
-        return call is not None and call.module() is module
+        return call if call is not None and call.module() is module else None
 
     def set_mode(self, module: nn.Module, training: bool) -> None:
         if not training:

@@ -7,7 +7,7 @@ from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from stopgrad.cuts.torch_internals import saved_tensors, sequence_number, top_mode, version_of
@@ -129,7 +129,7 @@ class Saved(TorchFunctionMode):
         self.paused = True
 
     def _note(self, tensor: Tensor) -> None:
-        values = sample(tensor) if type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__ else None
+        values = sample(tensor) if type(tensor) in (Tensor, nn.Parameter) else None
         if values is not None:
             self._results[_address(tensor)] = weakref.ref(tensor), values, version_of(tensor)
 

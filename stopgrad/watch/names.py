@@ -184,7 +184,8 @@ def words(name: str) -> list[str]:
 
 _COPIES = ("targ", "ema", "averag", "momentum", "shadow", "avg", "swa")
 _TEACHERS = ("teacher", "ref", "reference", "old", "frozen")
-_STANDS = ("target", "targets", "goal", "teacher", "old", "ref", "label", "labels", "pseudo", "advantage", "advantages")
+_STANDS = ("target", "targets", "goal", "teacher", "ref", "label", "labels", "pseudo", "advantage", "advantages")
+_POLICY = {"log", "logp", "logprob", "logprobs", "prob", "probs", "logits", "pi", "policy"}  # of an old policy
 _STATES = ("prev", "previous")
 _NOT_A_VALUE = ("loss", "pred", "predicted", "predictions", "output", "outputs", "err", "error", "grad")
 
@@ -206,7 +207,8 @@ def standing_values() -> Iterator[tuple[str, Tensor, bool]]:
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 said = words(name)
                 is_state = any(word in _STATES for word in said)
-                if (is_state or any(word in _STANDS for word in said)) and not any(w in _NOT_A_VALUE for w in said):
+                still = is_state or any(word in _STANDS for word in said) or ("old" in said and _POLICY & set(said))
+                if still and not any(word in _NOT_A_VALUE for word in said):
                     yield name, value, is_state
 
 

@@ -33,15 +33,18 @@ class Parts:
 
     def __init__(self) -> None:
         self._named: dict[str, weakref.ref[nn.Module]] = {}
+        self._weak: set[str] = set()  # names after a class, which give way to a variable's
         self._tensors: dict[int, tuple[str, Any]] = {}
         self.aliases: dict[tuple[str, str], weakref.ref[nn.Module]] = {}  # two names of one module in one namespace
 
     def look(self) -> None:
         """Note the modules, and the tensors that require grad, of the frames that run now."""
-        for frame, space in spaces():
+        found = [(frame, space, list(modules_of(space))) for frame, space in spaces()]
+        passing = _passing([pair for _, _, modules in found for pair in modules])
+        for frame, space, modules in found:
             first: dict[int, str] = {}
-            for name, module in modules_of(space):
-                if name == "self":
+            for name, module in modules:
+                if name == "self" or (id(module) in passing and "[" not in name):
                     continue
                 self.add(name, module)
                 if first.setdefault(id(module), name) != name:
@@ -56,8 +59,12 @@ class Parts:
     def add(self, name: str, module: nn.Module, weak: bool = False) -> None:
         """Name a module, unless it has a name; two modules are never called the same."""
         module = unwrapped(module)
-        if next(module.parameters(), None) is None or any(ref() is module for ref in self._named.values()):
+        known = next((name for name, ref in self._named.items() if ref() is module), None)
+        if next(module.parameters(), None) is None or (known is not None and (weak or known not in self._weak)):
             return
+        if known is not None:
+            del self._named[known]
+            self._weak.discard(known)
         if weak and any(module in set(known.modules()) for ref in self._named.values() if (known := ref())):
             return
         unique, count = name, 1
@@ -65,6 +72,8 @@ class Parts:
             count += 1
             unique = f"{name}#{count}"
         self._named[unique] = weakref.ref(module)
+        if weak:
+            self._weak.add(unique)
 
     def roots(self) -> dict[str, nn.Module]:
         """The named modules that lie in no other named module."""
@@ -109,6 +118,16 @@ class Parts:
         return found
 
 
+def _passing(found: list[tuple[str, nn.Module]]) -> set[int]:
+    """The modules that a loop's variable names just now: of a list of several, the only one with a name of its own."""
+    plain = {id(module) for name, module in found if "[" not in name}
+    lists: dict[str, set[int]] = {}
+    for name, module in found:
+        if "[" in name:
+            lists.setdefault(name.partition("[")[0], set()).add(id(module))
+    return {key for keys in lists.values() if len(keys) > 1 and len(keys & plain) == 1 for key in keys & plain}
+
+
 def _descended(name: str, module: nn.Module) -> dict[str, nn.Module | Tensor]:
     """The children of a module, and its own parameters; through children that are alone."""
     while True:
@@ -120,6 +139,6 @@ def _descended(name: str, module: nn.Module) -> dict[str, nn.Module | Tensor]:
         if not any(True for _ in only.children()):
             break
         module = only
-    if len(children) + len(own) < 2:
+    if len(children) + len(own) < 2 or any(key.isdigit() for key in children):  # of a Sequential: "0" says nothing
         return {name: module}
     return {**own, **children}

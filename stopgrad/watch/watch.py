@@ -63,6 +63,7 @@ class Watch:
         self.notes: list[str] = []
         self._cleared: weakref.WeakSet[Any] = weakref.WeakSet()
         self._stepped = False
+        self._is_first = True
         self._span: Span | None = None
         self._looked: set[Line] = set()
         self._before: dict[int, tuple[Tensor, Tensor | None]] = {}
@@ -74,8 +75,9 @@ class Watch:
     def made(self, optimizer: Optimizer) -> None:
         self.ledger.meet(optimizer, "", _line())
         self._look()
-        if self._measured():
+        if self._followed():
             self._begin()
+            self._is_first = True
 
     def before_clear(self, owner: Optimizer | nn.Module) -> None:
         if self._stepped and owner in self._cleared:
@@ -88,7 +90,7 @@ class Watch:
         if self.ledger.number in (2, 4, 8, 16):
             self.kept.append(kept_in_frames())
         loss = _scalar(tensors)
-        if self._span is not None and loss is not None:
+        if self._span is not None and loss is not None and self._measured():
             name, *place = loss_name()
             line = str(place[0]), int(place[1])
             if line not in self._looked:
@@ -99,11 +101,13 @@ class Watch:
             self._look_for_standing(name, line, numbers)
 
     def after_backward(self, tensors: Any, finished: bool = True) -> None:
-        if self._span is not None:
-            self._span.end(finished)
+        loss = _scalar(tensors)
+        if self._span is not None and loss is not None:
+            self._span.end(loss, finished)
+            if self._span.is_full:
+                self._end()
         if not finished or not self._written():
             return
-        loss = _scalar(tensors)
         self.ledger.after_backward(*loss_name(), is_leaf=loss is not None and loss.is_leaf)
         if self.ledger.number <= 2:
             self._name()
@@ -133,9 +137,11 @@ class Watch:
     def called(self, module: nn.Module) -> None:
         if self._written() or not torch.is_grad_enabled():
             self.calls.called(module)
-            if self._span is None and self._measured() and self.ledger.number == 0:
-                self._look()
-                self._begin()
+            if self._is_first and torch.is_grad_enabled():  # by now all of the networks are there
+                self._is_first = False
+                if self.ledger.number == 0:
+                    self._look()
+                    self._begin(only_if_new=True)
 
     def set_mode(self, module: nn.Module, training: bool) -> None:
         self.calls.set_mode(module, training)
@@ -264,6 +270,10 @@ class Watch:
     def _measured(self) -> bool:
         return self.cycle < self.cycles or bool(self.every and self.cycle % self.every == 0)
 
+    def _followed(self) -> bool:
+        """Values are followed from the cycle before on: a forward may come before the clearing of gradients."""
+        return self._measured() or bool(self.every and (self.cycle + 1) % self.every == 0)
+
     def _name(self) -> None:
         """Say which part each parameter belongs to, while the modules are alive."""
         alive = self.ledger.parameters()
@@ -274,18 +284,22 @@ class Watch:
     def _next_cycle(self) -> None:
         if self._written():
             self._name()
-        self._end()
         self.cycle += 1
         self._cleared.clear()
         self._stepped = False
-        if self._measured():
+        if not self._followed():
+            self._end()
+        elif self._span is None:
             self._begin()
 
-    def _begin(self) -> None:
+    def _begin(self, only_if_new: bool = False) -> None:
+        """Follow values from here on; or go on, where no part has come since the last beginning."""
+        parts = self.parts.of(self.ledger.parameters().values())
+        if only_if_new and self._span is not None and parts.keys() == self._span.parts.keys():
+            return
         self._end()
-        parameters = self.ledger.parameters().values()
-        if parameters and torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
-            self._span = Span(self.parts.of(parameters))
+        if parts and torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+            self._span = Span(parts)
 
     def _end(self) -> None:
         if self._span is None:
@@ -299,7 +313,17 @@ class Watch:
             found.used = {numbers[key] for key in found.used if key in numbers}
             self.evidence.setdefault(loss, Evidence()).merge(found)
         if seen is not None and seen.losses:
-            self.matrix = seen if self.matrix is None else self.matrix.updated(seen)
+            self.matrix = _told(seen if self.matrix is None else self.matrix.updated(seen), seen)
+
+
+def _told(matrix: FlowMatrix, newest: FlowMatrix) -> FlowMatrix:
+    """What a run shows of a matrix: no parts that were named when not all of the networks were there, no ``item()``.
+
+    A number that left, to be printed as a rule, is no proof that it came back.
+    """
+    cells = {key: cell for key, cell in matrix.told().items() if cell.state != "independent"}
+    parts = [part for part in matrix.parts if part in newest.parts or any(key[1] == part for key in cells)]
+    return FlowMatrix(parts, cells, matrix.losses, matrix.facts)
 
 
 def _scalar(tensors: Any) -> Tensor | None:

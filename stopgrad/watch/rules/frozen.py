@@ -111,7 +111,10 @@ def teacher_dropout(watch: Watch) -> Iterator[Finding]:
         active = [
             path
             for path, module in root.named_modules()
-            if isinstance(module, Dropout) and module.p > 0 and module.training and watch.calls.was_called(module)
+            if isinstance(module, Dropout)
+            and module.p > 0
+            and module.training
+            and watch.calls.call_of(module) is not None
         ]
         if active:
             yield Finding(
@@ -213,17 +216,12 @@ def never_eval(watch: Watch) -> Iterator[Finding]:
     if not watch.ledger.steps:
         return
     for name, root in watch.parts.roots().items():
-        inner = list(root.modules())
-        tested = [
-            call
-            for m in inner
-            if (call := watch.calls.of.get(id(m))) is not None and call.module() is m and call.tested
-        ]
-        if (
-            not tested
-            or any(m in watch.calls.evaluated for m in inner)
-            or not any(watch.is_stepped(p) for p in root.parameters())
-        ):
+        inner = [m for m in root.modules() if any(watch.is_stepped(p) for p in m.parameters(recurse=False))]
+        inner += [m for parent in root.modules() for m in parent.children() if not any(True for _ in m.parameters())]
+        tested = [call for m in inner if (call := watch.calls.call_of(m)) is not None and call.tested]
+        if not tested or any(m in watch.calls.evaluated for m in root.modules()):
+            continue
+        if not any(watch.is_stepped(p) for p in root.parameters()):
             continue
         sampler = _is_judged_by_another(watch, name)
         kinds = shown(sorted({type(m).__name__ for call in tested if (m := call.module()) is not None}))

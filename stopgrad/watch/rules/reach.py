@@ -275,7 +275,7 @@ def unused(watch: Watch) -> Iterator[Finding]:
         for path, module in root.named_modules():
             keys = [watch.ledger.key(p) for p in module.parameters(recurse=False)]
             idle = keys and all(key in holders and key not in written for key in keys)
-            if idle and not watch.calls.was_called(module):
+            if idle and watch.calls.call_of(module) is None:
                 layers.append(f"{name}.{path}" if path else name)
         if layers:
             yield Finding(
