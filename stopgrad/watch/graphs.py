@@ -117,10 +117,8 @@ class Saved(TorchFunctionMode):
             if tensor.grad_fn is not None:
                 self._note(tensor)
         for tensor in leaves_of(args):
-            if tensor.is_leaf and tensor.requires_grad:
-                known = self._results.get(_address(tensor))
-                if known is None or known[0]() is not tensor or known[2] != version_of(tensor):
-                    self._note(tensor)
+            if tensor.is_leaf and tensor.requires_grad:  # at each use: what is written between two steps is no fault
+                self._note(tensor)
         return result
 
     def off(self) -> None:

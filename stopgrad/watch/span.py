@@ -15,7 +15,6 @@ from stopgrad.flow.matrix import FlowMatrix
 from stopgrad.watch.evidence import Evidence, evidence
 from stopgrad.watch.graphs import Line, Saved, nodes_of
 
-
 MOST_LOSSES, MOST_VALUES = 128, 200_000  # of a span: a script that never clears a gradient has one endless cycle
 
 
