@@ -141,6 +141,13 @@ class audit:
         """How many values were followed so far."""
         return 0 if self._recorder is None else len(self._recorder.values)
 
+    def value(self, tensor: Tensor) -> int | None:
+        """The value of a tensor that hangs on the parts, as a place in the value graph; None of another one."""
+        if self._recorder is None:
+            return None
+        with without_overrides():
+            return self._recorder.value(tensor)
+
     def on_crossing(self, watch: Callable[[str, Tensor], None]) -> None:
         """Hand every live tensor that crosses a boundary to ``watch(boundary, tensor)`` instead of keeping it."""
         self._running("").on_probe = watch

@@ -25,7 +25,7 @@ class Cell:
             depends on the part, but the gradient was stopped), ``independent`` (the loss does not depend on it, or
             only through Python numbers or NumPy), ``opaque`` (this graph cannot tell).
         norm: L2 norm of the gradient that arrived, over the whole part. A loss that is reported several times keeps
-            the largest.
+            the largest. 0 of an ``open`` one: not measured, as of a term of a loss.
         cuts: every cut between the loss and the part, nearest to the loss first; for ``independent``, the lines where
             the value left PyTorch.
         path: the operations from the loss to the nearest parameter reached, in words.
@@ -50,7 +50,7 @@ class Cell:
         return Cell(first.state, norm, cuts, first.path, first.note, first.died)
 
     def __str__(self) -> str:
-        return f"{self.state} {self.norm:.1e}" if self.state == "open" else self.state
+        return f"{self.state} {self.norm:.1e}" if self.state == "open" and self.norm else self.state
 
 
 INDEPENDENT = Cell("independent")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from stopgrad.flow.values import LIVE, CutSite, Trace, Values
 
@@ -21,6 +21,7 @@ class Evidence:
         crossings: (upstream, downstream) -> the line where a live value of the one meets the parameters of the other.
         fed: (upstream, downstream) -> the cut by which a value of the one meets the parameters of the other.
         constants: terms of the loss that hang on a part and carry no gradient: the cut, and the parts.
+        terms: of a loss that is a sum: the name of each term that has one, and its value.
         stopped: parameters, by place among the roots, on which the loss hangs without a gradient: the nearest cut.
         used: parameters, by place, on which the loss hangs at all.
     """
@@ -28,6 +29,7 @@ class Evidence:
     crossings: dict[tuple[str, str], Line] = field(default_factory=dict)
     fed: dict[tuple[str, str], CutSite] = field(default_factory=dict)
     constants: list[tuple[CutSite, tuple[str, ...]]] = field(default_factory=list)
+    terms: dict[str, int] = field(default_factory=dict)
     stopped: dict[int, CutSite] = field(default_factory=dict)
     used: set[int] = field(default_factory=set)
 
@@ -38,21 +40,36 @@ class Evidence:
         self.used |= other.used
         self.constants += [constant for constant in other.constants if constant not in self.constants]
 
+    def renamed(self, names: Mapping[str, str]) -> Evidence:
+        """The same under other names of the parts."""
+        pairs = lambda found: {(names.get(a, a), names.get(b, b)): v for (a, b), v in found.items()}  # noqa: E731
+        constants = [(cut, tuple(names.get(part, part) for part in parts)) for cut, parts in self.constants]
+        return replace(self, crossings=pairs(self.crossings), fed=pairs(self.fed), constants=constants)
 
-def evidence(values: Values, loss: int, bits: Mapping[str, int], frozen: int) -> Evidence:
+
+def evidence(
+    values: Values, loss: int, bits: Mapping[str, int], frozen: int, names: Mapping[int, str]
+) -> tuple[Evidence, Mapping[int, int]]:
     """Read it from the value graph, in time linear in what the loss was computed from.
 
     Args:
         loss: its value.
         bits: the bit of each part.
         frozen: the bits of the parts none of whose parameters requires grad.
+        names: of values that the script's variables hold.
+
+    Returns:
+        It, and of each value behind the loss the bits of the parts from which gradient would flow to it.
     """
-    return _Reading(values, loss, bits, frozen).found
+    reading = _Reading(values, loss, bits, frozen, names)
+    return reading.found, reading.live
 
 
 class _Reading:
-    def __init__(self, values: Values, loss: int, bits: Mapping[str, int], frozen: int) -> None:
-        self.values, self.frozen = values, frozen
+    def __init__(
+        self, values: Values, loss: int, bits: Mapping[str, int], frozen: int, names: Mapping[int, str]
+    ) -> None:
+        self.values, self.frozen, self.called = values, frozen, names
         self.names = {bit: name for name, bit in bits.items()}
         self.found = Evidence()
         self.live: dict[int, int] = {}  # value -> the parts from which gradient would flow to it
@@ -128,7 +145,9 @@ class _Reading:
             if not self.live[index] or not (op in _SUMS or (op in _SCALES and len(parents) == 1)):
                 continue
             for parent in dict.fromkeys(parents):
-                if self.live[parent]:
+                if self.live[parent] and parent in self.called:
+                    self.found.terms[self.called[parent]] = parent
+                elif self.live[parent]:
                     stack += [parent] if parent not in seen else []
                     seen.add(parent)
                 elif op in _SUMS and (hangs_on := values.connected[parent] & ~self.frozen):

@@ -21,9 +21,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 class Listener(Protocol):
     def made(self, optimizer: Optimizer) -> None: ...
     def before_clear(self, owner: Optimizer | nn.Module) -> None: ...
+    def after_clear(self, owner: Optimizer | nn.Module) -> None: ...
     def before_backward(self, tensors: Any, retains: bool) -> None: ...
     def after_backward(self, tensors: Any, finished: bool) -> None: ...
-    def asked(self, tensors: Any) -> None: ...
+    def before_grad(self, outputs: Any, inputs: Any) -> None: ...
+    def after_grad(self, outputs: Any, finished: bool) -> None: ...
     def before_step(self, optimizer: Optimizer, closure: bool) -> None: ...
     def after_step(self, optimizer: Optimizer, closure: bool) -> None: ...
     def called(self, module: nn.Module) -> None: ...
@@ -83,10 +85,17 @@ def overhear(listener: Listener) -> Iterator[None]:
 
     def grad(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
-        def wrapper(outputs: Any, *args: Any, **kwargs: Any) -> Any:
-            if mine() and not inside[0]:
-                listener.asked(outputs)
-            return original(outputs, *args, **kwargs)
+        def wrapper(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if not mine() or inside[0]:
+                return original(outputs, inputs, *args, **kwargs)
+            listener.before_grad(outputs, inputs)
+            finished = False
+            try:
+                result = original(outputs, inputs, *args, **kwargs)
+                finished = True
+            finally:
+                listener.after_grad(outputs, finished)
+            return result
 
         return wrapper
 
@@ -110,9 +119,9 @@ def overhear(listener: Listener) -> Iterator[None]:
             listener.called(module)
 
     wrapped: list[tuple[Any, str, Wrapping]] = [
-        (Optimizer, "__init__", told(None, lambda optimizer, *_, **__: listener.made(optimizer))),
-        (Optimizer, "zero_grad", told(lambda owner, *_, **__: listener.before_clear(owner))),
-        (nn.Module, "zero_grad", told(lambda owner, *_, **__: listener.before_clear(owner))),
+        (Optimizer, "__init__", told(None, _first(listener.made))),
+        (Optimizer, "zero_grad", told(_first(listener.before_clear), _first(listener.after_clear))),
+        (nn.Module, "zero_grad", told(_first(listener.before_clear), _first(listener.after_clear))),
         (nn.Module, "train", told(lambda module, mode=True: listener.set_mode(module, mode))),
         (
             nn.Module,
@@ -139,6 +148,11 @@ def overhear(listener: Listener) -> Iterator[None]:
             setattr(owner, name, original)
         for handle in handles:
             handle.remove()
+
+
+def _first(tell: Callable[[Any], None]) -> Callable[..., None]:
+    """Of a call's arguments the first is told."""
+    return lambda owner, *_, **__: tell(owner)
 
 
 def _has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -50,6 +50,7 @@ class Gradient:
     value: int = -1  # the parameter's own version after its last backward
     writers: list[Backward] = field(default_factory=list)
     used: list[Use] = field(default_factory=list)  # since the last clear
+    asked: Backward | None = None  # the last autograd.grad that was asked for it, which a write by hand may use
 
 
 @dataclass(eq=False)
@@ -97,7 +98,7 @@ class Ledger:
         self.by_hand: Counter[tuple[str, int]] = Counter()
         self.required: set[int] = set()
         self.rebuilt: Counter[str] = Counter()
-        self.backwards: list[Backward] = []
+        self.running: Backward | None = None
         self.number = 0
         self.batch = 0
         self._numbers: dict[int, int] = {}  # id of a parameter -> its number
@@ -155,52 +156,83 @@ class Ledger:
 
     # ---- events
 
-    def before_backward(self) -> None:
-        self.settle()
+    def before_backward(self, loss: str, file: str, line: int) -> bool:
+        """Whether a gradient that a step had used was cleared since the last look."""
+        cleared = self.settle()
+        self.running = Backward(loss, file, line, self.number + 1)
+        return cleared
 
-    def after_backward(self, loss: str, file: str, line: int, is_leaf: bool = False) -> Backward:
+    def after_backward(self, is_leaf: bool = False, finished: bool = True) -> None:
+        backward, self.running = self.running, None
+        if backward is None or not finished:
+            return
         self.number += 1
         self._stepping = False
-        self.rebuilt[loss] += is_leaf
-        backward = Backward(loss, file, line, self.number)
-        first, at, count = self.losses.get(loss, (file, line, 0))
-        self.losses[loss] = (first, at, count + 1)
+        self.rebuilt[backward.loss] += is_leaf
+        self._count(backward)
         for key, entry in self.gradients.items():
             p = entry.parameter()
             if p is None:
                 continue
             if p.requires_grad:
                 self.required.add(key)
-            if p.grad is None:
-                continue
-            entry.value = version_of(p)
-            if id(p.grad) != entry.identity or version_of(p.grad) != entry.version:
-                entry.writers.append(backward)
-                self.wrote[loss, key] += 1
-                entry.identity, entry.version = id(p.grad), version_of(p.grad)
-        self.backwards = [b for b in self.backwards if b.batch is None] + [backward]
-        return backward
+            if p.grad is not None:
+                self._written(key, entry, p, backward)
 
-    def settle(self) -> None:
-        """Note which gradients were cleared since the last look, by whatever means; forget who died."""
-        dead = []
+    def asked(self, loss: str, file: str, line: int, parameters: Iterable[Tensor]) -> None:
+        """``autograd.grad`` was asked for the gradient of some parameters: a write to ``.grad`` may follow."""
+        backward = Backward(loss, file, line, self.number)
+        self._count(backward)
+        for p in parameters:
+            key = self.key(p)
+            if key is not None:
+                self.required.add(key)
+                self.gradients[key].asked = backward
+
+    def _count(self, backward: Backward) -> None:
+        file, line, count = self.losses.get(backward.loss, (backward.file, backward.line, 0))
+        self.losses[backward.loss] = file, line, count + 1
+
+    def _written(self, key: int, entry: Gradient, parameter: Tensor, backward: Backward) -> None:
+        assert parameter.grad is not None
+        entry.value = version_of(parameter)
+        if id(parameter.grad) != entry.identity or version_of(parameter.grad) != entry.version:
+            entry.writers.append(backward)
+            self.wrote[backward.loss, key] += 1
+            entry.identity, entry.version = id(parameter.grad), version_of(parameter.grad)
+
+    def settle(self) -> bool:
+        """Note which gradients were cleared since the last look, by whatever means; forget who died.
+
+        Returns:
+            Whether one was cleared that a step, or the script itself, had used.
+        """
+        dead, cleared = [], False
         for key, entry in self.gradients.items():
             p = entry.parameter()
             if p is None:
                 dead.append(key)
             elif not entry.writers:
-                if p.grad is not None:
+                if p.grad is not None and self.running is not None:  # a step from within a backward
+                    self._written(key, entry, p, self.running)
+                elif p.grad is not None and (id(p.grad), version_of(p.grad)) != (entry.identity, entry.version):
+                    if entry.asked is not None and torch.count_nonzero(p.grad.detach()):
+                        self._written(key, entry, p, entry.asked)
                     entry.identity, entry.version = id(p.grad), version_of(p.grad)
             elif p.grad is None:
-                self._cleared(key, entry, p)
+                cleared |= self._cleared(key, entry, p)
             elif id(p.grad) != entry.identity or version_of(p.grad) != entry.version:
-                if not torch.count_nonzero(p.grad.detach()):
-                    self._cleared(key, entry, p)
+                asked = entry.asked if id(p.grad) != entry.identity and entry.asked not in entry.writers else None
+                if asked is not None or not torch.count_nonzero(p.grad.detach()):
+                    cleared |= self._cleared(key, entry, p)
+                if asked is not None:  # p.grad = ..., in the place of what was there
+                    self._written(key, entry, p, asked)
                 entry.identity, entry.version = id(p.grad), version_of(p.grad)
         for key in dead:
             del self.gradients[key]
+        return cleared
 
-    def _cleared(self, key: int, entry: Gradient, parameter: Tensor) -> None:
+    def _cleared(self, key: int, entry: Gradient, parameter: Tensor) -> bool:
         used = {id(use.backward) for use in entry.used}
         by_hand = not used and version_of(parameter) != entry.value
         for backward in entry.writers:
@@ -209,6 +241,7 @@ class Ledger:
         entry.writers.clear()
         entry.used.clear()
         entry.identity = None
+        return bool(used) or by_hand
 
     def piled(self) -> dict[int, int]:
         """Parameter -> writes since it was last cleared, where no step has used them."""

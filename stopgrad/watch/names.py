@@ -63,7 +63,7 @@ def _call_at(frame: FrameType) -> ast.Call | None:
         exact = [c for c in calls if (c.lineno, c.end_lineno, c.col_offset, c.end_col_offset) == position]
         if exact:
             return exact[0]
-    named = [c for c in calls if _called_name(c) in ("backward", "manual_backward")]
+    named = [c for c in calls if _called_name(c) in ("backward", "manual_backward", "grad")]
     return (named or calls or [None])[0]
 
 
@@ -88,9 +88,9 @@ def _called_name(call: ast.Call) -> str:
 
 def _loss_in(call: ast.Call | None) -> str | None:
     """``d_loss`` of ``d_loss.backward()``, ``scaler.scale(d_loss).backward()`` and ``accelerator.backward(d_loss)``."""
-    if call is None:
+    if call is None or _called_name(call) not in ("manual_backward", "backward", "grad"):
         return None
-    if call.args and _called_name(call) in ("manual_backward", "backward"):
+    if call.args:
         return _spelled(call.args[0])
     return _spelled(call.func.value) if isinstance(call.func, ast.Attribute) else None
 
@@ -138,6 +138,40 @@ def _argument(call: ast.Call | None, called: CodeType, parameter: str) -> str | 
     if 0 <= place < len(call.args) and not any(isinstance(a, ast.Starred) for a in call.args):
         return _spelled(call.args[place])
     return None
+
+
+def assigned_name() -> str:
+    """The variable that gets what is being made, in the innermost of the script's frames that assigns; "" for none."""
+    for frame in user_frames():
+        for node in _assignments(frame.f_code.co_filename, frame.f_lineno):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            target, value = targets[0], node.value
+            if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) and len(target.elts) == len(value.elts):
+                inside = [
+                    t
+                    for t, v in zip(target.elts, value.elts, strict=True)
+                    if v.lineno <= frame.f_lineno <= (v.end_lineno or 0)
+                ]
+                target = inside[0] if len(inside) == 1 else target
+            if isinstance(target, ast.Name | ast.Attribute):
+                return ast.unparse(target).removeprefix("self.")
+    return ""
+
+
+@lru_cache(maxsize=256)
+def _assignments(file: str, line: int) -> list[ast.Assign | ast.AnnAssign]:
+    """The assignments whose value covers a line, the innermost first."""
+    try:
+        tree = ast.parse("".join(linecache.getlines(file)))
+    except (SyntaxError, ValueError):
+        return []
+    found = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
+        if node.value.lineno <= line <= (node.value.end_lineno or node.value.lineno)
+    ]
+    return sorted(found, key=lambda node: -node.lineno)
 
 
 def modules_of(namespace: Mapping[str, Any]) -> Iterator[tuple[str, nn.Module]]:
@@ -210,6 +244,16 @@ def standing_values() -> Iterator[tuple[str, Tensor, bool]]:
                 still = is_state or any(word in _STANDS for word in said) or ("old" in said and _POLICY & set(said))
                 if still and not any(word in _NOT_A_VALUE for word in said):
                     yield name, value, is_state
+
+
+def scalars() -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of the scalars with a graph that the script's variables hold, also in a dict by its keys."""
+    for _, space in spaces():
+        for name, value in list(space.items()):
+            held = value.items() if isinstance(value, dict) and len(value) <= 64 else ((name, value),)
+            for key, tensor in list(held):
+                if isinstance(tensor, Tensor) and tensor.grad_fn is not None and tensor.numel() == 1:
+                    yield str(key), tensor
 
 
 def kept_in_frames(seconds: float = 0.2) -> list[Kept]:

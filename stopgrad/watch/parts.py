@@ -35,6 +35,7 @@ class Parts:
         self._named: dict[str, weakref.ref[nn.Module]] = {}
         self._weak: set[str] = set()  # names after a class, which give way to a variable's
         self._tensors: dict[int, tuple[str, Any]] = {}
+        self.loose: set[str] = set()  # names of what no module holds, or none that is alive
         self.aliases: dict[tuple[str, str], weakref.ref[nn.Module]] = {}  # two names of one module in one namespace
 
     def look(self) -> None:
@@ -114,7 +115,9 @@ class Parts:
                     found.setdefault(name, []).append(wanted.pop(id(p)))
         for key, p in wanted.items():
             name, ref = self._tensors.get(key, ("", lambda: None))
-            found.setdefault(name if ref() is p else "others", []).append(p)
+            name = name if ref() is p else "others"
+            self.loose.add(name)
+            found.setdefault(name, []).append(p)
         return found
 
 
@@ -129,16 +132,12 @@ def _passing(found: list[tuple[str, nn.Module]]) -> set[int]:
 
 
 def _descended(name: str, module: nn.Module) -> dict[str, nn.Module | Tensor]:
-    """The children of a module, and its own parameters; through children that are alone."""
+    """The children of a module by their names, and its own parameters; through children that are alone."""
     while True:
         own = dict(module.named_parameters(recurse=False))
         children = {k: m for k, m in module.named_children() if next(m.parameters(), None) is not None}
-        if own or len(children) != 1:
-            break
-        ((_, only),) = children.items()
-        if not any(True for _ in only.children()):
-            break
-        module = only
-    if len(children) + len(own) < 2 or any(key.isdigit() for key in children):  # of a Sequential: "0" says nothing
-        return {name: module}
-    return {**own, **children}
+        if not children or any(key.isdigit() for key in children):  # of a Sequential: "0" says nothing
+            return {name: module}
+        if own or len(children) > 1:
+            return {**own, **children}
+        ((name, module),) = children.items()

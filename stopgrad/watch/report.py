@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,21 @@ VERSION = 1  # of the file that --json and --save write
 
 @dataclass(frozen=True)
 class LossRow:
-    """A loss: where its backward runs, and how often the books saw it."""
+    """A loss: where its backward runs, and how often the books saw it; or a term of the loss ``of``."""
 
     name: str
     file: str
     line: int
     backwards: int
+    of: str = ""
 
 
 @dataclass(frozen=True)
 class OptimizerRow:
-    """An optimiser: where it was made, its steps in the books, the parts that it holds, and which losses fed it."""
+    """An optimiser: where it was made, its steps in the books, the parts that it holds, and which losses fed it.
+
+    One row may stand for ``count`` optimisers that were made in one line.
+    """
 
     name: str
     kind: str
@@ -36,9 +40,11 @@ class OptimizerRow:
     steps: int
     parts: tuple[str, ...]
     losses: tuple[str, ...]
+    count: int = 1
 
     def __str__(self) -> str:
         at = f" ({place(self.file, self.line)})" if self.file else ""
+        at += f", {self.count} optimisers," if self.count > 1 else ""
         fed = ", ".join(self.losses) or "no loss"
         return f"{self.name}{at} steps {', '.join(self.parts) or 'nothing'} on {fed}"
 
@@ -65,15 +71,17 @@ class Report:
     @classmethod
     def of(cls, watch: Watch, script: str = "", silenced: tuple[str, ...] = ()) -> Report:
         ledger = watch.ledger
-        losses = tuple(LossRow(name, file, line, count) for name, (file, line, count) in ledger.losses.items())
+        losses = [LossRow(name, file, line, count) for name, (file, line, count) in ledger.losses.items()]
+        losses += [LossRow(t, *ledger.losses[of], of) for t, of in watch.terms.items() if of in ledger.losses]
         rows = []
         for key, known in ledger.optimizers.items():
             parts = dict.fromkeys(watch.home.get(p, "others") for p in known.holds)
             fed = dict.fromkeys(loss for (loss, _, owner, _) in ledger.uses if owner == key)
             rows.append(OptimizerRow(known.title, known.kind, known.file, known.line, known.steps, (*parts,), (*fed,)))
+        rows = _by_line(rows)
         cycles = watch.cycle + 1, min(watch.cycle + 1, watch.books)
         told = tuple(findings(watch, silenced))
-        return cls(script, watch.matrix, losses, tuple(rows), cycles, told, tuple(watch.notes))
+        return cls(script, watch.matrix, tuple(losses), tuple(rows), cycles, told, tuple(watch.notes))
 
     @property
     def worst(self) -> str | None:
@@ -107,6 +115,21 @@ class Report:
         lines += [f"note: {note}" for note in self.notes]
         lines += ["", *(str(finding) for finding in self.findings)] if self.findings else ["", "no findings"]
         return "\n".join(lines)
+
+
+def _by_line(rows: list[OptimizerRow]) -> list[OptimizerRow]:
+    """One row for the optimisers that one line made, one after the other or one for each part."""
+    found: dict[tuple[str, str, int], OptimizerRow] = {}
+    for row in rows:
+        known = found.setdefault((row.name, row.file, row.line), row)
+        if known is not row:
+            parts, losses = (
+                (*dict.fromkeys(a + b),) for a, b in ((known.parts, row.parts), (known.losses, row.losses))
+            )
+            found[row.name, row.file, row.line] = replace(
+                known, steps=known.steps + row.steps, parts=parts, losses=losses, count=known.count + 1
+            )
+    return list(found.values())
 
 
 def save(report: Report, file: Path, force: bool = False) -> None:

@@ -11,9 +11,11 @@ from torch.utils.hooks import RemovableHandle
 from stopgrad.cuts.torch_internals import without_overrides
 from stopgrad.flow import measure
 from stopgrad.flow.audit import audit
-from stopgrad.flow.matrix import FlowMatrix
+from stopgrad.flow.matrix import Cell, FlowMatrix
+from stopgrad.flow.values import Trace
 from stopgrad.watch.evidence import Evidence, evidence
 from stopgrad.watch.graphs import Line, Saved, nodes_of
+from stopgrad.watch.names import scalars
 
 MOST_LOSSES, MOST_VALUES = 128, 200_000  # of a span: a script that never clears a gradient has one endless cycle
 
@@ -27,23 +29,31 @@ class Span:
     Attributes:
         evidence: by loss, its parameters by ``id``.
         changed: how and where a value that a backward needed was written to behind autograd's back.
+        terms: once it is closed, the loss of each term that has a row of its own in the matrix.
     """
 
     def __init__(self, parts: dict[str, list[Tensor]]) -> None:
         self.parts = parts
         self.evidence: dict[str, Evidence] = {}
         self.changed: list[tuple[str, Line]] = []
+        self.terms: dict[str, str] = {}
         self._losses = 0
         self._norms: dict[int, list[Tensor]] | None = None
         self._name = ""
+        self._called: dict[int, str] = {}  # the values of the script's scalars, by the names of their variables
+        self._terms: dict[str, dict[str, dict[str, Cell]]] = {}  # loss -> term -> part
         self._saved = Saved()
         self._saved.__enter__()
         self.audit = audit(parts)
         self.audit.__enter__()
-        self._handles: list[RemovableHandle] = []
-        for tensor in {id(t): t for part in parts.values() for t in part}.values():
-            if tensor.requires_grad and tensor.is_leaf:
-                self._handles.append(tensor.register_hook(self._arrived(id(tensor))))
+        self._handles: dict[int, RemovableHandle] = {}  # by id of a parameter, which the audit keeps alive
+
+    def _hook(self) -> None:
+        """Hook what requires grad by now, and was not hooked."""
+        for tensors in self.parts.values():
+            for tensor in tensors:
+                if id(tensor) not in self._handles and tensor.requires_grad and tensor.is_leaf:
+                    self._handles[id(tensor)] = tensor.register_hook(self._arrived(id(tensor)))
 
     def _arrived(self, key: int) -> Any:
         def note(grad: Tensor) -> None:
@@ -58,6 +68,7 @@ class Span:
 
     def begin(self, name: str, loss: Tensor) -> list[Any]:
         """A backward begins; the nodes that it goes through."""
+        self._hook()
         with without_overrides():
             nodes = nodes_of(loss)
             self.changed += [change for change in self._saved.changed(nodes) if change not in self.changed]
@@ -66,6 +77,7 @@ class Span:
         except ValueError:  # no scalar, no graph, or the same graph once more: the script's own backward will tell
             return nodes
         self._name, self._norms = name, {}
+        self._called = {value: called for called, t in scalars() if (value := self.audit.value(t)) is not None}
         return nodes
 
     def end(self, loss: Tensor, finished: bool) -> None:
@@ -88,17 +100,34 @@ class Span:
         places = list(dict.fromkeys(id(t) for part in self.parts.values() for t in part))
         bits = {part: 1 << i for i, part in enumerate(self.audit.parts)}
         frozen = sum(bit for part, bit in bits.items() if not any(t.requires_grad for t in self.parts[part]))
-        found = evidence(value.of, value.index, bits, frozen)
+        found, live = evidence(value.of, value.index, bits, frozen, self._called)
+        for term, index in found.terms.items() if len(found.terms) > 1 else ():
+            cells = self._terms.setdefault(name, {}).setdefault(term, {})
+            hangs, trace = value.of.connected[index], Trace(value.of, index)
+            for part, bit in bits.items():
+                if hangs & bit:
+                    cell = Cell("open") if live[index] & bit else Cell("blocked", cuts=trace.cuts_of(bit))
+                    cells[part] = cells[part].merge(cell) if part in cells else cell
         found.stopped = {places[place]: cut for place, cut in found.stopped.items()}
         found.used = {places[place] for place in found.used}
         self.evidence.setdefault(name, Evidence()).merge(found)
 
     def close(self) -> FlowMatrix | None:
         """Stop; the matrix of what was measured, or None."""
-        for handle in self._handles:
+        for handle in self._handles.values():
             handle.remove()
         try:
-            return self.audit.matrix() if self.audit.loss_values else None
+            return self._with_terms(self.audit.matrix()) if self.audit.loss_values else None
         finally:
             self.audit.__exit__()
             self._saved.off()
+
+    def _with_terms(self, matrix: FlowMatrix) -> FlowMatrix:
+        """The matrix with a row for each term below its loss."""
+        cells, losses = dict(matrix.told()), []
+        for loss in matrix.losses:
+            terms = {t: parts for t, parts in self._terms.get(loss, {}).items() if t not in matrix.losses}
+            self.terms.update(dict.fromkeys(terms, loss))
+            cells.update({(term, part): cell for term, parts in terms.items() for part, cell in parts.items()})
+            losses += [loss, *terms]
+        return FlowMatrix(matrix.parts, cells, losses, matrix.facts)

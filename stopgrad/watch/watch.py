@@ -18,8 +18,9 @@ from stopgrad.watch.calls import Calls
 from stopgrad.watch.evidence import Evidence
 from stopgrad.watch.graphs import Graphs, Line, nodes_of
 from stopgrad.watch.ledger import Ledger, held
+from stopgrad.watch.merge import joined, renamed, shown
 from stopgrad.watch.moves import Moves, equal, sample, still_rows
-from stopgrad.watch.names import kept_in_frames, loss_name, standing_values, user_frames, variable_of
+from stopgrad.watch.names import assigned_name, kept_in_frames, loss_name, standing_values, user_frames, variable_of
 from stopgrad.watch.parts import Parts
 from stopgrad.watch.span import Span
 
@@ -42,6 +43,7 @@ class Watch:
             carries a gradient.
         clips: (line, parts) of each clipping of a gradient's norm.
         changed: how and where a value that a backward needed was written to behind autograd's back.
+        terms: the loss of each term that has a row of its own.
         kept: what held graphs at the first looks, oldest first.
         ended: the script ended by itself.
         notes: what was not seen.
@@ -51,13 +53,14 @@ class Watch:
         self.cycles, self.every, self.books = cycles, every, books
         self.ledger, self.parts, self.calls = Ledger(), Parts(), Calls()
         self.moves, self.graphs = Moves(), Graphs()
-        self.matrix: FlowMatrix | None = None
+        self._matrix: FlowMatrix | None = None
         self.home: dict[int, str] = {}
         self.evidence: dict[str, Evidence] = {}
         self.standing: dict[tuple[str, str], tuple[Line, set[int]]] = {}
         self.clips: dict[tuple[Line, tuple[str, ...]], None] = {}
         self.changed: dict[tuple[str, Line], None] = {}
         self.kept: list[list[Kept]] = []
+        self.terms: dict[str, str] = {}
         self.cycle = 0
         self.ended = False
         self.notes: list[str] = []
@@ -73,7 +76,7 @@ class Watch:
     # ---- what is overheard
 
     def made(self, optimizer: Optimizer) -> None:
-        self.ledger.meet(optimizer, "", _line())
+        self.ledger.meet(optimizer, assigned_name(), _line())
         self._look()
         if self._followed():
             self._begin()
@@ -84,44 +87,65 @@ class Watch:
             self._next_cycle()
         self._cleared.add(owner)
 
-    def before_backward(self, tensors: Any, retains: bool) -> None:
+    def after_clear(self, owner: Optimizer | nn.Module) -> None:
         if self._written():
-            self.ledger.before_backward()
+            self.ledger.settle()
+
+    def before_backward(self, tensors: Any, retains: bool) -> None:
+        name, file, line = loss_name()
+        if self._written() and self.ledger.before_backward(name, file, line) and self._stepped:
+            self._next_cycle()  # the gradients were cleared by hand
         if self.ledger.number in (2, 4, 8, 16):
             self.kept.append(kept_in_frames())
         loss = _scalar(tensors)
         if self._span is not None and loss is not None and self._measured():
-            name, *place = loss_name()
-            line = str(place[0]), int(place[1])
-            if line not in self._looked:
-                self._looked.add(line)
+            if (file, line) not in self._looked:
+                self._looked.add((file, line))
                 self._look()
             nodes = self._span.begin(name, loss)
-            numbers = self.graphs.backward(name, line, nodes, retains)
-            self._look_for_standing(name, line, numbers)
+            numbers = self.graphs.backward(name, (file, line), nodes, retains)
+            self._look_for_standing(name, (file, line), numbers)
 
     def after_backward(self, tensors: Any, finished: bool = True) -> None:
         loss = _scalar(tensors)
+        self._end_backward(loss, finished)
+        if not self._written():
+            return
+        self.ledger.after_backward(loss is not None and loss.is_leaf, finished)
+        if self.ledger.number <= 2:
+            self._name()
+        if self._span is None and self.ledger.number == 1 and self._measured():  # nothing was made or called before
+            self._look()
+            self._begin()
+
+    def _end_backward(self, loss: Tensor | None, finished: bool) -> None:
         if self._span is not None and loss is not None:
             self._span.end(loss, finished)
             if self._span.is_full:
                 self._end()
-        if not finished or not self._written():
-            return
-        self.ledger.after_backward(*loss_name(), is_leaf=loss is not None and loss.is_leaf)
-        if self.ledger.number <= 2:
-            self._name()
 
-    def asked(self, tensors: Any) -> None:
-        if self._span is not None:
-            for tensor in [tensors] if isinstance(tensors, Tensor) else list(tensors):
-                if isinstance(tensor, Tensor):
-                    self.graphs.used(nodes_of(tensor))
+    def before_grad(self, outputs: Any, inputs: Any) -> None:
+        output, asked = _scalar(outputs), [inputs] if isinstance(inputs, Tensor) else list(inputs)
+        holders = self.ledger.holders()
+        keys = {id(p): self.ledger.key(p) for p in asked if isinstance(p, Tensor)}
+        known = [
+            p for p in asked if keys.get(id(p)) is not None and (isinstance(p, nn.Parameter) or keys[id(p)] in holders)
+        ]
+        name, file, line = loss_name()
+        if known and self._written():
+            self.ledger.asked(name, file, line, known)
+        if self._span is not None and output is not None and self._measured():
+            self.graphs.used(self._span.begin(name, output) if known else nodes_of(output))
+
+    def after_grad(self, outputs: Any, finished: bool) -> None:
+        self._end_backward(_scalar(outputs), finished)
 
     def before_step(self, optimizer: Optimizer, closure: bool) -> None:
         key = self.ledger.meet(optimizer)
         known = self.ledger.optimizers[key]
         known.name = known.name or variable_of(optimizer)
+        if self._grew(key, optimizer):
+            self.cycles = max(self.cycles, self.cycle + 3)
         if self._written():
             if not closure:
                 self.ledger.step(optimizer, _line())
@@ -175,6 +199,11 @@ class Watch:
         for tensor in self.parts.tensors():
             self.moves.note(tensor)
         self.ledger.know(self.parts.parameters())
+
+    def _grew(self, key: int, optimizer: Optimizer) -> bool:
+        """Whether an optimiser that has stepped holds more than at its last step, as where a layer is unfrozen."""
+        known, now = self.ledger.optimizers[key], len(held(optimizer))
+        return known.steps > 0 and now > len(known.holds)
 
     def _look_for_standing(self, loss: str, line: Line, numbers: frozenset[int]) -> None:
         for name, tensor, is_state in standing_values():
@@ -279,7 +308,9 @@ class Watch:
         alive = self.ledger.parameters()
         numbers = {id(p): key for key, p in alive.items()}
         for name, tensors in self.parts.of(alive.values()).items():
-            self.home.update((numbers[id(p)], name) for p in tensors)
+            keys = [numbers[id(p)] for p in tensors]
+            known = name in self.parts.loose  # a network may die before its parameters do
+            self.home.update((key, name) for key in keys if not known or key not in self.home)
 
     def _next_cycle(self) -> None:
         if self._written():
@@ -306,24 +337,30 @@ class Watch:
             return
         span, self._span = self._span, None
         seen = span.close()
+        self._name()
+        homes = {part: {self.home.get(self.key(t), part) for t in tensors} for part, tensors in span.parts.items()}
+        names = {part: home.pop() for part, home in homes.items() if len(home) == 1}
         self.changed.update(dict.fromkeys(span.changed))
+        self.terms.update(span.terms)
+        numbers = {id(p): key for key, p in self.ledger.parameters().items()}
         for loss, found in span.evidence.items():
-            numbers = {id(p): key for key, p in self.ledger.parameters().items()}
+            found = found.renamed(names)
             found.stopped = {numbers[key]: cut for key, cut in found.stopped.items() if key in numbers}
             found.used = {numbers[key] for key in found.used if key in numbers}
             self.evidence.setdefault(loss, Evidence()).merge(found)
         if seen is not None and seen.losses:
-            self.matrix = _told(seen if self.matrix is None else self.matrix.updated(seen), seen)
+            self._matrix = joined(self._matrix, renamed(seen, names))
 
-
-def _told(matrix: FlowMatrix, newest: FlowMatrix) -> FlowMatrix:
-    """What a run shows of a matrix: no parts that were named when not all of the networks were there, no ``item()``.
-
-    A number that left, to be printed as a rule, is no proof that it came back.
-    """
-    cells = {key: cell for key, cell in matrix.told().items() if cell.state != "independent"}
-    parts = [part for part in matrix.parts if part in newest.parts or any(key[1] == part for key in cells)]
-    return FlowMatrix(parts, cells, matrix.losses, matrix.facts)
+    @property
+    def matrix(self) -> FlowMatrix | None:
+        """Of the cycles that were measured; None where no loss was."""
+        if self._matrix is None:
+            return None
+        loose = {key: p for key, p in self.ledger.parameters().items() if not isinstance(p, nn.Parameter)}
+        held = {p for known in self.ledger.optimizers.values() for p in known.holds}
+        inputs = {self.home.get(key) for key, p in loose.items() if key not in held and not self.moves.moved(p)}
+        parts = {part for part in self._matrix.parts if part not in inputs and part in self.home.values()}
+        return shown(self._matrix, parts)
 
 
 def _scalar(tensors: Any) -> Tensor | None:
