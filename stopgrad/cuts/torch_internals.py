@@ -67,6 +67,13 @@ def children_of(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     yield from ((name, child) for name, child in module._modules.items() if child is not None)
 
 
+def default_store() -> Any:
+    """The store that the ranks of the default process group share: ``distributed_c10d._get_default_store``."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    return _get_default_store()
+
+
 def top_mode() -> Any:
     """The function mode that sees an operation first, or None: ``torch.overrides._get_current_function_mode``."""
     return _get_current_function_mode()

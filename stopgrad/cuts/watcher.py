@@ -33,6 +33,7 @@ class Watcher(Protocol):
 
 
 _standing: Watcher | None = None
+_give_way: Callable[[], None] | None = None  # called where another is to watch, in place of an error
 
 
 def watcher() -> Watcher | None:
@@ -46,7 +47,10 @@ def stand(new: Watcher) -> None:
     Raises:
         RuntimeError: another one does.
     """
-    global _standing
+    global _standing, _give_way
+    if _standing is not None and _give_way is not None and _standing.thread == threading.get_ident():
+        give_way, _give_way = _give_way, None
+        give_way()
     if _standing is not None:
         where = "in another thread" if _standing.thread != threading.get_ident() else "already, around this one"
         raise RuntimeError(f"an audit is on {where}; one at a time: leave it first")
@@ -55,6 +59,12 @@ def stand(new: Watcher) -> None:
 
 def leave(old: Watcher) -> None:
     """Let ``old`` watch no more."""
-    global _standing
+    global _standing, _give_way
     if _standing is old:
-        _standing = None
+        _standing = _give_way = None
+
+
+def yield_by(give_way: Callable[[], None]) -> None:
+    """The one that watches now ends, by this call, as soon as another wants to."""
+    global _give_way
+    _give_way = give_way

@@ -6,11 +6,14 @@ healthy and worth knowing. Each rule is a function of the watch; what it cannot 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from stopgrad.flow.frames import is_library
 from stopgrad.flow.values import place
+from stopgrad.museum.explain import find
 
 if TYPE_CHECKING:
     from stopgrad.watch.watch import Watch
@@ -55,13 +58,23 @@ def rule(function: Rule) -> Rule:
     return function
 
 
-def findings(watch: Watch, silenced: Collection[str] = ()) -> list[Finding]:
+def findings(watch: Watch) -> list[Finding]:
     """All findings, errors first."""
     from stopgrad.watch import rules  # they register themselves
 
     assert rules.__all__
-    found = {finding: None for each in RULES for finding in each(watch) if finding.name not in silenced}
+    found = {finding: None for each in RULES for finding in each(watch)}
     return sorted(found, key=lambda f: (SEVERITIES.index(f.severity), f.file, f.line, f.name))
+
+
+def raised(error: BaseException | None) -> list[Finding]:
+    """What the museum knows of the exception that ended a script."""
+    if not isinstance(error, Exception):
+        return []
+    known = find(f"{type(error).__name__}: {error}")[:1]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_library(f.filename)]
+    at = (frames[-1].filename, frames[-1].lineno or 0) if frames else ("", 0)
+    return [Finding(e.name, "error", e.title, f"python -m stopgrad museum {e.name}", *at) for e in known]
 
 
 def shown(names: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ Nothing of Tensor's is touched, and everything is put back at the end.
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,11 +41,11 @@ Wrapping = Callable[[Callable[..., Any]], Callable[..., Any]]
 @contextmanager
 def overhear(listener: Listener) -> Iterator[None]:
     """Tell ``listener`` what happens in this thread, until the block ends."""
-    thread = threading.get_ident()
+    thread, process = threading.get_ident(), os.getpid()
     inside = [0]  # backwards that run now: a reentrant checkpoint starts one within another
 
     def mine() -> bool:
-        return threading.get_ident() == thread
+        return threading.get_ident() == thread and os.getpid() == process
 
     def told(before: Callable[..., Any] | None, after: Callable[..., Any] | None = None) -> Wrapping:
         """A wrapping that tells of a call's first arguments before or after it."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from stopgrad.flow.matrix import FlowMatrix
 from stopgrad.flow.values import place
-from stopgrad.watch.findings import Finding, findings
+from stopgrad.watch.findings import SEVERITIES, Finding, findings, raised
 from stopgrad.watch.watch import Watch
 
 VERSION = 1  # of the file that --json and --save write
@@ -69,7 +70,19 @@ class Report:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, watch: Watch, script: str = "", silenced: tuple[str, ...] = ()) -> Report:
+    def of(
+        cls,
+        watch: Watch,
+        script: str = "",
+        silenced: Mapping[str, str] | None = None,
+        error: BaseException | None = None,
+    ) -> Report:
+        """What the watch has seen.
+
+        Args:
+            silenced: names of findings that are left out, with the reasons.
+            error: what ended the script.
+        """
         ledger = watch.ledger
         losses = [LossRow(name, file, line, count) for name, (file, line, count) in ledger.losses.items()]
         losses += [LossRow(t, *ledger.losses[of], of) for t, of in watch.terms.items() if of in ledger.losses]
@@ -80,8 +93,10 @@ class Report:
             rows.append(OptimizerRow(known.title, known.kind, known.file, known.line, known.steps, (*parts,), (*fed,)))
         rows = _by_line(rows)
         cycles = watch.cycle + 1, min(watch.cycle + 1, watch.books)
-        told = tuple(findings(watch, silenced))
-        return cls(script, watch.matrix, tuple(losses), tuple(rows), cycles, told, tuple(watch.notes))
+        told = [finding for finding in findings(watch) if finding.name not in (silenced or {})]
+        told += raised(error)
+        told.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+        return cls(script, watch.matrix, tuple(losses), tuple(rows), cycles, tuple(told), tuple(watch.notes))
 
     @property
     def worst(self) -> str | None:

@@ -7,13 +7,16 @@ import importlib.util
 import os
 import runpy
 import sys
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from stopgrad.watch.children import Child, watched_children
 from stopgrad.watch.findings import SEVERITIES
 from stopgrad.watch.hooks import overhear
 from stopgrad.watch.report import Report, changes, read, save
+from stopgrad.watch.settings import silenced
 from stopgrad.watch.watch import Watch
 
 _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -28,10 +31,18 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError: no such script; a file of ``--save`` or ``--check`` that will not do. Before the script runs.
     """
-    saved = _prepare(options)
+    saved, silent = _prepare(options)
     watch = Watch(cycles=options.cycles, every=options.every)
     status, error = 0, None
-    with overhear(watch):
+    template = partial(
+        Child,
+        script=options.script,
+        cycles=options.cycles,
+        every=options.every,
+        silenced=(*silent,),
+        json=options.json and os.path.abspath(options.json),
+    )
+    with overhear(watch), watched_children(watch, template):
         try:
             _script(options)
         except SystemExit as end:
@@ -46,7 +57,9 @@ def run(options: argparse.Namespace) -> int:
         error.__traceback__ = _without_ours(error.__traceback__)
         sys.excepthook(type(error), error, error.__traceback__)
         status = 130 if isinstance(error, KeyboardInterrupt) else 1
-    report = Report.of(watch, options.script, tuple(options.silence))
+    if not watch.ranks.is_first:
+        return status
+    report = Report.of(watch, options.script, silent, error)
     sys.stdout.flush()
     print(f"\n{report}", file=sys.stderr)
     if options.json:
@@ -60,8 +73,8 @@ def run(options: argparse.Namespace) -> int:
     return status or int(bool(differ) or report.worst in wanted)
 
 
-def _prepare(options: argparse.Namespace) -> dict[str, Any] | None:
-    """Refuse what can be refused before the script runs; the flow that ``--check`` names."""
+def _prepare(options: argparse.Namespace) -> tuple[dict[str, Any] | None, dict[str, str]]:
+    """Refuse what can be refused before the script runs; the flow that ``--check`` names, and what is silenced."""
     if not options.module and not os.path.isfile(options.script):
         raise ValueError(f"{options.script}: no such script")
     if options.module and importlib.util.find_spec(options.script) is None:
@@ -71,7 +84,8 @@ def _prepare(options: argparse.Namespace) -> dict[str, Any] | None:
             raise ValueError(f"{flag} {file}: the folder cannot be written")
     if options.save and Path(options.save).exists() and not options.force:
         raise ValueError(f"--save {options.save}: is there already; --force replaces it")
-    return read(Path(options.check)) if options.check else None
+    silent = silenced(Path.cwd(), options.silence)
+    return (read(Path(options.check)) if options.check else None), silent
 
 
 def _script(options: argparse.Namespace) -> None:

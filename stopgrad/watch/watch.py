@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from stopgrad.audits.retention import Kept
 from stopgrad.cuts.torch_internals import gradient_hooks, sequence_number
+from stopgrad.cuts.watcher import watcher, yield_by
 from stopgrad.flow.graph import Walk
 from stopgrad.flow.matrix import FlowMatrix
 from stopgrad.watch.calls import Calls
@@ -22,6 +23,7 @@ from stopgrad.watch.merge import joined, renamed, shown
 from stopgrad.watch.moves import Moves, equal, sample, still_rows
 from stopgrad.watch.names import assigned_name, kept_in_frames, loss_name, standing_values, user_frames, variable_of
 from stopgrad.watch.parts import Parts
+from stopgrad.watch.ranks import Ranks
 from stopgrad.watch.span import Span
 
 
@@ -52,7 +54,7 @@ class Watch:
     def __init__(self, cycles: int = 3, every: int = 100, books: int = 30) -> None:
         self.cycles, self.every, self.books = cycles, every, books
         self.ledger, self.parts, self.calls = Ledger(), Parts(), Calls()
-        self.moves, self.graphs = Moves(), Graphs()
+        self.moves, self.graphs, self.ranks = Moves(), Graphs(), Ranks()
         self._matrix: FlowMatrix | None = None
         self.home: dict[int, str] = {}
         self.evidence: dict[str, Evidence] = {}
@@ -146,6 +148,7 @@ class Watch:
         known.name = known.name or variable_of(optimizer)
         if self._grew(key, optimizer):
             self.cycles = max(self.cycles, self.cycle + 3)
+        self.ranks.at(self.ledger.steps, self.ledger.parameters().values())
         if self._written():
             if not closure:
                 self.ledger.step(optimizer, _line())
@@ -189,7 +192,19 @@ class Watch:
         if self._written():
             self.ledger.settle()
         self._end()
+        self.ranks.compare()
         self._used = {parameter for _, parameter, _, _ in self.ledger.uses}
+
+    def abandon(self) -> None:
+        """In a child that was forked: nothing is followed any more."""
+        if self._span is not None:
+            self._span.close()
+            self._span = None
+
+    def note(self, text: str) -> None:
+        """Something that was not seen."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     # ---- what is looked at
 
@@ -329,8 +344,9 @@ class Watch:
         if only_if_new and self._span is not None and parts.keys() == self._span.parts.keys():
             return
         self._end()
-        if parts and torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+        if watcher() is None and parts and torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
             self._span = Span(parts)
+            yield_by(self._end)  # to an audit of the script's own
 
     def _end(self) -> None:
         if self._span is None:

@@ -249,3 +249,16 @@ def _is_judged_by_another(watch: Watch, root: str) -> bool:
             ):
                 return True
     return False
+
+
+@rule
+def ranks(watch: Watch) -> Iterator[Finding]:
+    """Ranks that began alike and hold other parameters after some steps."""
+    if watch.ranks.drifted is not None:
+        step, rank = watch.ranks.drifted
+        yield Finding(
+            "ranks_drift",
+            "error",
+            f"rank {rank} began with the parameters of rank 0, and holds others after {counted(step, 'step')}",
+            "average the gradients of all ranks before each step, as DistributedDataParallel does in backward",
+        )

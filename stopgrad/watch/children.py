@@ -1,0 +1,82 @@
+"""Child processes that train: each is watched like the script itself, and tells of itself at its end."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from stopgrad.watch.hooks import overhear
+from stopgrad.watch.report import Report, save
+from stopgrad.watch.watch import Watch
+
+_LEFT_ALONE = ("torch.utils.data", "multiprocessing", "torch.distributed")  # workers that load, managers
+
+
+@dataclass(frozen=True)
+class Child:
+    """What a child process runs instead of ``target``: the same, watched. It can be pickled where the target can."""
+
+    target: Callable[..., Any]
+    script: str
+    cycles: int
+    every: int
+    silenced: tuple[str, ...]
+    json: str | None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        watch, ended = Watch(self.cycles, self.every), False
+        try:
+            with overhear(watch):
+                result = self.target(*args, **kwargs)
+                ended = True
+                return result
+        finally:
+            watch.close(ended)
+            if watch.ledger.losses:
+                self._tell(Report.of(watch, self.script, dict.fromkeys(self.silenced, "")))
+
+    def _tell(self, report: Report) -> None:
+        name = multiprocessing.current_process().name
+        sys.stdout.flush()
+        print(f"\nchild process {name}\n{report}", file=sys.stderr, flush=True)
+        if self.json:
+            file = Path(self.json)
+            save(report, file.with_name(f"{file.stem}.{name}{file.suffix}"), force=True)
+
+
+@contextmanager
+def watched_children(watch: Watch, template: Callable[[Callable[..., Any]], Child]) -> Iterator[None]:
+    """Inside, processes that multiprocessing starts are watched; those that only load data are left alone."""
+    original = BaseProcess.start
+
+    @functools.wraps(original)
+    def start(self: Any) -> None:
+        target = getattr(self, "_target", None)
+        if type(self).run is not BaseProcess.run:
+            watch.note("a child process of a class of its own was not watched")
+        elif target is not None and not (getattr(target, "__module__", None) or "").startswith(_LEFT_ALONE):
+            self._target = template(target)
+        original(self)
+
+    BaseProcess.start = start
+    here = weakref.ref(watch)
+    os.register_at_fork(after_in_child=lambda: _abandon(here()))
+    try:
+        yield
+    finally:
+        BaseProcess.start = original
+
+
+def _abandon(watch: Watch | None) -> None:
+    """In a child that was forked, its parent's watch sees nothing any more."""
+    if watch is not None:
+        watch.abandon()
