@@ -1,5 +1,5 @@
 """A transformer network trained on losses over frozen features."""
-# flow: total_loss -> conv1, in1, conv2, deconv1
+# flow: total_loss -> transformer
 
 import argparse
 

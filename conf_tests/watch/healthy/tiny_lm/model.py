@@ -1,0 +1,19 @@
+import torch
+import torch.nn as nn
+
+
+class TinyLM(nn.Module):
+    def __init__(self, vocab=20, hidden=16):
+        super().__init__()
+        self.embed = nn.Embedding(vocab, hidden)
+        self.rnn = nn.GRU(hidden, hidden, batch_first=True)
+        self.head = nn.Linear(hidden, vocab)
+
+    def forward(self, input_ids):
+        return self.head(self.rnn(self.embed(input_ids))[0])
+
+
+def batch_logps(logits, labels, mask):
+    """Log-probability of each sequence, of the tokens where the mask is set."""
+    logps = torch.gather(logits[:, :-1].log_softmax(-1), 2, labels[:, 1:].unsqueeze(2)).squeeze(2)
+    return (logps * mask[:, 1:]).sum(-1)
