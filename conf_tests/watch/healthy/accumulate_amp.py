@@ -1,5 +1,4 @@
 """Gradient accumulation with autocast in bfloat16, a scaler, unscaling and clipping."""
-# fast
 # flow: loss -> encoder, head
 
 import torch

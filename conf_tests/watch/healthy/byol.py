@@ -1,6 +1,7 @@
 """BYOL: an online network that predicts what a moving average of itself says of another view."""
 # fast
 # flow: loss -> online_encoder, online_predictor
+# cut: loss -> target_encoder
 
 import copy
 
@@ -12,9 +13,7 @@ from torch import nn
 
 class MLP(nn.Sequential):
     def __init__(self, dim, size, hidden=16):
-        super().__init__(
-            nn.Linear(dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, size)
-        )
+        super().__init__(nn.Linear(dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, size))
 
 
 class EMA:

@@ -1,6 +1,7 @@
 """A convolutional GAN at module level: D on real, D on a detached fake, then G through D."""
 # fast
 # flow: errD_real -> netD; errD_fake -> netD; errG -> netG, netD
+# cut: errD_fake -> netG
 
 import torch
 import torch.nn as nn

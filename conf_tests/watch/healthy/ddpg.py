@@ -1,5 +1,6 @@
 """DDPG with one actor-critic module; the critic is frozen while the actor learns, and thawed after."""
 # flow: loss_q -> q; loss_pi -> pi
+# cut: loss_pi -> q
 
 from copy import deepcopy
 

@@ -1,5 +1,4 @@
 """A diffusion model of points, with a moving average of the weights for sampling."""
-# fast
 # flow: loss -> net
 
 import copy

@@ -1,6 +1,7 @@
 """Knowledge distillation: a teacher trained first, then in eval and under no_grad."""
 # fast
 # flow: loss -> teacher; total_loss -> student
+# cut: total_loss -> teacher
 
 import torch
 import torch.nn as nn

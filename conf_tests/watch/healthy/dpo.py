@@ -1,5 +1,6 @@
 """Direct preference optimisation against a frozen reference; pairs are run in one concatenated batch."""
 # flow: loss -> policy
+# cut: loss -> reference
 
 import copy
 
@@ -59,7 +60,7 @@ def preferences(count, size=8, length=9):
 if __name__ == "__main__":
     torch.manual_seed(6)
     policy = TinyLM()
-    reference_model = copy.deepcopy(policy)
-    trainer = DPOTrainer(policy, reference_model)
+    reference = copy.deepcopy(policy)
+    trainer = DPOTrainer(policy, reference)
     trainer.train(preferences(34))
-    print("weights", digest(policy, reference_model))
+    print("weights", digest(policy, reference))

@@ -1,6 +1,6 @@
 """DQN: a replay buffer, a target network that is copied now and then and never trained."""
-# fast
 # flow: loss -> q_network
+# cut: loss -> target_network
 
 import random
 from collections import deque

@@ -1,5 +1,6 @@
 """A transformer network trained on losses over frozen features."""
 # flow: total_loss -> transformer
+# cut: total_loss -> vgg
 
 import argparse
 

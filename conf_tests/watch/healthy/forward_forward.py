@@ -29,7 +29,7 @@ class Layer(nn.Linear):
 
 class Net:
     def __init__(self, dims):
-        self.layers = [Layer(a, b) for a, b in zip(dims, dims[1:], strict=False)]
+        self.layers = [Layer(dims[d], dims[d + 1]) for d in range(len(dims) - 1)]
 
     def train(self, x_pos, x_neg):
         losses = []

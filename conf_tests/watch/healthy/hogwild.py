@@ -31,7 +31,9 @@ def train(rank, args, model, steps):
         loss.backward()
         optimizer.step()
         if step % 10 == 0:
-            print(f"{'parent' if os.getpid() == args.parent else 'child'}\tstep {step} loss {loss.item():.6f}", flush=True)
+            print(
+                f"{'parent' if os.getpid() == args.parent else 'child'}\tstep {step} loss {loss.item():.6f}", flush=True
+            )
 
 
 def main():

@@ -1,6 +1,7 @@
 """A GAN in a Lightning module with manual optimisation; the other network is frozen by toggle_optimizer."""
 # needs: lightning
 # flow: g_loss -> generator; d_loss -> discriminator
+# cut: g_loss -> discriminator; d_loss -> generator
 
 import logging
 import warnings

@@ -1,5 +1,6 @@
 """An autoencoder first, then its encoder frozen and a linear probe on the codes."""
 # flow: recon_loss -> encoder, decoder; probe_loss -> probe
+# cut: probe_loss -> encoder
 
 import torch
 import torch.nn as nn

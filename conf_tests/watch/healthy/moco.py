@@ -1,5 +1,6 @@
 """MoCo: a momentum encoder for the keys, which fill a queue kept as a buffer."""
 # flow: loss -> encoder_q
+# cut: loss -> encoder_k
 
 import torch
 import torch.nn as nn

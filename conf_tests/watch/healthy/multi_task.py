@@ -26,7 +26,7 @@ class MultiTaskLoss:
 
     def __call__(self, outputs, targets):
         losses = {name: criterion(outputs[name], targets[name]) for name, criterion in self.terms.items()}
-        total = sum(torch.exp(-s) * l + s for s, l in zip(self.log_vars, losses.values(), strict=True))
+        total = sum(torch.exp(-s) * loss + s for s, loss in zip(self.log_vars, losses.values(), strict=True))
         return total, {name: value.detach() for name, value in losses.items()}
 
 

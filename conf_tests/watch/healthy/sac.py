@@ -1,6 +1,7 @@
 """SAC: twin critics in one optimiser, an actor through them, a temperature of its own, targets by polyak."""
 # fast
 # flow: qf_loss -> qf1, qf2; actor_loss -> actor, qf1, qf2; alpha_loss -> log_alpha
+# cut: qf_loss -> actor; alpha_loss -> actor
 
 import torch
 import torch.nn as nn

@@ -41,7 +41,9 @@ if __name__ == "__main__":
     opt = parser.parse_args()
 
     torch.manual_seed(123)
-    training_data_loader = DataLoader(Waves(48, opt.upscale_factor, 0), 4, shuffle=True, num_workers=opt.threads)
+    training_data_loader = DataLoader(
+        Waves(48, opt.upscale_factor, 0), 4, shuffle=True, num_workers=opt.threads, persistent_workers=True
+    )
     testing_data_loader = DataLoader(Waves(8, opt.upscale_factor, 1), 4)
     model = Net(upscale_factor=opt.upscale_factor)
     criterion = nn.MSELoss()

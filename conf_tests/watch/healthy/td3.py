@@ -1,5 +1,6 @@
 """TD3 in a class: clipped double Q, smoothed targets, a delayed actor; the copies are made with deepcopy."""
 # flow: critic_loss -> critic; actor_loss -> actor, critic
+# cut: critic_loss -> actor
 
 import copy
 

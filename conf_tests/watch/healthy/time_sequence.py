@@ -1,5 +1,4 @@
 """Sine waves by two LSTM cells and LBFGS, whose closure runs several times a step."""
-# fast
 # flow: loss -> lstm1, lstm2, linear
 
 import torch

@@ -1,6 +1,7 @@
 """CycleGAN: discriminators frozen while the generators learn, fed from an image pool afterwards."""
 # fast
 # flow: loss_G -> netG_A, netG_B; loss_D -> netD_A, netD_B
+# cut: loss_G -> netD_A, netD_B; loss_D -> netG_A, netG_B
 
 import random
 

@@ -1,5 +1,6 @@
 """WGAN with clipped weights: two critic steps a generator step, the critic's requires_grad switched on and off."""
 # flow: D_loss -> D; G_loss -> G
+# cut: D_loss -> G; G_loss -> D
 
 import torch
 from digest import digest

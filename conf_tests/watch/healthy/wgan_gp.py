@@ -1,5 +1,6 @@
 """WGAN with gradient penalty: five critic steps to one of the generator."""
 # flow: d_loss -> discriminator; g_loss -> generator, discriminator
+# cut: d_loss -> generator
 
 import argparse
 
