@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import multiprocessing
 import os
 import re
 import runpy
@@ -50,6 +51,7 @@ def each(scripts: list[Path]) -> pytest.MarkDecorator:
 
 def _run(arguments: list[str], cwd: Path) -> None:
     """Become ``python arguments...``: a script, or ``-m`` and a module."""
+    multiprocessing.set_start_method(None, force=True)  # the default again, for the script's own processes
     os.chdir(cwd)
     for name, number in (("out", 1), ("err", 2)):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)

@@ -18,15 +18,10 @@ def make_batch(size=8, length=10):
 def main(total=36, warmup=4):
     torch.manual_seed(42)
     model = BertForTokenClassification()
-    no_decay = ["bias", "LayerNorm.weight"]
-    grouped = [
-        {
-            "params": [p for n, p in model.named_parameters() if not any(nd in n for nd in no_decay)],
-            "weight_decay": 0.01,
-        },
-        {"params": [p for n, p in model.named_parameters() if any(nd in n for nd in no_decay)], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(grouped, lr=5e-3)
+    plain = {name: p for name, p in model.named_parameters() if name.endswith("bias") or "norm" in name.lower()}
+    decayed = [p for name, p in model.named_parameters() if name not in plain]
+    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": list(plain.values()), "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=5e-3)
     scheduler = LambdaLR(optimizer, lambda s: min((s + 1) / warmup, max(0.0, (total - s) / (total - warmup))))
     model.train()
     for step in range(total):

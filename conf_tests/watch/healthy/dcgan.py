@@ -1,95 +1,78 @@
-"""A convolutional GAN at module level: D on real, D on a detached fake, then G through D."""
+"""A convolutional GAN at module level: D on real, D on a detached fake, each its own backward; then G through D."""
 # fast
 # flow: errD_real -> netD; errD_fake -> netD; errG -> netG, netD
 # cut: errD_fake -> netG
 
 import torch
 import torch.nn as nn
-import torch.optim as optim
 from digest import digest
 
 torch.manual_seed(999)
-batch, nz, ngf, ndf = 16, 8, 8, 8
+BATCH, LATENT = 16, 8
 
 
-def weights_init(m):
-    classname = m.__class__.__name__
-    if classname.find("Conv") != -1:
-        nn.init.normal_(m.weight, 0.0, 0.02)
-    elif classname.find("BatchNorm") != -1:
-        nn.init.normal_(m.weight, 1.0, 0.02)
-        nn.init.zeros_(m.bias)
+def initialise(layer):
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(layer.weight, std=0.05)
+
+
+def up(inside, outside, kernel, stride, padding):
+    return nn.ConvTranspose2d(inside, outside, kernel, stride, padding, bias=False)
 
 
 class Generator(nn.Module):
-    def __init__(self):
+    def __init__(self, width=16):
         super().__init__()
-        self.main = nn.Sequential(
-            nn.ConvTranspose2d(nz, ngf * 2, 4, 1, 0, bias=False),
-            nn.BatchNorm2d(ngf * 2),
-            nn.ReLU(True),
-            nn.ConvTranspose2d(ngf * 2, 1, 4, 2, 1, bias=False),
-            nn.Tanh(),
+        self.layers = nn.Sequential(
+            up(LATENT, width, 4, 1, 0), nn.BatchNorm2d(width), nn.ReLU(inplace=True), up(width, 1, 4, 2, 1), nn.Tanh()
         )
 
-    def forward(self, noise):
-        return self.main(noise)
+    def forward(self, z):
+        return self.layers(z[:, :, None, None])
 
 
 class Discriminator(nn.Module):
-    def __init__(self):
+    def __init__(self, width=8):
         super().__init__()
-        self.main = nn.Sequential(
-            nn.Conv2d(1, ndf, 4, 2, 1, bias=False),
-            nn.BatchNorm2d(ndf),
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, width, 4, 2, 1, bias=False),
+            nn.BatchNorm2d(width),
             nn.LeakyReLU(0.2, inplace=True),
-            nn.Conv2d(ndf, 1, 4, 1, 0, bias=False),
-            nn.Sigmoid(),
+            nn.Conv2d(width, 1, 4, bias=False),
         )
 
-    def forward(self, image):
-        return self.main(image).view(-1)
+    def forward(self, picture):
+        return self.layers(picture).flatten().sigmoid()
 
 
-netG = Generator()
-netG.apply(weights_init)
-netD = Discriminator()
-netD.apply(weights_init)
-criterion = nn.BCELoss()
-fixed_noise = torch.randn(4, nz, 1, 1)
-optimizerD = optim.Adam(netD.parameters(), lr=2e-4, betas=(0.5, 0.999))
-optimizerG = optim.Adam(netG.parameters(), lr=2e-4, betas=(0.5, 0.999))
+def real_pictures():
+    wave = torch.linspace(0, 6, 64).sin().view(1, 1, 8, 8)
+    return wave + 0.1 * torch.randn(BATCH, 1, 8, 8)
 
-for i in range(36):
-    # D: log(D(x)) + log(1 - D(G(z)))
+
+netG, netD = Generator().apply(initialise), Discriminator().apply(initialise)
+optG, optD = (torch.optim.Adam(net.parameters(), lr=2e-4, betas=(0.5, 0.999)) for net in (netG, netD))
+bce = nn.BCELoss()
+ones, zeros = torch.ones(BATCH), torch.zeros(BATCH)
+fixed = torch.randn(4, LATENT)
+
+for it in range(36):
     netD.zero_grad()
-    real = torch.sin(torch.linspace(0, 6, 64)).view(1, 1, 8, 8) + 0.1 * torch.randn(batch, 1, 8, 8)
-    label = torch.full((batch,), 1.0)
-    output = netD(real)
-    errD_real = criterion(output, label)
+    errD_real = bce(netD(real_pictures()), ones)
     errD_real.backward()
-    D_x = output.mean().item()
-
-    noise = torch.randn(batch, nz, 1, 1)
-    fake = netG(noise)
-    label.fill_(0.0)
-    output = netD(fake.detach())
-    errD_fake = criterion(output, label)
+    fake = netG(torch.randn(BATCH, LATENT))
+    errD_fake = bce(netD(fake.detach()), zeros)
     errD_fake.backward()
-    errD = errD_real + errD_fake
-    optimizerD.step()
+    optD.step()
 
-    # G: log(D(G(z)))
     netG.zero_grad()
-    label.fill_(1.0)
-    output = netD(fake)
-    errG = criterion(output, label)
+    errG = bce(netD(fake), ones)
     errG.backward()
-    optimizerG.step()
+    optG.step()
 
-    if i % 12 == 0:
-        print(f"[{i}] Loss_D: {errD.item():.4f} Loss_G: {errG.item():.4f} D(x): {D_x:.4f}")
+    if it % 12 == 0:
+        print(it, f"D {(errD_real + errD_fake).item():.4f}", f"G {errG.item():.4f}")
         with torch.no_grad():
-            netG(fixed_noise)
+            netG(fixed)
 
 print("weights", digest(netG, netD))

@@ -5,57 +5,54 @@
 from copy import deepcopy
 
 import torch
+from continuous.networks import ActorCritic
 from digest import digest
 from replay import filled
-from spinning.core import MLPActorCritic
 from torch.optim import Adam
 
 
-def ddpg(steps=40, seed=0, gamma=0.99, polyak=0.995, pi_lr=1e-3, q_lr=1e-3):
+def switch(module, on):
+    for p in module.parameters():
+        p.requires_grad = on
+
+
+def ddpg(steps=40, seed=0, gamma=0.99, keep=0.995, lr=1e-3):
     torch.manual_seed(seed)
-    ac = MLPActorCritic(4, 1)
-    ac_targ = deepcopy(ac)
-    for p in ac_targ.parameters():
-        p.requires_grad = False
-    buffer = filled(seed)
+    agent = ActorCritic(4, 1)
+    slow = deepcopy(agent)
+    switch(slow, False)
+    memory = filled(seed)
+    pi_optimizer, q_optimizer = Adam(agent.pi.parameters(), lr), Adam(agent.q.parameters(), lr)
 
-    def compute_loss_q(data):
-        o, a, r, o2, d = (data[name] for name in ("obs", "act", "rew", "obs2", "done"))
-        q = ac.q(o, a)
+    def q_error(data):
         with torch.no_grad():
-            backup = r + gamma * (1 - d) * ac_targ.q(o2, ac_targ.pi(o2))
-        return ((q - backup) ** 2).mean(), q.detach().numpy()
-
-    def compute_loss_pi(data):
-        return -ac.q(data["obs"], ac.pi(data["obs"])).mean()
-
-    pi_optimizer = Adam(ac.pi.parameters(), lr=pi_lr)
-    q_optimizer = Adam(ac.q.parameters(), lr=q_lr)
+            later = slow.value(data["obs2"], slow.pi(data["obs2"]))
+            backup = data["rew"] + gamma * (1 - data["done"]) * later
+        return (agent.value(data["obs"], data["act"]) - backup).square().mean()
 
     def update(data):
         q_optimizer.zero_grad()
-        loss_q, q_values = compute_loss_q(data)
+        loss_q = q_error(data)
         loss_q.backward()
         q_optimizer.step()
-        for p in ac.q.parameters():
-            p.requires_grad = False
+
+        switch(agent.q, False)
         pi_optimizer.zero_grad()
-        loss_pi = compute_loss_pi(data)
+        loss_pi = -agent.value(data["obs"], agent.pi(data["obs"])).mean()
         loss_pi.backward()
         pi_optimizer.step()
-        for p in ac.q.parameters():
-            p.requires_grad = True
+        switch(agent.q, True)
+
         with torch.no_grad():
-            for p, p_targ in zip(ac.parameters(), ac_targ.parameters(), strict=True):
-                p_targ.data.mul_(polyak)
-                p_targ.data.add_((1 - polyak) * p.data)
-        return loss_q.item(), loss_pi.item(), float(q_values.mean())
+            for p, p_slow in zip(agent.parameters(), slow.parameters(), strict=True):
+                p_slow.lerp_(p, 1 - keep)
+        return loss_q.item(), loss_pi.item()
 
     for t in range(steps):
-        told = update(buffer.sample_batch(32))
+        told = update(memory.sample_batch(32))
         if t % 10 == 0:
             print(t, *(f"{value:.4f}" for value in told))
-    return ac, ac_targ
+    return agent, slow
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def train_teacher(teacher, batches):
     print(f"teacher loss {loss.item():.4f}")
 
 
-def train_knowledge_distillation(teacher, student, batches, T=2.0, soft_target_loss_weight=0.25):
+def distil(teacher, student, batches, T=2.0, weight=0.25):
     optimizer = torch.optim.Adam(student.parameters(), lr=5e-3)
     teacher.eval()
     student.train()
@@ -32,15 +32,14 @@ def train_knowledge_distillation(teacher, student, batches, T=2.0, soft_target_l
         with torch.no_grad():
             teacher_logits = teacher(inputs)
         student_logits = student(inputs)
-        soft_targets = F.softmax(teacher_logits / T, dim=-1)
-        soft_prob = F.log_softmax(student_logits / T, dim=-1)
-        soft_targets_loss = torch.sum(soft_targets * (soft_targets.log() - soft_prob)) / soft_prob.size(0) * T**2
-        label_loss = F.cross_entropy(student_logits, labels)
-        total_loss = soft_target_loss_weight * soft_targets_loss + (1 - soft_target_loss_weight) * label_loss
+        wanted, given = ((logits / T).log_softmax(-1) for logits in (teacher_logits, student_logits))
+        soft_loss = T * T * F.kl_div(given, wanted, reduction="batchmean", log_target=True)
+        hard_loss = F.cross_entropy(student_logits, labels)
+        total_loss = torch.lerp(hard_loss, soft_loss, weight)
         total_loss.backward()
         optimizer.step()
         if step % 10 == 0:
-            print(f"step {step} soft {soft_targets_loss.item():.4f} hard {label_loss.item():.4f}")
+            print(f"step {step} soft {soft_loss.item():.4f} hard {hard_loss.item():.4f}")
 
 
 if __name__ == "__main__":
@@ -50,5 +49,5 @@ if __name__ == "__main__":
     batches = list(zip(inputs.split(16), labels.split(16), strict=True))
     teacher, student = build(32), build(6)
     train_teacher(teacher, batches)
-    train_knowledge_distillation(teacher, student, batches)
+    distil(teacher, student, batches)
     print("weights", digest(teacher, student))

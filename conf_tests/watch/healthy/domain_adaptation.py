@@ -1,40 +1,37 @@
-"""Adversarial domain adaptation with a gradient reversal layer."""
-# flow: err -> feature, class_classifier, domain_classifier
+"""Adversarial domain adaptation with a gradient reversal layer whose strength grows."""
+# flow: err -> feature, label_head, domain_head
 
 import math
 
 import torch
 from digest import digest
-from domain.model import CNNModel
-from torch import nn, optim
+from domain.model import DANN
+from torch.nn.functional import cross_entropy
+
+PATTERNS = torch.randn(10, 1, 6, 6, generator=torch.Generator().manual_seed(1))
 
 
-def digits(size, shift):
-    label = torch.randint(0, 10, (size,))
-    patterns = torch.randn(10, 1, 6, 6, generator=torch.Generator().manual_seed(1))
-    return patterns[label] + shift + 0.3 * torch.randn(size, 1, 6, 6), label
+def digits(count, shift):
+    label = torch.randint(0, 10, (count,))
+    return PATTERNS[label] + shift + 0.3 * torch.randn(count, 1, 6, 6), label
 
 
 torch.manual_seed(15)
-my_net = CNNModel()
-optimizer = optim.Adam(my_net.parameters(), lr=1e-3)
-loss_class, loss_domain = nn.NLLLoss(), nn.NLLLoss()
-n_epoch, len_dataloader = 2, 18
-for epoch in range(n_epoch):
-    for i in range(len_dataloader):
-        p = float(i + epoch * len_dataloader) / n_epoch / len_dataloader
-        alpha = 2.0 / (1.0 + math.exp(-10 * p)) - 1
-        s_img, s_label = digits(16, 0.0)
-        my_net.zero_grad()
-        class_output, domain_output = my_net(input_data=s_img, alpha=alpha)
-        err_s_label = loss_class(class_output, s_label)
-        err_s_domain = loss_domain(domain_output, torch.zeros(16).long())
-        t_img, _ = digits(16, 1.0)
-        _, domain_output = my_net(input_data=t_img, alpha=alpha)
-        err_t_domain = loss_domain(domain_output, torch.ones(16).long())
-        err = err_t_domain + err_s_domain + err_s_label
-        err.backward()
-        optimizer.step()
-        if i % 9 == 0:
-            print(f"epoch: {epoch}, [{i}] label: {err_s_label.item():f}, domain: {err_t_domain.item():f}")
-print("weights", digest(my_net))
+net = DANN()
+optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+source_domain, target_domain = torch.zeros(16, dtype=torch.long), torch.ones(16, dtype=torch.long)
+total = 36
+for step in range(total):
+    strength = math.tanh(5 * step / total)
+    net.zero_grad()
+    pictures, labels = digits(16, 0.0)
+    scores, domain = net(pictures, strength)
+    err_label, err_source = cross_entropy(scores, labels), cross_entropy(domain, source_domain)
+    pictures, _ = digits(16, 1.0)
+    err_target = cross_entropy(net(pictures, strength)[1], target_domain)
+    err = err_label + err_source + err_target
+    err.backward()
+    optimizer.step()
+    if step % 9 == 0:
+        print(f"{step}: label {err_label.item():.5f}, domains {(err_source + err_target).item():.5f}")
+print("weights", digest(net))

@@ -7,7 +7,7 @@ import copy
 import torch
 import torch.nn.functional as F
 from digest import digest
-from tiny_lm.model import TinyLM, batch_logps
+from tiny_lm.model import TinyLM, log_probs
 
 
 class DPOTrainer:
@@ -18,33 +18,30 @@ class DPOTrainer:
         self.optimizer = torch.optim.RMSprop(self.policy.parameters(), lr=lr)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(1.0, (step + 1) / 5))
 
-    def concatenated_forward(self, model, batch):
+    def both(self, model, batch):
+        """Log-probabilities of the chosen and of the rejected answers, by one forward."""
         ids = torch.cat([batch["chosen"], batch["rejected"]])
-        mask = torch.cat([batch["mask"], batch["mask"]])
-        return batch_logps(model(ids), ids, mask).chunk(2)
+        return log_probs(model(ids), ids, batch["mask"].repeat(2, 1)).chunk(2)
 
-    def get_batch_metrics(self, batch):
-        policy_chosen, policy_rejected = self.concatenated_forward(self.policy, batch)
+    def loss_of(self, batch):
         with torch.no_grad():
-            reference_chosen, reference_rejected = self.concatenated_forward(self.reference, batch)
-        logits = (policy_chosen - policy_rejected) - (reference_chosen - reference_rejected)
-        losses = -F.logsigmoid(self.beta * logits)
-        chosen_rewards = self.beta * (policy_chosen - reference_chosen).detach()
-        rejected_rewards = self.beta * (policy_rejected - reference_rejected).detach()
-        accuracy = (chosen_rewards > rejected_rewards).float().mean().item()
-        return losses.mean(), {"rewards/accuracies": accuracy, "logps/chosen": policy_chosen.detach().mean().item()}
+            known = self.both(self.reference, batch)
+        rewards = [self.beta * (now - before) for now, before in zip(self.both(self.policy, batch), known, strict=True)]
+        margin = rewards[0] - rewards[1]
+        told = {"right": (margin.detach() > 0).float().mean().item(), "margin": margin.detach().mean().item()}
+        return F.softplus(-margin).mean(), told
 
     def train(self, batches):
         self.policy.train()
         for i, batch in enumerate(batches):
-            loss, metrics = self.get_batch_metrics(batch)
+            loss, told = self.loss_of(batch)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 10.0)
             self.optimizer.step()
             self.scheduler.step()
             self.optimizer.zero_grad()
             if i % 10 == 0:
-                print(i, {"loss": round(loss.item(), 4)} | {k: round(v, 4) for k, v in metrics.items()})
+                print(i, {"loss": round(loss.item(), 4)} | {k: round(v, 4) for k, v in told.items()})
 
 
 def preferences(count, size=8, length=9):

@@ -1,4 +1,4 @@
-"""A transformer network trained on losses over frozen features."""
+"""A transformer network trained on losses over frozen features; a command with sub-commands."""
 # flow: total_loss -> transformer
 # cut: total_loss -> vgg
 
@@ -6,63 +6,48 @@ import argparse
 
 import torch
 from digest import digest
-from fast_style.transformer_net import TransformerNet
-from fast_style.vgg import Features
+from fast_style.networks import Features, Transformer
+from torch.nn.functional import mse_loss
 from torch.optim import Adam
 from torch.utils.data import DataLoader
 
 
-def gram_matrix(y):
-    (b, ch, h, w) = y.size()
-    features = y.view(b, ch, w * h)
-    return features.bmm(features.transpose(1, 2)) / (ch * h * w)
+def gram(features):
+    return torch.einsum("bchw,bdhw->bcd", features, features) / features[0].numel()
 
 
 def train(args):
     torch.manual_seed(args.seed)
-    train_loader = DataLoader(torch.rand(4 * 34, 3, 12, 12), batch_size=4, shuffle=True)
-    transformer = TransformerNet()
+    pictures = DataLoader(torch.rand(4 * 34, 3, 12, 12), batch_size=4, shuffle=True)
+    transformer = Transformer()
     optimizer = Adam(transformer.parameters(), args.lr)
-    mse_loss = torch.nn.MSELoss()
-    vgg = Features(requires_grad=False)
-    vgg.eval()
-    style = torch.rand(1, 3, 12, 12).repeat(4, 1, 1, 1)
-    gram_style = [gram_matrix(y) for y in vgg(style)]
+    vgg = Features().eval()
+    style_targets = [gram(layer) for layer in vgg(torch.rand(1, 3, 12, 12))]
 
     transformer.train()
-    agg_content_loss = agg_style_loss = 0.0
-    for batch_id, x in enumerate(train_loader):
-        n_batch = len(x)
+    for number, picture in enumerate(pictures, start=1):
         optimizer.zero_grad()
-        y = transformer(x)
-        features_y = vgg(y)
-        features_x = vgg(x)
-        content_loss = args.content_weight * mse_loss(features_y.relu2, features_x.relu2)
-        style_loss = 0.0
-        for ft_y, gm_s in zip(features_y, gram_style, strict=True):
-            style_loss += mse_loss(gram_matrix(ft_y), gm_s[:n_batch, :, :])
-        style_loss *= args.style_weight
-        total_loss = content_loss + style_loss
+        styled = transformer(picture)
+        now, before = vgg(styled), vgg(picture)
+        content_loss = mse_loss(now[-1], before[-1])
+        style_loss = sum(mse_loss(gram(a), b.expand(len(a), -1, -1)) for a, b in zip(now, style_targets, strict=True))
+        total_loss = args.content * content_loss + args.style * style_loss
         total_loss.backward()
         optimizer.step()
-        agg_content_loss += content_loss.item()
-        agg_style_loss += style_loss.item()
-        if (batch_id + 1) % args.log_interval == 0:
-            print(f"[{batch_id + 1}] content: {agg_content_loss:.6f} style: {agg_style_loss:.6f}")
-    transformer.eval()
-    return transformer
+        if number % args.every == 0:
+            print(f"{number}: content {content_loss.item():.6f}, style {style_loss.item():.6f}")
+    return transformer.eval()
 
 
 def main():
     parser = argparse.ArgumentParser()
-    subparsers = parser.add_subparsers(dest="subcommand")
-    train_parser = subparsers.add_parser("train")
-    for p in (parser, train_parser):
-        p.add_argument("--seed", type=int, default=42)
-        p.add_argument("--content-weight", type=float, default=1.0)
-        p.add_argument("--style-weight", type=float, default=1e3)
-        p.add_argument("--lr", type=float, default=1e-3)
-        p.add_argument("--log-interval", type=int, default=10)
+    commands = parser.add_subparsers(dest="command")
+    for command in (parser, commands.add_parser("train")):
+        command.add_argument("--seed", type=int, default=42)
+        command.add_argument("--content", type=float, default=1.0)
+        command.add_argument("--style", type=float, default=1e3)
+        command.add_argument("--lr", type=float, default=1e-3)
+        command.add_argument("--every", type=int, default=10)
     print("weights", digest(train(parser.parse_args())))
 
 

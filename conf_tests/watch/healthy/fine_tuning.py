@@ -44,20 +44,20 @@ def main():
         for phase in ("train", "val"):
             model.train(phase == "train")
             freeze(model.layer1)
-            running_loss, running_corrects = 0.0, 0
+            total = right = 0
             for _ in range(12 if phase == "train" else 3):
                 labels = torch.randint(0, 2, (8,))
-                inputs = torch.randn(8, 1, 8, 8) + labels.view(-1, 1, 1, 1)
+                pictures = torch.randn(8, 1, 8, 8) + labels.view(-1, 1, 1, 1)
                 optimizer.zero_grad()
                 with torch.set_grad_enabled(phase == "train"):
-                    outputs = model(inputs)
-                    loss = nn.functional.cross_entropy(outputs, labels)
+                    scores = model(pictures)
+                    loss = nn.functional.cross_entropy(scores, labels)
                     if phase == "train":
                         loss.backward()
                         optimizer.step()
-                running_loss += loss.item()
-                running_corrects += (outputs.argmax(1) == labels).sum().item()
-            print(f"epoch {epoch} {phase} loss {running_loss:.4f} right {running_corrects}")
+                total += loss.item()
+                right += (scores.argmax(1) == labels).sum().item()
+            print(f"epoch {epoch} {phase} loss {total:.4f} right {right}")
         scheduler.step()
     print("weights", digest(model))
 

@@ -1,6 +1,6 @@
-"""Digits by a small convolutional network: a train and a test function, a schedule, arguments."""
+"""Digits by a small convolutional network: functions for an epoch and a test, a schedule, arguments."""
 # fast
-# flow: loss -> conv1, conv2, fc1, fc2
+# flow: loss -> conv1, conv2, hidden, classes
 
 import argparse
 
@@ -8,24 +8,23 @@ import torch
 import torch.nn.functional as F
 from digest import digest
 from torch import nn, optim
-from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
 
-class Net(nn.Module):
-    def __init__(self):
+class ConvNet(nn.Module):
+    def __init__(self, width=4):
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 4, 3)
-        self.conv2 = nn.Conv2d(4, 8, 3)
-        self.dropout = nn.Dropout(0.25)
-        self.fc1 = nn.Linear(8 * 4 * 4, 32)
-        self.fc2 = nn.Linear(32, 10)
+        self.conv1 = nn.Conv2d(1, width, kernel_size=3)
+        self.conv2 = nn.Conv2d(width, 2 * width, kernel_size=3)
+        self.dropout = nn.Dropout(0.2)
+        self.hidden = nn.Linear(2 * width * 16, 32)
+        self.classes = nn.Linear(32, 10)
 
-    def forward(self, x):
-        x = F.relu(self.conv1(x))
-        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
-        x = self.dropout(torch.flatten(x, 1))
-        return F.log_softmax(self.fc2(F.relu(self.fc1(x))), dim=1)
+    def forward(self, images):
+        h = self.conv1(images).relu()
+        h = F.max_pool2d(self.conv2(h).relu(), 2)
+        h = self.dropout(h.flatten(1))
+        return self.classes(self.hidden(h).relu())
 
 
 def digits(count):
@@ -35,50 +34,49 @@ def digits(count):
     return TensorDataset(patterns[labels] + 0.5 * torch.randn(count, 1, 12, 12), labels)
 
 
-def train(args, model, loader, optimizer, epoch):
-    model.train()
-    for batch_idx, (data, target) in enumerate(loader):
+def run_epoch(net, batches, optimizer, every):
+    net.train()
+    for number, (images, labels) in enumerate(batches):
         optimizer.zero_grad()
-        output = model(data)
-        loss = F.nll_loss(output, target)
+        loss = F.cross_entropy(net(images), labels)
         loss.backward()
         optimizer.step()
-        if batch_idx % args.log_interval == 0:
-            print(f"Train epoch {epoch} [{batch_idx}/{len(loader)}] loss {loss.item():.6f}")
+        if number % every == 0:
+            print(f"  batch {number:3d} of {len(batches)}: {loss.item():.6f}")
 
 
-def test(model, loader):
-    model.eval()
-    test_loss, correct = 0.0, 0
+def test(net, batches):
+    net.eval()
+    wrong = total = 0
     with torch.no_grad():
-        for data, target in loader:
-            output = model(data)
-            test_loss += F.nll_loss(output, target, reduction="sum").item()
-            correct += (output.argmax(dim=1) == target).sum().item()
-    print(f"Test: average loss {test_loss / len(loader.dataset):.4f}, accuracy {correct}/{len(loader.dataset)}")
+        for images, labels in batches:
+            wrong += (net(images).argmax(1) != labels).sum().item()
+            total += len(labels)
+    return wrong / total
 
 
 def main():
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--lr", type=float, default=1.0)
-    parser.add_argument("--gamma", type=float, default=0.7)
+    parser.add_argument("--decay", type=float, default=0.7)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--log-interval", type=int, default=5)
+    parser.add_argument("--every", type=int, default=5)
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    train_loader = DataLoader(digits(192), batch_size=args.batch_size, shuffle=True)
-    test_loader = DataLoader(digits(64), batch_size=64)
-    model = Net()
-    optimizer = optim.Adadelta(model.parameters(), lr=args.lr)
-    scheduler = StepLR(optimizer, step_size=1, gamma=args.gamma)
-    for epoch in range(1, args.epochs + 1):
-        train(args, model, train_loader, optimizer, epoch)
-        test(model, test_loader)
+    train_set = DataLoader(digits(192), batch_size=args.batch_size, shuffle=True)
+    test_set = DataLoader(digits(64), batch_size=64)
+    net = ConvNet()
+    optimizer = optim.Adadelta(net.parameters(), lr=args.lr)
+    scheduler = optim.lr_scheduler.StepLR(optimizer, 1, gamma=args.decay)
+    for epoch in range(args.epochs):
+        print("epoch", epoch)
+        run_epoch(net, train_set, optimizer, args.every)
         scheduler.step()
-    print("weights", digest(model))
+        print(f"  error {test(net, test_set):.4f}")
+    print("weights", digest(net))
 
 
 if __name__ == "__main__":

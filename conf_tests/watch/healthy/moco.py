@@ -5,69 +5,65 @@
 import torch
 import torch.nn as nn
 from digest import digest
-
-
-class MoCo(nn.Module):
-    def __init__(self, base_encoder, dim=8, K=64, m=0.99, T=0.2):
-        super().__init__()
-        self.K, self.m, self.T = K, m, T
-        self.encoder_q = base_encoder(dim)
-        self.encoder_k = base_encoder(dim)
-        for param_q, param_k in zip(self.encoder_q.parameters(), self.encoder_k.parameters(), strict=True):
-            param_k.data.copy_(param_q.data)
-            param_k.requires_grad = False
-        self.register_buffer("queue", nn.functional.normalize(torch.randn(dim, K), dim=0))
-        self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
-
-    @torch.no_grad()
-    def _momentum_update_key_encoder(self):
-        for param_q, param_k in zip(self.encoder_q.parameters(), self.encoder_k.parameters(), strict=True):
-            param_k.data = param_k.data * self.m + param_q.data * (1.0 - self.m)
-
-    @torch.no_grad()
-    def _dequeue_and_enqueue(self, keys):
-        ptr = int(self.queue_ptr)
-        self.queue[:, ptr : ptr + len(keys)] = keys.T
-        self.queue_ptr[0] = (ptr + len(keys)) % self.K
-
-    def forward(self, im_q, im_k):
-        q = nn.functional.normalize(self.encoder_q(im_q), dim=1)
-        with torch.no_grad():
-            self._momentum_update_key_encoder()
-            k = nn.functional.normalize(self.encoder_k(im_k), dim=1)
-        l_pos = torch.einsum("nc,nc->n", [q, k]).unsqueeze(-1)
-        l_neg = torch.einsum("nc,ck->nk", [q, self.queue.clone().detach()])
-        logits = torch.cat([l_pos, l_neg], dim=1) / self.T
-        labels = torch.zeros(logits.shape[0], dtype=torch.long)
-        self._dequeue_and_enqueue(k)
-        return logits, labels
+from torch.nn.functional import cross_entropy, normalize
 
 
 class Encoder(nn.Module):
-    def __init__(self, dim):
+    def __init__(self, size):
         super().__init__()
         self.body = nn.Linear(12, 24)
-        self.fc = nn.Linear(24, dim)
+        self.fc = nn.Linear(24, size)
 
     def forward(self, x):
-        return self.fc(torch.relu(self.body(x)))
+        return normalize(self.fc(self.body(x).relu()), dim=1)
+
+
+class MoCo(nn.Module):
+    def __init__(self, size=8, length=64, momentum=0.99, temperature=0.2):
+        super().__init__()
+        self.momentum, self.temperature = momentum, temperature
+        self.encoder_q, self.encoder_k = Encoder(size), Encoder(size)
+        self.encoder_k.load_state_dict(self.encoder_q.state_dict())
+        for p in self.encoder_k.parameters():
+            p.requires_grad = False
+        self.register_buffer("queue", normalize(torch.randn(length, size), dim=1))
+        self.register_buffer("place", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def keys(self, x):
+        for k, q in zip(self.encoder_k.parameters(), self.encoder_q.parameters(), strict=True):
+            k.data = self.momentum * k.data + (1 - self.momentum) * q.data
+        return self.encoder_k(x)
+
+    @torch.no_grad()
+    def remember(self, keys):
+        rows = (self.place + torch.arange(len(keys))) % len(self.queue)
+        self.queue[rows] = keys
+        self.place += len(keys)
+
+    def forward(self, one, other):
+        """Scores of each query: its own key first, then the whole queue."""
+        queries, keys = self.encoder_q(one), self.keys(other)
+        own = (queries * keys).sum(1, keepdim=True)
+        scores = torch.cat([own, queries @ self.queue.clone().T], 1) / self.temperature
+        self.remember(keys)
+        return scores
 
 
 def main():
     torch.manual_seed(10)
-    model = MoCo(Encoder)
-    criterion = nn.CrossEntropyLoss()
+    model = MoCo()
     optimizer = torch.optim.SGD(filter(lambda p: p.requires_grad, model.parameters()), 0.03, momentum=0.9)
+    first = torch.zeros(16, dtype=torch.long)
     for i in range(40):
-        images = torch.randn(16, 12).cumsum(1)
-        views = [images + 0.2 * torch.randn_like(images) for _ in range(2)]
-        output, target = model(im_q=views[0], im_k=views[1])
-        loss = criterion(output, target)
+        x = torch.randn(16, 12).cumsum(1)
+        scores = model(x + 0.2 * torch.randn_like(x), x + 0.2 * torch.randn_like(x))
+        loss = cross_entropy(scores, first)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if i % 10 == 0:
-            print(f"[{i}] Loss {loss.item():.4e} Acc@1 {(output.argmax(1) == target).float().mean().item():.2f}")
+            print(f"{i}: loss {loss.item():.4e}, found {(scores.argmax(1) == 0).float().mean().item():.2f}")
     print("weights", digest(model))
 
 

@@ -1,72 +1,66 @@
 """A physics-informed network for u'' = -u: derivatives by autograd.grad with create_graph, Adam and then LBFGS."""
 # fast
-# flow: loss -> linear1, linear2, linear3
+# flow: loss -> first, second, last
 
 import torch
 from digest import digest
 from torch import nn
 
 
-class DNN(nn.Module):
+class Field(nn.Module):
     def __init__(self, width=10):
         super().__init__()
-        self.linear1 = nn.Linear(1, width)
-        self.linear2 = nn.Linear(width, width)
-        self.linear3 = nn.Linear(width, 1)
+        self.first = nn.Linear(1, width)
+        self.second = nn.Linear(width, width)
+        self.last = nn.Linear(width, 1)
 
     def forward(self, t):
-        return self.linear3(torch.tanh(self.linear2(torch.tanh(self.linear1(t)))))
+        return self.last(self.second(self.first(t).tanh()).tanh())
 
 
-class PhysicsInformedNN:
-    def __init__(self):
-        self.t_u = torch.tensor([[0.0]])
-        self.t_f = torch.linspace(0, 3, 24).unsqueeze(1).requires_grad_()
-        self.dnn = DNN()
-        self.optimizer = torch.optim.LBFGS(
-            self.dnn.parameters(), lr=1.0, max_iter=30, history_size=20, line_search_fn="strong_wolfe"
-        )
-        self.optimizer_Adam = torch.optim.Adam(self.dnn.parameters(), lr=1e-2)
-        self.iter = 0
+def derivative(u, t):
+    return torch.autograd.grad(u.sum(), t, create_graph=True)[0]
 
-    def derivative(self, u, t):
-        return torch.autograd.grad(u, t, grad_outputs=torch.ones_like(u), retain_graph=True, create_graph=True)[0]
 
-    def compute_loss(self):
-        u = self.dnn(self.t_f)
-        u_t = self.derivative(u, self.t_f)
-        residual = self.derivative(u_t, self.t_f) + u
-        start = self.dnn(self.t_u)
-        return (start - 1).pow(2).mean() + u_t[0].pow(2).mean() + residual.pow(2).mean()
+class Solver:
+    def __init__(self, points=24):
+        self.times = torch.linspace(0, 3, points)[:, None].requires_grad_()
+        self.field = Field()
+        self.adam = torch.optim.Adam(self.field.parameters(), lr=1e-2)
+        self.lbfgs = torch.optim.LBFGS(self.field.parameters(), max_iter=30, line_search_fn="strong_wolfe")
+        self.calls = 0
 
-    def loss_func(self):
-        self.optimizer.zero_grad()
-        loss = self.compute_loss()
+    def loss(self):
+        """The equation's residual, and the start: u(0) = 1 with no slope."""
+        u = self.field(self.times)
+        slope = derivative(u, self.times)
+        residual = derivative(slope, self.times) + u
+        return residual.square().mean() + (u[0] - 1).square().sum() + slope[0].square().sum()
+
+    def closure(self):
+        self.lbfgs.zero_grad()
+        loss = self.loss()
         loss.backward()
-        self.iter += 1
-        if self.iter % 10 == 0:
-            print(f"Iter {self.iter}, Loss: {loss.item():.5e}")
+        self.calls += 1
+        if self.calls % 10 == 0:
+            print(f"lbfgs {self.calls}: {loss.item():.4e}")
         return loss
 
-    def train(self, nIter):
-        self.dnn.train()
-        for epoch in range(nIter):
-            loss = self.compute_loss()
-            self.optimizer_Adam.zero_grad()
+    def solve(self, steps):
+        for step in range(steps):
+            loss = self.loss()
+            self.adam.zero_grad()
             loss.backward()
-            self.optimizer_Adam.step()
-            if epoch % 10 == 0:
-                print(f"It: {epoch}, Loss: {loss.item():.3e}")
-        self.optimizer.step(self.loss_func)
-
-    def predict(self, t):
-        self.dnn.eval()
-        return self.dnn(t).detach().cpu().numpy()
+            self.adam.step()
+            if step % 10 == 0:
+                print(f"adam {step}: {loss.item():.4e}")
+        self.lbfgs.step(self.closure)
 
 
 if __name__ == "__main__":
     torch.manual_seed(1234)
-    model = PhysicsInformedNN()
-    model.train(30)
-    print("u(1) =", float(model.predict(torch.ones(1, 1))[0, 0]))
-    print("weights", digest(model.dnn))
+    solver = Solver()
+    solver.solve(30)
+    with torch.no_grad():
+        print(f"u(1) = {solver.field(torch.ones(1, 1)).item():.5f}")
+    print("weights", digest(solver.field))

@@ -1,4 +1,4 @@
-"""SimSiam: each view predicts the other's projection, which is detached."""
+"""SimSiam: each view predicts the other's projection, which is detached; the predictor keeps its rate."""
 # flow: loss -> backbone, projector, predictor
 
 import torch
@@ -7,71 +7,63 @@ from digest import digest
 
 
 class SimSiam(nn.Module):
-    def __init__(self, dim=16, pred_dim=4):
+    def __init__(self, size=16, narrow=4):
         super().__init__()
-        self.backbone = nn.Sequential(nn.Conv1d(1, 4, 5, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 10, dim))
-        self.projector = nn.Sequential(
-            nn.Linear(dim, dim, bias=False),
-            nn.BatchNorm1d(dim),
-            nn.ReLU(inplace=True),
-            nn.Linear(dim, dim, bias=False),
-            nn.BatchNorm1d(dim, affine=False),
-        )
-        self.predictor = nn.Sequential(
-            nn.Linear(dim, pred_dim, bias=False),
-            nn.BatchNorm1d(pred_dim),
-            nn.ReLU(inplace=True),
-            nn.Linear(pred_dim, dim),
+        self.backbone = nn.Sequential(nn.Conv1d(1, 4, 5, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(40, size))
+        self.projector = self.block(size, size, nn.BatchNorm1d(size, affine=False))
+        self.predictor = self.block(narrow, size)
+
+    def block(self, hidden, size, *last):
+        return nn.Sequential(
+            nn.Linear(size, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, size), *last
         )
 
-    def forward(self, x1, x2):
-        z1, z2 = self.projector(self.backbone(x1)), self.projector(self.backbone(x2))
-        p1, p2 = self.predictor(z1), self.predictor(z2)
-        return p1, p2, z1.detach(), z2.detach()
+    def forward(self, left, right):
+        """(prediction, what it is to match) for both directions."""
+        z_left, z_right = (self.projector(self.backbone(view)) for view in (left, right))
+        return (self.predictor(z_left), z_right.detach()), (self.predictor(z_right), z_left.detach())
 
 
-class AverageMeter:
-    def __init__(self, name):
-        self.name, self.sum, self.count = name, 0.0, 0
+class Mean:
+    def __init__(self):
+        self.total = self.count = 0
 
-    def update(self, val, n=1):
-        self.sum += val * n
-        self.count += n
+    def add(self, value):
+        self.total, self.count = self.total + value, self.count + 1
 
     def __str__(self):
-        return f"{self.name} {self.sum / self.count:.4f}"
+        return f"{self.total / self.count:.4f}"
 
 
 def augment(x):
     return torch.roll(x, int(torch.randint(0, 3, ())), dims=-1) + 0.1 * torch.randn_like(x)
 
 
-def train(loader, model, criterion, optimizer, epoch):
-    losses = AverageMeter("Loss")
+def train(batches, model, optimizer):
+    told, similarity = Mean(), nn.CosineSimilarity(dim=1)
     model.train()
-    for images in loader:
-        p1, p2, z1, z2 = model(x1=augment(images), x2=augment(images))
-        loss = -(criterion(p1, z2).mean() + criterion(p2, z1).mean()) * 0.5
-        losses.update(loss.item(), images.size(0))
+    for batch in batches:
+        pairs = model(augment(batch), augment(batch))
+        loss = -sum(similarity(p, z).mean() for p, z in pairs) / 2
+        told.add(loss.item())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    print(f"Epoch {epoch} {losses}")
+    return told
 
 
 def main():
     torch.manual_seed(31)
     model = SimSiam()
-    optim_params = [
-        {"params": [*model.backbone.parameters(), *model.projector.parameters()], "fix_lr": False},
-        {"params": model.predictor.parameters(), "fix_lr": True},
-    ]
-    optimizer = torch.optim.SGD(optim_params, 0.05, momentum=0.9, weight_decay=1e-4)
-    loader = torch.randn(12 * 16, 1, 24).cumsum(-1).split(16)
+    encoder = [*model.backbone.parameters(), *model.projector.parameters()]
+    groups = [{"params": encoder, "decays": True}, {"params": model.predictor.parameters(), "decays": False}]
+    optimizer = torch.optim.SGD(groups, 0.05, momentum=0.9, weight_decay=1e-4)
+    batches = torch.randn(12 * 16, 1, 24).cumsum(-1).split(16)
     for epoch in range(3):
         for group in optimizer.param_groups:
-            group["lr"] = 0.05 if group["fix_lr"] else 0.05 * (1 - epoch / 6)
-        train(loader, model, nn.CosineSimilarity(dim=1), optimizer, epoch)
+            if group["decays"]:
+                group["lr"] = 0.05 * (1 - epoch / 6)
+        print("epoch", epoch, train(batches, model, optimizer))
     print("weights", digest(model))
 
 

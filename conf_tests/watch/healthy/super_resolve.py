@@ -1,54 +1,47 @@
 """Super-resolution; the batches come from two worker processes."""
-# flow: loss -> conv1, conv2, conv3
+# flow: loss -> first, second, last
 
 import argparse
-from math import log10
 
 import torch
 import torch.nn as nn
-import torch.optim as optim
 from digest import digest
 from super_resolution.dataset import Waves
-from super_resolution.model import Net
+from super_resolution.model import SubPixel
 from torch.utils.data import DataLoader
 
 
 def train(epoch):
-    epoch_loss = 0
-    for input, target in training_data_loader:
+    losses = []
+    for small, large in train_batches:
         optimizer.zero_grad()
-        loss = criterion(model(input), target)
-        epoch_loss += loss.item()
+        loss = criterion(model(small), large)
+        losses.append(loss.item())
         loss.backward()
         optimizer.step()
-    print(f"===> Epoch {epoch} Complete: Avg. Loss: {epoch_loss / len(training_data_loader):.4f}")
+    print(f"epoch {epoch}: loss {sum(losses) / len(losses):.4f}")
 
 
-def test():
-    avg_psnr = 0
+def signal_to_noise():
     with torch.no_grad():
-        for input, target in testing_data_loader:
-            mse = criterion(model(input), target)
-            avg_psnr += 10 * log10(1 / mse.item())
-    print(f"===> Avg. PSNR: {avg_psnr / len(testing_data_loader):.4f} dB")
+        errors = torch.stack([criterion(model(small), large) for small, large in test_batches])
+    return -10 * errors.mean().log10().item()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--upscale_factor", type=int, default=2)
-    parser.add_argument("--nEpochs", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    opt = parser.parse_args()
+    parser.add_argument("--factor", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
 
     torch.manual_seed(123)
-    training_data_loader = DataLoader(
-        Waves(48, opt.upscale_factor, 0), 4, shuffle=True, num_workers=opt.threads, persistent_workers=True
-    )
-    testing_data_loader = DataLoader(Waves(8, opt.upscale_factor, 1), 4)
-    model = Net(upscale_factor=opt.upscale_factor)
+    train_batches = DataLoader(Waves(48, options.factor, 0), 4, shuffle=True, num_workers=options.workers)
+    test_batches = DataLoader(Waves(8, options.factor, 1), 4)
+    model = SubPixel(options.factor)
     criterion = nn.MSELoss()
-    optimizer = optim.Adam(model.parameters(), lr=0.01)
-    for epoch in range(1, opt.nEpochs + 1):
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for epoch in range(options.epochs):
         train(epoch)
-        test()
+        print(f"{signal_to_noise():.4f} dB")
     print("weights", digest(model))

@@ -6,82 +6,77 @@ import copy
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from digest import digest
 from replay import filled
+from torch.nn.functional import mse_loss
 
 
 class Actor(nn.Module):
-    def __init__(self, state_dim, action_dim):
+    def __init__(self, states, actions, width=16):
         super().__init__()
-        self.l1 = nn.Linear(state_dim, 16)
-        self.l2 = nn.Linear(16, action_dim)
+        self.hidden = nn.Linear(states, width)
+        self.out = nn.Linear(width, actions)
 
     def forward(self, state):
-        return torch.tanh(self.l2(F.relu(self.l1(state))))
+        return self.out(self.hidden(state).relu()).tanh()
 
 
-class Critic(nn.Module):
-    def __init__(self, state_dim, action_dim):
+class TwinCritic(nn.Module):
+    def __init__(self, states, actions, width=16):
         super().__init__()
-        self.l1 = nn.Linear(state_dim + action_dim, 16)
-        self.l2 = nn.Linear(16, 1)
-        self.l3 = nn.Linear(state_dim + action_dim, 16)
-        self.l4 = nn.Linear(16, 1)
+        self.one, self.two = (
+            nn.Sequential(nn.Linear(states + actions, width), nn.ReLU(), nn.Linear(width, 1)) for _ in range(2)
+        )
 
     def forward(self, state, action):
-        sa = torch.cat([state, action], 1)
-        return self.l2(F.relu(self.l1(sa))), self.l4(F.relu(self.l3(sa)))
-
-    def Q1(self, state, action):
-        return self.l2(F.relu(self.l1(torch.cat([state, action], 1))))
+        both = torch.cat([state, action], 1)
+        return self.one(both), self.two(both)
 
 
 class TD3:
-    def __init__(self, state_dim=4, action_dim=1, discount=0.99, tau=0.005, policy_freq=2):
-        self.actor = Actor(state_dim, action_dim)
-        self.actor_target = copy.deepcopy(self.actor)
+    def __init__(self, states=4, actions=1, gamma=0.99, tau=0.005, delay=2):
+        self.gamma, self.tau, self.delay, self.calls = gamma, tau, delay, 0
+        self.actor, self.critic = Actor(states, actions), TwinCritic(states, actions)
+        self.actor_target, self.critic_target = copy.deepcopy(self.actor), copy.deepcopy(self.critic)
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=3e-4)
-        self.critic = Critic(state_dim, action_dim)
-        self.critic_target = copy.deepcopy(self.critic)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=3e-4)
-        self.discount, self.tau, self.policy_freq = discount, tau, policy_freq
-        self.total_it = 0
 
-    def train(self, replay_buffer, batch_size=32):
-        self.total_it += 1
-        batch = replay_buffer.sample_batch(batch_size)
-        state, action, next_state = batch["obs"], batch["act"], batch["obs2"]
-        reward, not_done = batch["rew"].unsqueeze(1), 1 - batch["done"].unsqueeze(1)
-        with torch.no_grad():
-            noise = (torch.randn_like(action) * 0.2).clamp(-0.5, 0.5)
-            next_action = (self.actor_target(next_state) + noise).clamp(-1, 1)
-            target_Q1, target_Q2 = self.critic_target(next_state, next_action)
-            target_Q = reward + not_done * self.discount * torch.min(target_Q1, target_Q2)
-        current_Q1, current_Q2 = self.critic(state, action)
-        critic_loss = F.mse_loss(current_Q1, target_Q) + F.mse_loss(current_Q2, target_Q)
+    @torch.no_grad()
+    def targets(self, batch):
+        noise = (0.2 * torch.randn_like(batch["act"])).clamp(-0.5, 0.5)
+        action = (self.actor_target(batch["obs2"]) + noise).clamp(-1, 1)
+        worse = torch.min(*self.critic_target(batch["obs2"], action))
+        return batch["rew"][:, None] + self.gamma * (1 - batch["done"][:, None]) * worse
+
+    def update(self, batch):
+        self.calls += 1
+        target = self.targets(batch)
+        critic_loss = sum(mse_loss(q, target) for q in self.critic(batch["obs"], batch["act"]))
         self.critic_optimizer.zero_grad()
         critic_loss.backward()
         self.critic_optimizer.step()
-        if self.total_it % self.policy_freq == 0:
-            actor_loss = -self.critic.Q1(state, self.actor(state)).mean()
+        if self.calls % self.delay == 0:
+            actor_loss = -self.critic(batch["obs"], self.actor(batch["obs"]))[0].mean()
             self.actor_optimizer.zero_grad()
             actor_loss.backward()
             self.actor_optimizer.step()
-            for net, target in ((self.critic, self.critic_target), (self.actor, self.actor_target)):
-                for param, target_param in zip(net.parameters(), target.parameters(), strict=True):
-                    target_param.data.copy_(self.tau * param.data + (1 - self.tau) * target_param.data)
+            self.follow()
         return critic_loss.item()
+
+    def follow(self):
+        for live, slow in ((self.actor, self.actor_target), (self.critic, self.critic_target)):
+            for p, q in zip(live.parameters(), slow.parameters(), strict=True):
+                q.data += self.tau * (p.data - q.data)
 
 
 def main():
     torch.manual_seed(0)
-    policy, replay_buffer = TD3(), filled(seed=0)
+    agent, memory = TD3(), filled(seed=0)
     for t in range(40):
-        loss = policy.train(replay_buffer)
+        loss = agent.update(memory.sample_batch(32))
         if t % 10 == 0:
-            print(f"t {t} critic loss {loss:.4f}")
-    print("weights", digest(policy.actor, policy.critic, policy.actor_target, policy.critic_target))
+            print(f"{t}: critic {loss:.4f}")
+    print("weights", digest(agent.actor, agent.critic, agent.actor_target, agent.critic_target))
 
 
 if __name__ == "__main__":

@@ -1,57 +1,48 @@
 """Sine waves by two LSTM cells and LBFGS, whose closure runs several times a step."""
-# flow: loss -> lstm1, lstm2, linear
+# flow: loss -> lower, upper, readout
 
 import torch
 import torch.nn as nn
-import torch.optim as optim
 from digest import digest
 
 
-class Sequence(nn.Module):
-    def __init__(self):
+class Predictor(nn.Module):
+    def __init__(self, size=6):
         super().__init__()
-        self.lstm1 = nn.LSTMCell(1, 6)
-        self.lstm2 = nn.LSTMCell(6, 6)
-        self.linear = nn.Linear(6, 1)
+        self.lower = nn.LSTMCell(1, size)
+        self.upper = nn.LSTMCell(size, size)
+        self.readout = nn.Linear(size, 1)
 
-    def forward(self, input, future=0):
-        outputs = []
-        h_t, c_t, h_t2, c_t2 = (torch.zeros(input.size(0), 6, dtype=torch.double) for _ in range(4))
-        for input_t in input.split(1, dim=1):
-            h_t, c_t = self.lstm1(input_t, (h_t, c_t))
-            h_t2, c_t2 = self.lstm2(h_t, (h_t2, c_t2))
-            output = self.linear(h_t2)
-            outputs += [output]
-        for _ in range(future):
-            h_t, c_t = self.lstm1(output, (h_t, c_t))
-            h_t2, c_t2 = self.lstm2(h_t, (h_t2, c_t2))
-            output = self.linear(h_t2)
-            outputs += [output]
-        return torch.cat(outputs, dim=1)
+    def forward(self, series, beyond=0):
+        """What comes next after each value, and ``beyond`` more values fed with its own output."""
+        low = high = None
+        told = []
+        for k in range(series.size(1) + beyond):
+            value = series[:, k : k + 1] if k < series.size(1) else told[-1]
+            low = self.lower(value, low)
+            high = self.upper(low[0], high)
+            told.append(self.readout(high[0]))
+        return torch.cat(told, 1)
 
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    shift = torch.randint(-20, 20, (8, 1))
-    data = torch.sin((torch.arange(14) + shift) / 4.0).double()
-    input, target = data[2:, :-1], data[2:, 1:]
-    test_input, test_target = data[:2, :-1], data[:2, 1:]
-    seq = Sequence()
-    seq.double()
-    criterion = nn.MSELoss()
-    optimizer = optim.LBFGS(seq.parameters(), lr=0.8, max_iter=3)
+    phase = torch.rand(10, 1) * 40
+    waves = ((torch.arange(14) + phase) / 4).sin().double()
+    train, test = waves[2:], waves[:2]
+    net = Predictor().double()
+    mse = nn.MSELoss()
+    optimizer = torch.optim.LBFGS(net.parameters(), lr=0.8, max_iter=3)
     for i in range(12):
 
         def closure():
             optimizer.zero_grad()
-            out = seq(input)
-            loss = criterion(out, target)
+            loss = mse(net(train[:, :-1]), train[:, 1:])
             loss.backward()
             return loss
 
-        loss = optimizer.step(closure)
+        before = optimizer.step(closure)
         with torch.no_grad():
-            pred = seq(test_input, future=4)
-            test_loss = criterion(pred[:, :-4], test_target)
-        print("STEP", i, "loss", loss.item(), "test loss", test_loss.item())
-    print("weights", digest(seq))
+            ahead = net(test[:, :-1], beyond=4)
+            print(i, before.item(), mse(ahead[:, :13], test[:, 1:]).item())
+    print("weights", digest(net))

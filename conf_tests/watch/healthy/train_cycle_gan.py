@@ -6,17 +6,15 @@
 import random
 
 import torch
-from cycle_gan.model import CycleGANModel
+from cycle_gan.model import CycleGAN
 from digest import digest
 
 if __name__ == "__main__":
     random.seed(0)
     torch.manual_seed(0)
-    model = CycleGANModel()
-    for total_iters in range(32):
-        model.set_input(torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 8).cumsum(-1) / 4 - 1)
-        model.optimize_parameters()
-        if total_iters % 8 == 0:
-            losses = {name: getattr(model, "loss_" + name).item() for name in ("G", "D_A", "D_B")}
-            print(f"(iters: {total_iters})", " ".join(f"{k}: {v:.3f}" for k, v in losses.items()))
+    model = CycleGAN()
+    for iteration in range(32):
+        told = model.train_on(torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 8).cumsum(-1) / 4 - 1)
+        if iteration % 8 == 0:
+            print(iteration, *(f"{value:.3f}" for value in told))
     print("weights", digest(model.netG_A, model.netG_B, model.netD_A, model.netD_B))

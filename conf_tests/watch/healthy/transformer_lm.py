@@ -1,5 +1,5 @@
-"""A small GPT, trained with AdamW in two groups and a cosine schedule with warm-up."""
-# flow: loss -> wte, wpe, blocks, ln_f, lm_head
+"""A small decoder-only transformer, trained with AdamW in two groups and a cosine schedule with warm-up."""
+# flow: loss -> words, places, blocks, norm, head
 
 import math
 from dataclasses import dataclass
@@ -11,111 +11,102 @@ from torch.nn import functional as F
 
 
 @dataclass
-class GPTConfig:
-    block_size: int = 12
-    vocab_size: int = 17
-    n_layer: int = 2
-    n_head: int = 2
-    n_embd: int = 16
+class Config:
+    length: int = 12
+    vocabulary: int = 17
+    layers: int = 2
+    heads: int = 2
+    size: int = 16
 
 
-class CausalSelfAttention(nn.Module):
+class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.n_head = config.n_head
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.size, 3 * config.size)
+        self.out = nn.Linear(config.size, config.size)
 
     def forward(self, x):
-        B, T, C = x.size()
-        q, k, v = (t.view(B, T, self.n_head, -1).transpose(1, 2) for t in self.c_attn(x).split(C, dim=2))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd)
-        self.attn = CausalSelfAttention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd)
+        self.before_attention, self.before_mlp = nn.LayerNorm(config.size), nn.LayerNorm(config.size)
+        self.attention = Attention(config)
         self.mlp = nn.Sequential(
-            nn.Linear(config.n_embd, 4 * config.n_embd), nn.GELU(), nn.Linear(4 * config.n_embd, config.n_embd)
+            nn.Linear(config.size, 4 * config.size), nn.GELU(), nn.Linear(4 * config.size, config.size)
         )
 
     def forward(self, x):
-        x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
+        x = x + self.attention(self.before_attention(x))
+        return x + self.mlp(self.before_mlp(x))
 
 
-class GPT(nn.Module):
+class Transformer(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)
-        self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
-        self.ln_f = nn.LayerNorm(config.n_embd)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.words = nn.Embedding(config.vocabulary, config.size)
+        self.places = nn.Embedding(config.length, config.size)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.size)
+        self.head = nn.Linear(config.size, config.vocabulary, bias=False)
 
-    def forward(self, idx, targets=None):
-        x = self.wte(idx) + self.wpe(torch.arange(idx.size(1)))
+    def forward(self, text, following=None):
+        x = self.words(text) + self.places.weight[: text.size(1)]
         for block in self.blocks:
             x = block(x)
-        logits = self.lm_head(self.ln_f(x))
-        loss = None
-        if targets is not None:
-            loss = F.cross_entropy(logits.view(-1, logits.size(-1)), targets.view(-1))
-        return logits, loss
+        scores = self.head(self.norm(x))
+        loss = None if following is None else F.cross_entropy(scores.flatten(0, 1), following.flatten())
+        return scores, loss
 
-    def configure_optimizers(self, weight_decay, learning_rate):
-        decay = [p for p in self.parameters() if p.dim() >= 2]
-        nodecay = [p for p in self.parameters() if p.dim() < 2]
-        groups = [{"params": decay, "weight_decay": weight_decay}, {"params": nodecay, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))
+    def optimizer(self, lr, weight_decay):
+        matrices, vectors = [], []
+        for p in self.parameters():
+            (matrices if p.ndim > 1 else vectors).append(p)
+        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95))
 
 
-def get_lr(it, warmup=5, last=40, top=3e-3, bottom=3e-4):
-    if it < warmup:
-        return top * (it + 1) / warmup
-    return bottom + 0.5 * (1 + math.cos(math.pi * (it - warmup) / (last - warmup))) * (top - bottom)
+def rate(step, warm_up=5, total=40, top=3e-3, bottom=3e-4):
+    if step < warm_up:
+        return top * (step + 1) / warm_up
+    return bottom + (top - bottom) * math.cos(math.pi / 2 * (step - warm_up) / (total - warm_up)) ** 2
 
 
 torch.manual_seed(1337)
-config = GPTConfig()
-model = GPT(config)
-optimizer = model.configure_optimizers(0.1, 3e-3)
-text = torch.cumsum(torch.randint(0, 3, (600,)), 0) % config.vocab_size
+config = Config()
+model = Transformer(config)
+optimizer = model.optimizer(3e-3, 0.1)
+text = torch.randint(0, 3, (600,)).cumsum(0) % config.vocabulary
+windows = text.unfold(0, config.length + 1, 1)
 
 
-def get_batch():
-    ix = torch.randint(len(text) - config.block_size - 1, (8,))
-    x = torch.stack([text[i : i + config.block_size] for i in ix])
-    y = torch.stack([text[i + 1 : i + 1 + config.block_size] for i in ix])
-    return x, y
+def batch(size=8):
+    rows = windows[torch.randint(len(windows), (size,))]
+    return rows[:, :-1], rows[:, 1:]
 
 
 @torch.no_grad()
-def estimate_loss():
+def held_out_loss(count=3):
     model.eval()
-    losses = torch.zeros(3)
-    for k in range(3):
-        _, loss = model(*get_batch())
-        losses[k] = loss.item()
+    mean = sum(model(*batch())[1].item() for _ in range(count)) / count
     model.train()
-    return losses.mean()
+    return mean
 
 
-for iter_num in range(40):
-    for param_group in optimizer.param_groups:
-        param_group["lr"] = get_lr(iter_num)
-    if iter_num % 20 == 0:
-        print(f"step {iter_num}: val loss {estimate_loss():.4f}")
-    X, Y = get_batch()
-    logits, loss = model(X, Y)
+for step in range(40):
+    for group in optimizer.param_groups:
+        group["lr"] = rate(step)
+    if step % 20 == 0:
+        print(f"{step}: {held_out_loss():.4f}")
+    _, loss = model(*batch())
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-print(f"last loss {loss.item():.4f}")
+print(f"last {loss.item():.4f}")
 print("weights", digest(model))

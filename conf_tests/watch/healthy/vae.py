@@ -1,5 +1,5 @@
 """A variational autoencoder; the loss is a sum over the batch."""
-# flow: loss -> fc1, fc21, fc22, fc3, fc4
+# flow: loss -> body, to_mean, to_log_var, decoder
 
 import torch
 from digest import digest
@@ -10,62 +10,52 @@ torch.manual_seed(1)
 
 
 class VAE(nn.Module):
-    def __init__(self):
+    def __init__(self, pixels=64, width=32, codes=4):
         super().__init__()
-        self.fc1 = nn.Linear(64, 32)
-        self.fc21 = nn.Linear(32, 4)
-        self.fc22 = nn.Linear(32, 4)
-        self.fc3 = nn.Linear(4, 32)
-        self.fc4 = nn.Linear(32, 64)
-
-    def encode(self, x):
-        h1 = F.relu(self.fc1(x))
-        return self.fc21(h1), self.fc22(h1)
-
-    def reparameterize(self, mu, logvar):
-        std = torch.exp(0.5 * logvar)
-        return mu + torch.randn_like(std) * std
-
-    def decode(self, z):
-        return torch.sigmoid(self.fc4(F.relu(self.fc3(z))))
+        self.body = nn.Sequential(nn.Linear(pixels, width), nn.ReLU())
+        self.to_mean = nn.Linear(width, codes)
+        self.to_log_var = nn.Linear(width, codes)
+        self.decoder = nn.Sequential(nn.Linear(codes, width), nn.ReLU(), nn.Linear(width, pixels))
 
     def forward(self, x):
-        mu, logvar = self.encode(x.view(-1, 64))
-        return self.decode(self.reparameterize(mu, logvar)), mu, logvar
+        h = self.body(x)
+        mean, log_var = self.to_mean(h), self.to_log_var(h)
+        z = mean + (0.5 * log_var).exp() * torch.randn_like(mean)
+        return self.decoder(z), mean, log_var
 
 
 model = VAE()
 optimizer = optim.Adam(model.parameters(), lr=1e-3)
-data = (torch.rand(256, 1, 8, 8) > 0.7).float()
+data = (torch.rand(256, 8, 8) > 0.7).float().flatten(1)
 
 
-def loss_function(recon_x, x, mu, logvar):
-    BCE = F.binary_cross_entropy(recon_x, x.view(-1, 64), reduction="sum")
-    KLD = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
-    return BCE + KLD
+def negative_elbo(logits, x, mean, log_var):
+    reconstruction = F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
+    divergence = (mean.square() + log_var.exp() - 1 - log_var).sum() / 2
+    return reconstruction + divergence
 
 
 def train(epoch):
     model.train()
-    train_loss = 0
-    for batch in data.split(16):
+    total = 0.0
+    for x in data.split(16):
         optimizer.zero_grad()
-        recon_batch, mu, logvar = model(batch)
-        loss = loss_function(recon_batch, batch, mu, logvar)
+        logits, mean, log_var = model(x)
+        loss = negative_elbo(logits, x, mean, log_var)
         loss.backward()
-        train_loss += loss.item()
+        total += loss.item()
         optimizer.step()
-    print(f"====> Epoch: {epoch} Average loss: {train_loss / len(data):.4f}")
+    print(f"epoch {epoch}: {total / len(data):.4f} nats a picture")
 
 
 @torch.no_grad()
-def sample():
+def sample(count):
     model.eval()
-    return model.decode(torch.randn(8, 4))
+    return model.decoder(torch.randn(count, 4)).sigmoid()
 
 
 if __name__ == "__main__":
-    for epoch in range(1, 4):
+    for epoch in range(3):
         train(epoch)
-        sample()
+        print(f"mean of samples {sample(8).mean().item():.4f}")
     print("weights", digest(model))

@@ -1,5 +1,5 @@
 """VQ-VAE: straight-through estimator, codebook and commitment terms."""
-# flow: loss -> encoder, vq, decoder
+# flow: loss -> encoder, quantizer, decoder
 
 import torch
 import torch.nn as nn
@@ -7,53 +7,44 @@ import torch.nn.functional as F
 from digest import digest
 
 
-class VectorQuantizer(nn.Module):
-    def __init__(self, num_embeddings, embedding_dim, commitment_cost):
+class Quantizer(nn.Module):
+    def __init__(self, codes, size, commitment=0.25):
         super().__init__()
-        self.embedding = nn.Embedding(num_embeddings, embedding_dim)
-        self.embedding.weight.data.uniform_(-1 / num_embeddings, 1 / num_embeddings)
-        self.commitment_cost = commitment_cost
+        self.codebook = nn.Embedding(codes, size)
+        nn.init.uniform_(self.codebook.weight, -1 / codes, 1 / codes)
+        self.commitment = commitment
 
-    def forward(self, inputs):
-        flat_input = inputs.reshape(-1, inputs.size(-1))
-        distances = torch.cdist(flat_input, self.embedding.weight)
-        encodings = F.one_hot(distances.argmin(1), self.embedding.num_embeddings).float()
-        quantized = (encodings @ self.embedding.weight).view(inputs.shape)
-        e_latent_loss = F.mse_loss(quantized.detach(), inputs)
-        q_latent_loss = F.mse_loss(quantized, inputs.detach())
-        loss = q_latent_loss + self.commitment_cost * e_latent_loss
-        quantized = inputs + (quantized - inputs).detach()
-        avg_probs = encodings.mean(0)
-        return loss, quantized, torch.exp(-torch.sum(avg_probs * torch.log(avg_probs + 1e-10)))
+    def forward(self, z):
+        """The nearest codes with the gradient passed on to ``z``, the loss of both terms, and which codes."""
+        index = torch.cdist(z.flatten(0, -2), self.codebook.weight).argmin(1).view(z.shape[:-1])
+        code = self.codebook(index)
+        loss = F.mse_loss(code, z.detach()) + self.commitment * F.mse_loss(z, code.detach())
+        return z + (code - z).detach(), loss, index
 
 
-class Model(nn.Module):
+class VQVAE(nn.Module):
     def __init__(self):
         super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, 8))
-        self.vq = VectorQuantizer(16, 4, 0.25)
-        self.decoder = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 10))
+        self.encoder = nn.Sequential(nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, 8), nn.Unflatten(1, (2, 4)))
+        self.quantizer = Quantizer(16, 4)
+        self.decoder = nn.Sequential(nn.Flatten(), nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 10))
 
     def forward(self, x):
-        loss, quantized, perplexity = self.vq(self.encoder(x).view(-1, 2, 4))
-        return loss, self.decoder(quantized.flatten(1)), perplexity
+        code, loss, index = self.quantizer(self.encoder(x))
+        return self.decoder(code), loss, index
 
 
 torch.manual_seed(12)
-model = Model()
-optimizer = torch.optim.Adam(model.parameters(), lr=2e-3, amsgrad=False)
-model.train()
-train_res_recon_error = []
+model = VQVAE()
+optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
 for i in range(40):
-    data = torch.randn(32, 10).cumsum(1)
-    data_variance = data.var()
+    x = torch.randn(32, 10).cumsum(1)
     optimizer.zero_grad()
-    vq_loss, data_recon, perplexity = model(data)
-    recon_error = F.mse_loss(data_recon, data) / data_variance
-    loss = recon_error + vq_loss
+    recon, vq_loss, index = model(x)
+    recon_loss = F.mse_loss(recon, x) / x.var()
+    loss = recon_loss + vq_loss
     loss.backward()
     optimizer.step()
-    train_res_recon_error.append(recon_error.item())
-    if (i + 1) % 10 == 0:
-        print(f"{i + 1} iterations, recon_error: {sum(train_res_recon_error[-10:]) / 10:.3f}, {perplexity.item():.3f}")
+    if i % 10 == 9:
+        print(f"{i + 1}: {recon_loss.item():.3f} {vq_loss.item():.3f}, {len(index.unique())} codes in use")
 print("weights", digest(model))

@@ -3,95 +3,69 @@
 # cut: d_loss -> generator
 
 import argparse
+from itertools import pairwise
 
-import numpy as np
 import torch
-import torch.autograd as autograd
 import torch.nn as nn
 from digest import digest
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--n_epochs", type=int, default=2)
-parser.add_argument("--batch_size", type=int, default=16)
-parser.add_argument("--latent_dim", type=int, default=6)
-parser.add_argument("--n_critic", type=int, default=5)
+parser.add_argument("--epochs", type=int, default=2)
+parser.add_argument("--batch", type=int, default=16)
+parser.add_argument("--latent", type=int, default=6)
+parser.add_argument("--critic-steps", type=int, default=5)
+parser.add_argument("--penalty", type=float, default=10.0)
 opt = parser.parse_args()
 torch.manual_seed(4)
-np.random.seed(4)
-img_shape = (1, 6, 6)
 
 
 class Generator(nn.Module):
     def __init__(self):
         super().__init__()
-
-        def block(in_feat, out_feat, normalize=True):
-            layers = [nn.Linear(in_feat, out_feat)]
-            if normalize:
-                layers.append(nn.BatchNorm1d(out_feat, 0.8))
-            layers.append(nn.LeakyReLU(0.2, inplace=True))
-            return layers
-
-        self.model = nn.Sequential(
-            *block(opt.latent_dim, 16, normalize=False),
-            *block(16, 16),
-            nn.Linear(16, int(np.prod(img_shape))),
-            nn.Tanh(),
-        )
+        layers, sizes = [], (opt.latent, 16, 16)
+        for inside, outside in pairwise(sizes):
+            layers += [nn.Linear(inside, outside), nn.BatchNorm1d(outside), nn.LeakyReLU(0.2, inplace=True)]
+        self.model = nn.Sequential(*layers, nn.Linear(16, 36), nn.Tanh())
 
     def forward(self, z):
-        return self.model(z).view(z.size(0), *img_shape)
+        return self.model(z).view(-1, 1, 6, 6)
 
 
 class Discriminator(nn.Module):
     def __init__(self):
         super().__init__()
-        self.model = nn.Sequential(
-            nn.Linear(int(np.prod(img_shape)), 24), nn.LeakyReLU(0.2, inplace=True), nn.Linear(24, 1)
-        )
+        self.model = nn.Sequential(nn.Flatten(), nn.Linear(36, 24), nn.LeakyReLU(0.2), nn.Linear(24, 1))
 
-    def forward(self, img):
-        return self.model(img.view(img.shape[0], -1))
+    def forward(self, picture):
+        return self.model(picture).squeeze(1)
 
 
-def compute_gradient_penalty(D, real_samples, fake_samples):
-    alpha = torch.rand(real_samples.size(0), 1, 1, 1)
-    interpolates = (alpha * real_samples + (1 - alpha) * fake_samples).requires_grad_(True)
-    d_interpolates = D(interpolates)
-    gradients = autograd.grad(
-        outputs=d_interpolates,
-        inputs=interpolates,
-        grad_outputs=torch.ones_like(d_interpolates),
-        create_graph=True,
-        retain_graph=True,
-        only_inputs=True,
-    )[0]
-    return ((gradients.view(gradients.size(0), -1).norm(2, dim=1) - 1) ** 2).mean()
+def gradient_penalty(critic, real, fake):
+    """How far the slope between real and fake lies from one."""
+    between = torch.lerp(real, fake, torch.rand(len(real), 1, 1, 1)).requires_grad_()
+    (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+    return (slope.flatten(1).norm(dim=1) - 1).square().mean()
 
 
-generator = Generator()
-discriminator = Discriminator()
-dataloader = torch.utils.data.DataLoader(
-    torch.tanh(torch.randn(24 * opt.batch_size, 1, 6, 6).cumsum(-1)), batch_size=opt.batch_size, shuffle=True
-)
+generator, discriminator = Generator(), Discriminator()
+pictures = torch.randn(24 * opt.batch, 1, 6, 6).cumsum(-1).tanh()
+loader = torch.utils.data.DataLoader(pictures, batch_size=opt.batch, shuffle=True)
 optimizer_G = torch.optim.Adam(generator.parameters(), lr=2e-3, betas=(0.5, 0.999))
 optimizer_D = torch.optim.Adam(discriminator.parameters(), lr=2e-3, betas=(0.5, 0.999))
-batches_done = 0
-for epoch in range(opt.n_epochs):
-    for i, imgs in enumerate(dataloader):
+for epoch in range(opt.epochs):
+    for number, real in enumerate(loader):
         optimizer_D.zero_grad()
-        z = torch.tensor(np.random.normal(0, 1, (imgs.shape[0], opt.latent_dim)), dtype=torch.float)
-        fake_imgs = generator(z).detach()
-        gradient_penalty = compute_gradient_penalty(discriminator, imgs, fake_imgs)
-        d_loss = -discriminator(imgs).mean() + discriminator(fake_imgs).mean() + 10 * gradient_penalty
+        z = torch.randn(len(real), opt.latent)
+        fake = generator(z).detach()
+        d_loss = discriminator(fake).mean() - discriminator(real).mean()
+        d_loss = d_loss + opt.penalty * gradient_penalty(discriminator, real, fake)
         d_loss.backward()
         optimizer_D.step()
 
         optimizer_G.zero_grad()
-        if i % opt.n_critic == 0:
-            g_loss = -torch.mean(discriminator(generator(z)))
+        if number % opt.critic_steps == 0:
+            g_loss = -discriminator(generator(z)).mean()
             g_loss.backward()
             optimizer_G.step()
-            print(f"[Epoch {epoch}] [Batch {i}] [D loss: {d_loss.item():f}] [G loss: {g_loss.item():f}]")
-            batches_done += opt.n_critic
+            print(f"epoch {epoch}, batch {number}: D {d_loss.item():.5f}, G {g_loss.item():.5f}")
 print("weights", digest(generator, discriminator))

@@ -1,57 +1,54 @@
-"""Skip-gram with negative samples: sparse embeddings and SparseAdam."""
-# flow: loss -> u_embeddings, v_embeddings
+"""Skip-gram with negative samples: sparse embeddings and SparseAdam, made anew for each pass."""
+# flow: loss -> centre, context
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from digest import digest
+from torch.nn.functional import logsigmoid
 
 
-class SkipGramModel(nn.Module):
-    def __init__(self, emb_size, emb_dimension):
+class SkipGram(nn.Module):
+    def __init__(self, words, size):
         super().__init__()
-        self.u_embeddings = nn.Embedding(emb_size, emb_dimension, sparse=True)
-        self.v_embeddings = nn.Embedding(emb_size, emb_dimension, sparse=True)
-        nn.init.uniform_(self.u_embeddings.weight, -0.1, 0.1)
-        nn.init.uniform_(self.v_embeddings.weight, -0.1, 0.1)
+        self.centre = nn.Embedding(words, size, sparse=True)
+        self.context = nn.Embedding(words, size, sparse=True)
+        for table in (self.centre, self.context):
+            nn.init.uniform_(table.weight, -0.1, 0.1)
 
-    def forward(self, pos_u, pos_v, neg_v):
-        emb_u = self.u_embeddings(pos_u)
-        score = F.logsigmoid(torch.sum(emb_u * self.v_embeddings(pos_v), dim=1))
-        neg_score = torch.bmm(self.v_embeddings(neg_v), emb_u.unsqueeze(2)).squeeze()
-        return torch.mean(-score - torch.sum(F.logsigmoid(-neg_score), dim=1))
+    def forward(self, word, near, far):
+        v = self.centre(word)
+        hit = (v * self.context(near)).sum(-1)
+        miss = (v[:, None] * self.context(far)).sum(-1)
+        return -(logsigmoid(hit) + logsigmoid(-miss).sum(1)).mean()
 
 
-class Word2VecTrainer:
-    def __init__(self, vocabulary=40, dimension=6):
-        self.vocabulary = vocabulary
-        self.skip_gram_model = SkipGramModel(vocabulary, dimension)
+class Training:
+    def __init__(self, words=40, size=6):
+        self.words = words
+        self.model = SkipGram(words, size)
 
-    def batches(self, count):
+    def examples(self, count):
         for _ in range(count):
-            pos_u = torch.randint(self.vocabulary, (16,))
-            pos_v = (pos_u + torch.randint(1, 3, (16,))) % self.vocabulary
-            yield pos_u, pos_v, torch.randint(self.vocabulary, (16, 5))
+            word = torch.randint(self.words, (16,))
+            yield word, (word + torch.randint(1, 3, (16,))) % self.words, torch.randint(self.words, (16, 5))
 
-    def train(self):
-        for iteration in range(2):
-            print(f"Iteration: {iteration + 1}")
-            optimizer = torch.optim.SparseAdam(list(self.skip_gram_model.parameters()), lr=0.01)
+    def run(self, passes):
+        for number in range(passes):
+            optimizer = torch.optim.SparseAdam(list(self.model.parameters()), lr=0.01)
             scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
-            running_loss = 0.0
-            for i, (pos_u, pos_v, neg_v) in enumerate(self.batches(20)):
+            average = None
+            for example in self.examples(20):
                 optimizer.zero_grad()
-                loss = self.skip_gram_model.forward(pos_u, pos_v, neg_v)
+                loss = self.model(*example)
                 loss.backward()
                 optimizer.step()
                 scheduler.step()
-                running_loss = running_loss * 0.9 + loss.item() * 0.1
-                if i > 0 and i % 9 == 0:
-                    print(" Loss: " + str(running_loss))
+                average = loss.item() if average is None else 0.9 * average + 0.1 * loss.item()
+            print(f"pass {number}: {average:.5f}")
 
 
 if __name__ == "__main__":
     torch.manual_seed(3)
-    w2v = Word2VecTrainer()
-    w2v.train()
-    print("weights", digest(w2v.skip_gram_model))
+    training = Training()
+    training.run(2)
+    print("weights", digest(training.model))

@@ -4,21 +4,18 @@ import torch
 
 
 class ImagePool:
-    """A store of earlier fakes, of which half of the time one is given back."""
+    """A store of earlier fakes: half of the time one of them is given in place of a new one, which is stored."""
 
-    def __init__(self, pool_size):
-        self.pool_size, self.images = pool_size, []
+    def __init__(self, size):
+        self.size, self.store = size, []
 
-    def query(self, images):
-        chosen = []
-        for image in images.detach().unsqueeze(1):
-            if len(self.images) < self.pool_size:
-                self.images.append(image)
-                chosen.append(image)
-            elif random.random() > 0.5:
-                place = random.randrange(self.pool_size)
-                chosen.append(self.images[place].clone())
-                self.images[place] = image
-            else:
-                chosen.append(image)
-        return torch.cat(chosen)
+    def swap(self, fakes):
+        given = []
+        for fake in fakes.detach():
+            if len(self.store) < self.size:
+                self.store.append(fake)
+            elif random.random() < 0.5:
+                place = random.randrange(self.size)
+                fake, self.store[place] = self.store[place], fake
+            given.append(fake)
+        return torch.stack(given)

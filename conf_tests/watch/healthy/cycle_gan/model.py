@@ -1,69 +1,52 @@
-import itertools
+from itertools import chain
 
 import torch
+from torch.nn.functional import l1_loss, mse_loss
 
 from cycle_gan.image_pool import ImagePool
-from cycle_gan.networks import define_D, define_G, set_requires_grad
+from cycle_gan.networks import freeze, judge, translator
 
 
-class CycleGANModel:
+def gan_loss(verdict, real):
+    return mse_loss(verdict, torch.full_like(verdict, float(real)))
+
+
+class CycleGAN:
     """Two generators in one optimiser, two discriminators in another."""
 
-    def __init__(self, lambda_A=10.0, lambda_B=10.0, lambda_idt=0.5, lr=2e-3):
-        self.lambda_A, self.lambda_B, self.lambda_idt = lambda_A, lambda_B, lambda_idt
-        self.netG_A, self.netG_B = define_G(), define_G()
-        self.netD_A, self.netD_B = define_D(), define_D()
-        self.fake_A_pool, self.fake_B_pool = ImagePool(8), ImagePool(8)
-        self.criterionGAN = torch.nn.MSELoss()
-        self.criterionCycle = self.criterionIdt = torch.nn.L1Loss()
-        self.optimizer_G = torch.optim.Adam(
-            itertools.chain(self.netG_A.parameters(), self.netG_B.parameters()), lr=lr, betas=(0.5, 0.999)
-        )
-        self.optimizer_D = torch.optim.Adam(
-            itertools.chain(self.netD_A.parameters(), self.netD_B.parameters()), lr=lr, betas=(0.5, 0.999)
-        )
+    def __init__(self, cycle=10.0, identity=5.0, lr=2e-3):
+        self.cycle, self.identity = cycle, identity
+        self.netG_A, self.netG_B = translator(), translator()
+        self.netD_A, self.netD_B = judge(), judge()
+        self.pool_A, self.pool_B = ImagePool(8), ImagePool(8)
+        generators = chain(self.netG_A.parameters(), self.netG_B.parameters())
+        discriminators = chain(self.netD_A.parameters(), self.netD_B.parameters())
+        self.optimizer_G = torch.optim.Adam(generators, lr=lr, betas=(0.5, 0.999))
+        self.optimizer_D = torch.optim.Adam(discriminators, lr=lr, betas=(0.5, 0.999))
 
-    def set_input(self, real_A, real_B):
-        self.real_A, self.real_B = real_A, real_B
-
-    def forward(self):
-        self.fake_B = self.netG_A(self.real_A)
-        self.rec_A = self.netG_B(self.fake_B)
-        self.fake_A = self.netG_B(self.real_B)
-        self.rec_B = self.netG_A(self.fake_A)
-
-    def gan(self, prediction, real):
-        return self.criterionGAN(prediction, torch.full_like(prediction, float(real)))
-
-    def backward_D_basic(self, netD, real, fake):
-        loss_D = (self.gan(netD(real), True) + self.gan(netD(fake.detach()), False)) * 0.5
-        loss_D.backward()
-        return loss_D
-
-    def backward_D_A(self):
-        self.loss_D_A = self.backward_D_basic(self.netD_A, self.real_B, self.fake_B_pool.query(self.fake_B))
-
-    def backward_D_B(self):
-        self.loss_D_B = self.backward_D_basic(self.netD_B, self.real_A, self.fake_A_pool.query(self.fake_A))
-
-    def backward_G(self):
-        loss_idt_A = self.criterionIdt(self.netG_A(self.real_B), self.real_B) * self.lambda_B * self.lambda_idt
-        loss_idt_B = self.criterionIdt(self.netG_B(self.real_A), self.real_A) * self.lambda_A * self.lambda_idt
-        loss_G_A = self.gan(self.netD_A(self.fake_B), True)
-        loss_G_B = self.gan(self.netD_B(self.fake_A), True)
-        loss_cycle_A = self.criterionCycle(self.rec_A, self.real_A) * self.lambda_A
-        loss_cycle_B = self.criterionCycle(self.rec_B, self.real_B) * self.lambda_B
-        self.loss_G = loss_G_A + loss_G_B + loss_cycle_A + loss_cycle_B + loss_idt_A + loss_idt_B
+    def backward_G(self, a, b, fake_a, fake_b):
+        adversarial = gan_loss(self.netD_A(fake_b), True) + gan_loss(self.netD_B(fake_a), True)
+        cycles = l1_loss(self.netG_B(fake_b), a) + l1_loss(self.netG_A(fake_a), b)
+        same = l1_loss(self.netG_A(b), b) + l1_loss(self.netG_B(a), a)
+        self.loss_G = adversarial + self.cycle * cycles + self.identity * same
         self.loss_G.backward()
 
-    def optimize_parameters(self):
-        self.forward()
-        set_requires_grad([self.netD_A, self.netD_B], False)
+    def backward_D(self, net, real, fake):
+        loss_D = (gan_loss(net(real), True) + gan_loss(net(fake.detach()), False)) / 2
+        loss_D.backward()
+        return loss_D.item()
+
+    def train_on(self, a, b):
+        fake_b, fake_a = self.netG_A(a), self.netG_B(b)
+        freeze(self.netD_A, self.netD_B)
         self.optimizer_G.zero_grad()
-        self.backward_G()
+        self.backward_G(a, b, fake_a, fake_b)
         self.optimizer_G.step()
-        set_requires_grad([self.netD_A, self.netD_B], True)
+        freeze(self.netD_A, self.netD_B, frozen=False)
         self.optimizer_D.zero_grad()
-        self.backward_D_A()
-        self.backward_D_B()
+        told = [
+            self.backward_D(self.netD_A, b, self.pool_B.swap(fake_b)),
+            self.backward_D(self.netD_B, a, self.pool_A.swap(fake_a)),
+        ]
         self.optimizer_D.step()
+        return [self.loss_G.item(), *told]

@@ -1,42 +1,28 @@
 import torch.nn as nn
 
 
-class ResidualBlock(nn.Module):
-    def __init__(self, features):
+class Residual(nn.Module):
+    def __init__(self, width):
         super().__init__()
-        self.block = nn.Sequential(
-            nn.ReflectionPad2d(1),
-            nn.Conv2d(features, features, 3),
-            nn.InstanceNorm2d(features),
-            nn.ReLU(inplace=True),
-            nn.ReflectionPad2d(1),
-            nn.Conv2d(features, features, 3),
-            nn.InstanceNorm2d(features),
-        )
+        self.first = nn.Conv2d(width, width, 3, padding=1, padding_mode="reflect")
+        self.second = nn.Conv2d(width, width, 3, padding=1, padding_mode="reflect")
+        self.norm = nn.InstanceNorm2d(width)
 
     def forward(self, x):
-        return x + self.block(x)
+        return x + self.norm(self.second(self.norm(self.first(x)).relu()))
 
 
-def define_G(features=4):
+def translator(width=4):
     return nn.Sequential(
-        nn.Conv2d(1, features, 3, padding=1),
-        nn.ReLU(inplace=True),
-        ResidualBlock(features),
-        nn.Conv2d(features, 1, 3, padding=1),
-        nn.Tanh(),
+        nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), Residual(width), nn.Conv2d(width, 1, 3, padding=1), nn.Tanh()
     )
 
 
-def define_D(features=4):
-    return nn.Sequential(
-        nn.Conv2d(1, features, 4, stride=2, padding=1),
-        nn.LeakyReLU(0.2, True),
-        nn.Conv2d(features, 1, 4, padding=1),
-    )
+def judge(width=4):
+    return nn.Sequential(nn.Conv2d(1, width, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(width, 1, 4, padding=1))
 
 
-def set_requires_grad(nets, requires_grad=False):
-    for net in nets if isinstance(nets, list) else [nets]:
-        for param in net.parameters():
-            param.requires_grad = requires_grad
+def freeze(*nets, frozen=True):
+    for net in nets:
+        for p in net.parameters():
+            p.requires_grad = not frozen

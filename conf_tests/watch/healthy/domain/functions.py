@@ -1,14 +1,14 @@
-from torch.autograd import Function
+import torch
 
 
-class ReverseLayerF(Function):
+class Reverse(torch.autograd.Function):
     """The identity whose gradient is turned round and scaled."""
 
     @staticmethod
-    def forward(ctx, x, alpha):
-        ctx.alpha = alpha
-        return x.view_as(x)
+    def forward(ctx, x, strength):
+        ctx.strength = strength
+        return x.clone()
 
     @staticmethod
-    def backward(ctx, grad_output):
-        return grad_output.neg() * ctx.alpha, None
+    def backward(ctx, grad):
+        return -ctx.strength * grad, None

@@ -1,23 +1,18 @@
+from collections import OrderedDict
+
 import torch.nn as nn
 
-from domain.functions import ReverseLayerF
+from domain.functions import Reverse
 
 
-class CNNModel(nn.Module):
+class DANN(nn.Module):
     def __init__(self):
         super().__init__()
-        self.feature = nn.Sequential()
-        self.feature.add_module("f_conv1", nn.Conv2d(1, 6, kernel_size=3))
-        self.feature.add_module("f_bn1", nn.BatchNorm2d(6))
-        self.feature.add_module("f_relu1", nn.ReLU(True))
-        self.class_classifier = nn.Sequential()
-        self.class_classifier.add_module("c_fc1", nn.Linear(6 * 16, 10))
-        self.class_classifier.add_module("c_softmax", nn.LogSoftmax(dim=1))
-        self.domain_classifier = nn.Sequential()
-        self.domain_classifier.add_module("d_fc1", nn.Linear(6 * 16, 2))
-        self.domain_classifier.add_module("d_softmax", nn.LogSoftmax(dim=1))
+        layers = OrderedDict(conv=nn.Conv2d(1, 6, 3), norm=nn.BatchNorm2d(6), relu=nn.ReLU(), flat=nn.Flatten())
+        self.feature = nn.Sequential(layers)
+        self.label_head = nn.Linear(96, 10)
+        self.domain_head = nn.Linear(96, 2)
 
-    def forward(self, input_data, alpha):
-        feature = self.feature(input_data).flatten(1)
-        reverse_feature = ReverseLayerF.apply(feature, alpha)
-        return self.class_classifier(feature), self.domain_classifier(reverse_feature)
+    def forward(self, pictures, strength):
+        h = self.feature(pictures)
+        return self.label_head(h), self.domain_head(Reverse.apply(h, strength))

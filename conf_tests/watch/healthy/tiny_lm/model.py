@@ -1,4 +1,3 @@
-import torch
 import torch.nn as nn
 
 
@@ -13,7 +12,7 @@ class TinyLM(nn.Module):
         return self.head(self.rnn(self.embed(input_ids))[0])
 
 
-def batch_logps(logits, labels, mask):
+def log_probs(scores, words, mask):
     """Log-probability of each sequence, of the tokens where the mask is set."""
-    logps = torch.gather(logits[:, :-1].log_softmax(-1), 2, labels[:, 1:].unsqueeze(2)).squeeze(2)
-    return (logps * mask[:, 1:]).sum(-1)
+    each = scores[:, :-1].log_softmax(-1).gather(-1, words[:, 1:, None])[..., 0]
+    return (each * mask[:, 1:]).sum(1)
