@@ -106,7 +106,18 @@ def test_not_a_bit_is_changed_and_nothing_is_found(script, tmp_path):
 
 @each(SCRIPTS)
 def test_each_loss_reaches_what_it_trains(script):
-    assert cells(watched(script)[1], *REACHED) == pairs(script, "flow")
+    report = watched(script)[1]
+    assert cells(report, *REACHED) == pairs(script, "flow")
+    assert {row["name"] for row in report["losses"]} == {*pairs(script, "flow")}
+
+
+@each(SCRIPTS)
+def test_each_optimiser_is_fed_by_a_loss_and_steps_named_parts(script):
+    rows = [row for row in watched(script)[1]["optimizers"] if row["steps"]]
+    assert {loss for row in rows for loss in row["losses"]} <= {*pairs(script, "flow")}
+    for row in rows:
+        assert row["losses"], row
+        assert "others" not in row["parts"], row
 
 
 @each([script for script in SCRIPTS if marked(script, "cut")])

@@ -39,12 +39,12 @@ def tapped(features, style, content):
     return net.append(like), styles, like
 
 
-def transfer(features, content, style, rounds=4):
+def transfer(features, content, style, rounds=30):
     net, styles, like = tapped(features, style, content)
     net.eval()
     net.requires_grad_(False)
     picture = content.clone().requires_grad_(True)
-    optimizer = torch.optim.LBFGS([picture], max_iter=10)
+    optimizer = torch.optim.LBFGS([picture], max_iter=2)
     calls = 0
 
     def closure():

@@ -32,8 +32,8 @@ if __name__ == "__main__":
     train, test = waves[2:], waves[:2]
     net = Predictor().double()
     mse = nn.MSELoss()
-    optimizer = torch.optim.LBFGS(net.parameters(), lr=0.8, max_iter=3)
-    for i in range(12):
+    optimizer = torch.optim.LBFGS(net.parameters(), lr=0.8, max_iter=2)
+    for i in range(30):
 
         def closure():
             optimizer.zero_grad()
@@ -42,6 +42,8 @@ if __name__ == "__main__":
             return loss
 
         before = optimizer.step(closure)
+        if i % 5:
+            continue
         with torch.no_grad():
             ahead = net(test[:, :-1], beyond=4)
             print(i, before.item(), mse(ahead[:, :13], test[:, 1:]).item())
