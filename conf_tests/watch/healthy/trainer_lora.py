@@ -8,7 +8,7 @@ import torch
 from digest import digest
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import Dataset
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, Trainer, TrainingArguments
 
 
 class Walks(Dataset):
@@ -42,7 +42,12 @@ def main():
             disable_tqdm=True,
             use_cpu=True,
         )
-        result = Trainer(model=model, args=args, train_dataset=Walks(128)).train()
+        trainer = Trainer(model=model, args=args, train_dataset=Walks(128))
+        trainer.remove_callback(PrinterCallback)  # it prints seconds
+        result = trainer.train()
+    for row in trainer.state.log_history:
+        if "loss" in row:
+            print(row["step"], f"{row['loss']:.4f}")
     print(f"training loss {result.training_loss:.4f}")
     print("weights", digest(model))
 
