@@ -92,7 +92,7 @@ def storage_of(tensor: Tensor) -> int:
 
 def written_by(func: Any, args: Any, kwargs: Any) -> list[Tensor] | None:
     """The tensors that an operation writes into, or None."""
-    if "out" in kwargs:
+    if kwargs.get("out") is not None:
         return leaves_of([kwargs["out"]])
     name = getattr(func, "__name__", "")
     in_place = name.endswith("_") and not name.endswith("__")

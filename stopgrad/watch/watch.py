@@ -79,6 +79,9 @@ class Watch:
         self._looked: set[Line] = set()
         self._before: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._used: set[int] = set()
+        self._numbers: frozenset[int] = frozenset()  # of the nodes of the newest loss
+        self._at: tuple[str, Line] = "", ("", 0)  # its name and line
+        self._still: dict[str, tuple[bool, set[int]]] = {}
         self._last_node = -1  # autograd's number of the last loss before the last step
 
     # ---- what is overheard
@@ -113,8 +116,9 @@ class Watch:
                 self._looked.add((file, line))
                 self._look()
             nodes = self._span.begin(name, loss)
-            numbers = self.graphs.backward(name, (file, line), nodes, retains)
-            self._look_for_standing(name, (file, line), numbers)
+            self._numbers = self.graphs.backward(name, (file, line), nodes, retains)
+            self._at = name, (file, line)
+            self._still = self._standing_parameters()
 
     def after_backward(self, tensors: Any, finished: bool = True) -> None:
         loss = _scalar(tensors)
@@ -131,6 +135,7 @@ class Watch:
     def _end_backward(self, loss: Tensor | None, finished: bool) -> None:
         if self._span is not None and loss is not None:
             self._span.end(loss, finished)
+            self._note_standing(self._span.met)
             if self._span.is_full:
                 self._end()
 
@@ -153,8 +158,9 @@ class Watch:
     def before_step(self, optimizer: Optimizer, closure: bool) -> None:
         key = self.ledger.meet(optimizer)
         known = self.ledger.optimizers[key]
+        known.total += 1
         known.name = known.name or variable_of(optimizer)
-        if self._grew(key, optimizer):
+        if self._grew(key, optimizer) or (known.total == 1 and self.cycle > 0):
             self._new_phase()
         self.ranks.at(self.ledger.steps, self.ledger.parameters().values())
         if self._written():
@@ -169,9 +175,9 @@ class Watch:
             self._after_move(self.ledger.meet(optimizer))
         self._stepped = True
 
-    def called(self, module: nn.Module) -> None:
+    def called(self, module: nn.Module, args: Any) -> None:
         if self._written() or not torch.is_grad_enabled():
-            self.calls.called(module)
+            self.calls.called(module, args)
             if self._is_first and torch.is_grad_enabled():  # by now all of the networks are there
                 self._is_first = False
                 if self.ledger.number == 0:
@@ -228,13 +234,25 @@ class Watch:
         known, now = self.ledger.optimizers[key], len(held(optimizer))
         return known.steps > 0 and now > len(known.holds)
 
-    def _look_for_standing(self, loss: str, line: Line, numbers: frozenset[int]) -> None:
+    def _standing_parameters(self) -> dict[str, tuple[bool, set[int]]]:
+        """The variables whose name says that they stand still: whether they are states, and what they hang on.
+
+        A state may have a gradient, but not one that goes back across a step.
+        """
+        found = {}
         for name, tensor, is_state in standing_values():
             number = sequence_number(tensor.grad_fn)
-            if number in numbers and (number <= self._last_node if is_state else True):
-                leaves = Walk(tensor).leaves.values()
-                keys = {key for p in leaves if (key := self.ledger.key(p)) is not None}
+            if number in self._numbers and not (is_state and number > self._last_node):
+                keys = {key for p in Walk(tensor).leaves.values() if (key := self.ledger.key(p)) is not None}
+                found[name] = is_state, keys
+        return found
+
+    def _note_standing(self, met: set[str]) -> None:
+        loss, line = self._at
+        for name, (is_state, keys) in self._still.items():
+            if is_state or name in met:
                 self.standing.setdefault((loss, name), (line, set()))[1].update(keys)
+        self._still = {}
 
     def _before_move(self, key: int, optimizer: Optimizer) -> None:
         """Sample what is to stand still in this step."""
@@ -337,7 +355,7 @@ class Watch:
         """Say which part each parameter belongs to, while the modules are alive."""
         alive = self.ledger.parameters()
         numbers = {id(p): key for key, p in alive.items()}
-        for name, tensors in self.parts.of(alive.values()).items():
+        for name, tensors in self.parts.of(alive.values(), self.ledger.groups()).items():
             keys = [numbers[id(p)] for p in tensors]
             known = name in self.parts.loose  # a network may die before its parameters do
             self.home.update((key, name) for key in keys if not known or key not in self.home)
@@ -355,7 +373,7 @@ class Watch:
 
     def _begin(self, only_if_new: bool = False) -> None:
         """Follow values from here on; or go on, where no part has come since the last beginning."""
-        parts = self.parts.of(self.ledger.parameters().values())
+        parts = self.parts.of(self.ledger.parameters().values(), self.ledger.groups())
         if only_if_new and self._span is not None and parts.keys() == self._span.parts.keys():
             return
         self._end()
