@@ -7,6 +7,7 @@ is the C function itself.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode
+from torch.utils import checkpoint
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map as tree_map
 
@@ -88,6 +90,30 @@ def _saved(node: Any, name: str) -> list[Tensor] | None:
     except RuntimeError:
         return None
     return [value for value in values if isinstance(value, Tensor)]
+
+
+@functools.cache
+def wrap_checkpointed(again: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Each checkpoint made from now on runs ``again(function)`` in its backward, in place of the function: once for all.
+
+    For there is no public way to what a checkpoint keeps: ``torch.utils.checkpoint.CheckpointFunction`` (reentrant) and
+    ``_CheckpointFrame`` (not reentrant).
+    """
+    reentrant, frame = checkpoint.CheckpointFunction, checkpoint._CheckpointFrame
+    forward, start = reentrant.forward, frame.__init__
+
+    @functools.wraps(forward)
+    def wrapped_forward(ctx: Any, run_function: Callable[..., Any], *args: Any) -> Any:
+        result = forward(ctx, run_function, *args)
+        ctx.run_function = again(run_function)
+        return result
+
+    @functools.wraps(start)
+    def wrapped_start(self: Any, recompute_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        start(self, again(recompute_fn), *args, **kwargs)
+
+    reentrant.forward = staticmethod(wrapped_forward)  # pyright: ignore[reportAttributeAccessIssue]
+    frame.__init__ = wrapped_start
 
 
 def has_static_graph(node: Any) -> bool:
