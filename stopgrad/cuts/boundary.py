@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from stopgrad.cuts.frozen import call_frozen, held_elsewhere
+from stopgrad.cuts.frozen import call_frozen, held_elsewhere, is_any_held
 from stopgrad.cuts.gate import scale_gradient
 from stopgrad.cuts.strategies import CALLS_ONLY, TAKES_FACTOR, Strategy, check_stop, flipped, parse_strategy, spelling
-from stopgrad.cuts.torch_internals import tree_map
+from stopgrad.cuts.torch_internals import forward_mode, tree_map, without_tangents
 from stopgrad.cuts.watcher import Watcher, watcher
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ class Boundary:
             RuntimeError: the strategy lets gradient through, and another thread is in a call that froze the producer.
         """
         if self.strategy not in CALLS_ONLY:
-            if self.strategy in _LETS_THROUGH:
+            if is_any_held() and self.strategy in _LETS_THROUGH:
                 self._refuse_frozen_elsewhere(producer)
             return self.cross(producer(*args, **kwargs))
         watch = watcher()
@@ -140,11 +140,9 @@ class Boundary:
 
     def _run(self, producer: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
         match self.strategy:
-            case Strategy.NO_GRAD:
-                with torch.no_grad():
-                    return producer(*args, **kwargs)
-            case Strategy.INFERENCE_MODE:
-                with torch.inference_mode():
+            case Strategy.NO_GRAD | Strategy.INFERENCE_MODE:
+                off = torch.no_grad() if self.strategy is Strategy.NO_GRAD else torch.inference_mode()
+                with off, without_tangents() if forward_mode() else contextlib.nullcontext():
                     return producer(*args, **kwargs)
             case _:
                 return call_frozen(self._producers(producer), producer, *args, **kwargs)

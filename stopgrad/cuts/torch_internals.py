@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode
 from torch.utils import checkpoint
 from torch.utils._pytree import tree_leaves as tree_leaves
@@ -92,11 +93,20 @@ def _saved(node: Any, name: str) -> list[Tensor] | None:
     return [value for value in values if isinstance(value, Tensor)]
 
 
-@functools.cache
-def wrap_checkpointed(again: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Each checkpoint made from now on runs ``again(function)`` in its backward, in place of the function: once for all.
+def forward_mode() -> bool:
+    """Whether a derivative is taken forwards, as by ``torch.func.jvp``: ``forward_ad._current_level``."""
+    return forward_ad._current_level >= 0
 
-    For there is no public way to what a checkpoint keeps: ``torch.utils.checkpoint.CheckpointFunction`` (reentrant) and
+
+def without_tangents() -> AbstractContextManager[None]:
+    """For forward derivatives what ``no_grad`` is for backward ones: ``forward_ad._set_fwd_grad_enabled``."""
+    return forward_ad._set_fwd_grad_enabled(False)
+
+
+def wrap_checkpointed(again: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Let each checkpoint that is made from now on run ``again(function)`` in its backward, in place of the function.
+
+    There is no public way to what a checkpoint keeps: ``torch.utils.checkpoint.CheckpointFunction`` (reentrant) and
     ``_CheckpointFrame`` (not reentrant).
     """
     reentrant, frame = checkpoint.CheckpointFunction, checkpoint._CheckpointFrame
