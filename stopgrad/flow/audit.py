@@ -208,25 +208,28 @@ class audit:
         found = Trace(recorder.values, value)
         arrived = self._arrived(norms or {}, crossings)
         largest = max([0.0, *(norms or {}).values(), *(n for ns in crossings.values() for n in ns)])
-        self._reached |= {key for key, norm in (norms or {}).items() if norm > self._rtol * largest}
+        floor = self._rtol * largest
+        self._reached.update([key for key, norm in (norms or {}).items() if norm > floor])
         for part, got in arrived.items():
             bit, norm = self._bit(part), math.sqrt(sum(n * n for n in got))
             path, cuts = self._path(loss, found, part), found.cuts_of(bit)
-            if norm > self._rtol * largest:
+            if norm > floor:
                 self._enter(name, part, Cell("open", norm, cuts, path))
                 continue
             known = self._cells.get((name, part))
             where = known.died if known is not None else ()
             if not where and died is not None:
-                where = died(self.parts.get(part, ()), part.removeprefix("stop."), self._rtol * largest)
+                where = died(self.parts.get(part, ()), part.removeprefix("stop."), floor)
             self._enter(name, part, Cell("zero", norm, cuts, path, _suspected(path) if not where else "", where))
         note = "" if norms is not None else "a probe would disturb DDP or a hook; use FlowAudit"
         self._enter_unreached(name, found, note, sum(self._bits[part] for part in arrived))
 
     def _arrived(self, norms: Mapping[int, float], crossings: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
         """The norms that arrived at each column, in the order of the columns."""
-        reached = dict.fromkeys(part for key in norms for part in self._parts_of.get(key, ()))
-        arrived = {part: [norms[id(t)] for t in self.parts[part] if id(t) in norms] for part in reached}
+        arrived: dict[str, list[float]] = {}
+        for key, norm in norms.items():
+            for part in self._parts_of.get(key, ()):
+                arrived.setdefault(part, []).append(norm)
         arrived |= {f"stop.{name}": list(got) for name, got in crossings.items() if f"stop.{name}" not in self.parts}
         return {part: arrived[part] for part in sorted(arrived, key=self._bit)}
 

@@ -53,7 +53,8 @@ def norms_of(grads: Sequence[Tensor | None]) -> list[float | None]:
     with without_overrides():  # what the audit does itself is nobody's operation
         for i, grad in enumerate(grads):
             if grad is not None:
-                plain = _plain(grad)
+                is_plain = grad.layout is torch.strided and not grad.requires_grad
+                plain = grad if is_plain else _plain(grad)
                 alike.setdefault((plain.dtype, plain.device), []).append((i, plain))
         for group in alike.values():
             numbers = torch.stack(list(_norms([grad for _, grad in group]))).tolist()
