@@ -45,6 +45,7 @@ class Tensors:
         nodes: the values of autograd's nodes.
         writes: by storage, the last in-place write into it.
         roots: the value of each root, by its id.
+        alone: no other thread computes, so that autograd's numbers, which each thread counts for itself, name nodes.
     """
 
     def __init__(self, roots: Mapping[Tensor, tuple[int, str]]) -> None:
@@ -54,6 +55,7 @@ class Tensors:
         self.boundaries: list[tuple[str, str, tuple[str, int]]] = []
         self.nodes = Nodes(0)
         self.writes: dict[int, int] = {}
+        self.alone = True
         self._refs: dict[int, _Ref] = {}  # by id of each tensor that is alive
         self._parameters = {id(tensor): tensor for tensor in roots}
         self.roots = {
@@ -94,14 +96,17 @@ class Tensors:
         while stack and len(seen) < MOST_NODES:
             node = stack.pop()
             variable = getattr(node, "variable", None)
-            value = self.nodes.value(node) if variable is None else self.roots.get(id(variable))
+            if variable is None:
+                value = self.nodes.value(node) if self.alone else None
+            else:
+                value = self.roots.get(id(variable))
             if value is not None:
                 parents.append(value)
             elif variable is None:
                 fresh = {n for n, _ in node.next_functions if n is not None} - seen
                 seen |= fresh
                 stack += fresh
-        foreign = bool(stack) or any(self.nodes.is_older(node) for node in seen)
+        foreign = bool(stack) or (self.alone and any(self.nodes.is_older(node) for node in seen))
         if foreign and not stack:
             parents = self._from_nodes(ordered(tensor.grad_fn)) or parents
         value = self.new(node_name(tensor), parents, live=True, foreign=foreign)

@@ -32,6 +32,7 @@ from stopgrad.flow.ops import (
     storage_of,
     written_by,
 )
+from stopgrad.flow.threads import OtherThreads
 from stopgrad.flow.values import CHECKPOINT, place
 
 
@@ -51,7 +52,7 @@ class Recorder(TorchFunctionMode):
     Attributes:
         values: the value graph; it stays when the recorder is off.
         escapes: values that left as Python numbers or arrays, in order.
-        unseen: the line where functorch ran, whose inner values cannot be followed, or "".
+        unseen: what ran that cannot be followed, and its line, or "": functorch, or another thread.
         probes: by id, the boundary and the live tensor that crossed it; kept only while ``on_probe`` is None.
         leaves: leaf tensors that were used, require grad and are no part of the model.
         on_probe: called with the name of the boundary and the live tensor that crosses it.
@@ -74,10 +75,12 @@ class Recorder(TorchFunctionMode):
         self._at_first: Callable[[], None] | None = None
         self._bit_of = bit_of
         self._numbers: dict[float, int] = {}  # numbers that left through item or tolist
+        self._others: OtherThreads | None = None
 
     def __enter__(self) -> Recorder:
         watcher.stand(self)
         self.tensors.nodes = Nodes(next_number())
+        self._others = OtherThreads(self.tensors.roots, self._computed_elsewhere)
         super().__enter__()
         return self
 
@@ -91,10 +94,16 @@ class Recorder(TorchFunctionMode):
                 super().__exit__(None, None, None)
         finally:
             watcher.leave(self)
+            if self._others is not None:
+                self._others.leave()
             self.on_probe = self.on_backward = None  # a graph holds this, and they its losses
             self.tensors.clear()
             for store in (self._numbers, self.probes, self._fresh):
                 store.clear()
+
+    def _computed_elsewhere(self, what: str) -> None:
+        self.unseen = self.unseen or what
+        self.tensors.alone = False
 
     @contextmanager
     def pause(self, at_first: Callable[[], None] | None = None) -> Iterator[None]:

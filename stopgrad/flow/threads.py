@@ -1,0 +1,94 @@
+"""Other threads that compute while an audit is on. What they make cannot be followed; that they did must be known."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import FrameType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from stopgrad.flow.frames import is_library, user_line
+from stopgrad.flow.values import place
+
+
+class OtherThreads:
+    """Notices the first other thread that computes, and where, until :meth:`leave`.
+
+    Seen are modules that hold one of some parameters, in whichever thread they are called; and any function that is not
+    PyTorch's or the standard library's, in a thread that starts meanwhile or that an executor gives it to.
+
+    Args:
+        parameters: ids of parameters.
+        notice: called with the line, once.
+    """
+
+    def __init__(self, parameters: Collection[int], notice: Callable[[str], None]) -> None:
+        self._own, self._parameters, self._notice = threading.get_ident(), parameters, notice
+        self._on = True
+        self._hook = register_module_forward_pre_hook(self._module)
+        self._before = threading.getprofile()
+        threading.setprofile(self._profile)
+        self._submit = ThreadPoolExecutor.submit
+        ThreadPoolExecutor.submit = self._submitting()
+
+    def leave(self) -> None:
+        """Look no more; nothing where that was done."""
+        self._hook.remove()
+        if self._on:
+            self._on = False
+            threading.setprofile(self._before)  # pyright: ignore[reportArgumentType]
+            ThreadPoolExecutor.submit = self._submit
+
+    def _found(self, file: str, line: int) -> None:
+        if self._on:
+            self._notice(f"another thread computed at {place(file, line)}, which an audit cannot follow")
+
+    def _module(self, module: nn.Module, args: Any) -> None:
+        if threading.get_ident() == self._own:
+            return
+        if any(id(p) in self._parameters for p in module.parameters(recurse=False)):
+            self._found(*user_line())
+
+    def _profile(self, frame: FrameType, event: Any, arg: Any) -> None:
+        """What Python calls for each function in a new thread, in place of what it would have called."""
+        if self._on and not _computes(frame, event, arg):
+            return
+        if self._on and threading.get_ident() != self._own:
+            self._found(frame.f_code.co_filename, frame.f_lineno)
+        sys.setprofile(self._before)
+        if self._before is not None:
+            self._before(frame, event, arg)
+
+    def _submitting(self) -> Callable[..., Future[Any]]:
+        submit = self._submit
+
+        @functools.wraps(submit)
+        def watched(pool: ThreadPoolExecutor, run: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            return submit(pool, self._watched, run, *args, **kwargs)
+
+        return watched
+
+    def _watched(self, run: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        before = sys.getprofile()
+        if self._on and before is None:
+            sys.setprofile(self._profile)
+        try:
+            return run(*args, **kwargs)
+        finally:
+            sys.setprofile(before)
+
+
+def _computes(frame: FrameType, event: str, arg: Any) -> bool:
+    """A function of the user's begins, or somebody other than PyTorch calls one of PyTorch's."""
+    if event == "call":
+        generated = frame.f_code.co_filename == "<string>" and frame.f_globals.get("__name__") != "__main__"
+        return not generated and not is_library(frame.f_code.co_filename)
+    of = getattr(arg, "__self__", None)
+    is_torch = isinstance(of, Tensor) or (getattr(arg, "__module__", None) or type(of).__module__).startswith("torch")
+    return event == "c_call" and is_torch and "torch" not in frame.f_globals.get("__name__", "").split(".")
