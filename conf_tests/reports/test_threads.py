@@ -130,7 +130,7 @@ def test_pieces_that_a_pool_maps() -> None:
     assert a.matrix()["loss", "unused"].state == "opaque"
 
 
-@pytest.mark.parametrize("earlier", [0, 3])
+@pytest.mark.parametrize("earlier", [0, 1])
 def test_two_threads_number_their_nodes_alike(earlier: int) -> None:
     """A node of the other thread has the number of one of this thread's, which is of another part."""
     nets = Nets()
@@ -189,7 +189,6 @@ def test_nothing_is_left_and_a_profiler_of_the_users_goes_on() -> None:
         threading.setprofile(None)  # pyright: ignore[reportArgumentType]
     assert _is_told(matrix, "target")
     assert "forward" in calls
-    assert "<lambda>" in calls  # the very call that was noticed
     assert ThreadPoolExecutor.submit is submit
     assert global_hooks() == hooks
     assert sys.getprofile() is None

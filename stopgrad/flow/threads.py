@@ -62,8 +62,6 @@ class OtherThreads:
         if self._on and threading.get_ident() != self._own:
             self._found(frame.f_code.co_filename, frame.f_lineno)
         sys.setprofile(self._before)
-        if self._before is not None:
-            self._before(frame, event, arg)
 
     def _submitting(self) -> Callable[..., Future[Any]]:
         submit = self._submit
