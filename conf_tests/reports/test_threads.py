@@ -150,6 +150,37 @@ def test_two_threads_number_their_nodes_alike(earlier: int) -> None:
     assert matrix["loss", "unused"].state == "opaque"
 
 
+class Remembers(nn.Module):
+    """Its forward leaves a value on it, as a policy with a head for values does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.policy, self.value, self.last = nn.Linear(3, 2), nn.Linear(3, 1), torch.zeros(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.value(x)
+        return self.policy(x)
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_value_that_another_threads_forward_left_behind(live: bool) -> None:
+    """https://github.com/ray-project/ray/issues/10628: between forward and use another thread calls forward.
+
+    https://github.com/DLR-RM/stable-baselines3/issues/715: rollouts are collected while the policy is trained.
+    """
+    torch.manual_seed(0)
+    net, x = Remembers(), torch.randn(4, 3)
+    with audit(net) as a:
+        policy = net(x)
+        _thread(False)(net if live else torch.no_grad()(net), 2 * x)
+        a.loss("loss", policy.square().mean() + net.last.square().mean())
+    matrix = a.matrix()
+    assert matrix["loss", "policy"].state == "open"
+    assert matrix["loss", "value"].state == ("open" if live else "opaque")
+    if not live:
+        assert _is_told(matrix, "value")
+
+
 def test_what_begins_elsewhere_goes_on_here_and_is_cut_here() -> None:
     nets = Nets()
     with audit(nets.parts()) as a:

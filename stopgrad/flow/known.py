@@ -96,10 +96,7 @@ class Tensors:
         while stack and len(seen) < MOST_NODES:
             node = stack.pop()
             variable = getattr(node, "variable", None)
-            if variable is None:
-                value = self.nodes.value(node) if self.alone else None
-            else:
-                value = self.roots.get(id(variable))
+            value = self._of_leaf(variable) if variable is not None else self._of_node(node)
             if value is not None:
                 parents.append(value)
             elif variable is None:
@@ -113,12 +110,20 @@ class Tensors:
         self.attach([(tensor, value)])
         return value
 
+    def _of_node(self, node: Any) -> int | None:
+        return self.nodes.value(node) if self.alone else None
+
+    def _of_leaf(self, leaf: Tensor) -> int | None:
+        """The value of a leaf: of a parameter, or of what was cut and then made to require grad."""
+        ref = self._refs.get(id(leaf))
+        return self.roots.get(id(leaf)) if ref is None else ref.index
+
     def _from_nodes(self, order: Sequence[Any]) -> list[int]:
         """The values of nodes that were made before the audit began, each as a value; returns those of the last."""
         made: dict[Any, list[int]] = {}
         for node in order:
             variable = getattr(node, "variable", None)
-            known = self.roots.get(id(variable)) if variable is not None else self.nodes.value(node)
+            known = self._of_leaf(variable) if variable is not None else self._of_node(node)
             parents = [v for child, _ in node.next_functions if child is not None for v in made[child]]
             if known is not None or variable is not None:
                 made[node] = [] if known is None else [known]

@@ -152,8 +152,17 @@ class FlowMatrix(Mapping[tuple[str, str], Cell]):
         return found
 
     def reasons(self) -> list[str]:
-        """One line for each cut, or escape, that keeps a loss from a part."""
-        return [f"{loss} -> {part}: {reason}" for (loss, part), reason in self.reasons_of()]
+        """One line for each cut, or escape, that keeps a loss from a part; what hides many parts is told once."""
+        found, hidden, lines = self.reasons_of(), {}, []
+        for key, reason in found:
+            if self[key].state == "opaque":
+                hidden.setdefault(reason, []).append(key)
+        for (loss, part), reason in found:
+            keys = hidden.get(reason, [(loss, part)])
+            more = f" (and {len(keys) - 1:,} more)" if len(keys) > 1 else ""
+            if (loss, part) == keys[0]:
+                lines.append(f"{loss} -> {part}{more}: {reason}")
+        return lines
 
     def text(self, broken: Collection[tuple[str, str]] = ()) -> str:
         """The matrix as a table, followed by the reasons. Where a screen cannot hold it, what is alike is told once.

@@ -42,9 +42,9 @@ class CutSite:
 
     def __str__(self) -> str:
         shown = self.op and self.boundary is None and self.kind in ("no_derivative", "function", "requires_grad")
-        op = f" ({self.op})" if shown or self.is_reentrant else ""
+        what = self.op if self.is_reentrant else f"{self.kind} ({self.op})" if shown else self.kind
         at = f" at {place(self.file, self.line)}"
-        return f"{self.kind}{op}{at}{f' (stop.{self.boundary})' if self.boundary else ''}"
+        return f"{what}{at}{f' (stop.{self.boundary})' if self.boundary else ''}"
 
 
 def place(file: str, line: int) -> str:
