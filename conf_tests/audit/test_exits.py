@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import lightning as L
@@ -25,6 +27,9 @@ class Interrupt(BaseException):
     """What Ctrl-C does, at a chosen line."""
 
 
+SUBMIT = ThreadPoolExecutor.submit
+
+
 def _leaves(net: nn.Module) -> list[str]:
     """What is still on."""
     state = {
@@ -34,6 +39,8 @@ def _leaves(net: nn.Module) -> list[str]:
         "hooks on all modules": global_hooks(),
         "hooks": hooks_on(net),
         "hooks on saved tensors": packs_saved_tensors(),
+        "profiles of new threads": threading.getprofile() is not None,
+        "executors": ThreadPoolExecutor.submit is not SUBMIT,
     }
     return [name for name, value in state.items() if value]
 

@@ -75,12 +75,12 @@ class Recorder(TorchFunctionMode):
         self._at_first: Callable[[], None] | None = None
         self._bit_of = bit_of
         self._numbers: dict[float, int] = {}  # numbers that left through item or tolist
-        self._others: OtherThreads | None = None
+        self._others = OtherThreads(self.tensors.roots, self._computed_elsewhere)
 
     def __enter__(self) -> Recorder:
         watcher.stand(self)
         self.tensors.nodes = Nodes(next_number())
-        self._others = OtherThreads(self.tensors.roots, self._computed_elsewhere)
+        self._others.begin()
         super().__enter__()
         return self
 
@@ -94,8 +94,7 @@ class Recorder(TorchFunctionMode):
                 super().__exit__(None, None, None)
         finally:
             watcher.leave(self)
-            if self._others is not None:
-                self._others.leave()
+            self._others.leave()
             self.on_probe = self.on_backward = None  # a graph holds this, and they its losses
             self.tensors.clear()
             for store in (self._numbers, self.probes, self._fresh):

@@ -12,38 +12,45 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 from stopgrad.flow.frames import is_library, user_line
 from stopgrad.flow.values import place
 
 
 class OtherThreads:
-    """Notices the first other thread that computes, and where, until :meth:`leave`.
+    """Notices the first other thread that computes, and where, from :meth:`begin` to :meth:`leave`.
 
     Seen are modules that hold one of some parameters, in whichever thread they are called; and any function that is not
     PyTorch's or the standard library's, in a thread that starts meanwhile or that an executor gives it to.
 
     Args:
         parameters: ids of parameters.
-        notice: called with the line, once.
+        notice: called with what is to be said.
     """
 
     def __init__(self, parameters: Collection[int], notice: Callable[[str], None]) -> None:
         self._own, self._parameters, self._notice = threading.get_ident(), parameters, notice
+        self._on = False
+        self._before: Any = None
+        self._submit: Callable[..., Future[Any]] = ThreadPoolExecutor.submit
+        self._hook: RemovableHandle | None = None
+
+    def begin(self) -> None:
+        self._before, self._submit = threading.getprofile(), ThreadPoolExecutor.submit
         self._on = True
         self._hook = register_module_forward_pre_hook(self._module)
-        self._before = threading.getprofile()
         threading.setprofile(self._profile)
-        self._submit = ThreadPoolExecutor.submit
         ThreadPoolExecutor.submit = self._submitting()
 
     def leave(self) -> None:
-        """Look no more; nothing where that was done."""
-        self._hook.remove()
+        """Look no more; nothing where that was done, and all of it where an exception kept from some."""
         if self._on:
-            self._on = False
-            threading.setprofile(self._before)  # pyright: ignore[reportArgumentType]
             ThreadPoolExecutor.submit = self._submit
+            threading.setprofile(self._before)
+            if self._hook is not None:
+                self._hook.remove()
+            self._on = False
 
     def _found(self, file: str, line: int) -> None:
         if self._on:
