@@ -100,6 +100,17 @@ def test_functorch_level(internals: Any) -> None:
     assert internals.functorch_level() is None
 
 
+@rests_on("torch._C:_current_graph_task_id", "a checkpoint that runs again on a GPU passes for a thread of the user's")
+def test_backward_task(internals: Any) -> None:
+    seen = []
+    x = torch.ones(2, requires_grad=True)
+    x.register_hook(lambda grad: seen.append(internals.backward_task()))
+    (2 * x).sum().backward()
+    (3 * x).sum().backward()
+    assert 0 <= seen[0] < seen[1]
+    assert internals.backward_task() == -1
+
+
 @rests_on("torch:Tensor._version", "guard_saved() and the meter of a run cannot see writes into saved tensors")
 def test_version(internals: Any) -> None:
     x = torch.ones(2)

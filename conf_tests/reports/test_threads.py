@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from conf_tests.installed import global_hooks
 from stopgrad import audit
@@ -100,6 +101,15 @@ def test_a_target_of_another_thread_is_unknown(way: str, job: str, old: ThreadPo
     assert _is_told(matrix, "unused")
     assert matrix["loss", "online"].state == "open"
     assert nets.target.weight.grad is None
+
+
+@pytest.mark.parametrize("way", ["executor", "pool", "asyncio", "old"])
+def test_a_function_of_pytorchs_that_a_thread_is_handed(way: str, old: ThreadPoolExecutor) -> None:
+    nets = Nets()
+    ways = {**WAYS, "old": lambda run, x: old.submit(run, x).result(timeout=60)}
+    weight = nets.target.requires_grad_(False).weight
+    matrix = nets.audited(lambda run, x: ways[way](run, x.T).T, weight.matmul)
+    assert matrix["loss", "target"].state == matrix["loss", "unused"].state == "opaque"
 
 
 @pytest.mark.parametrize("way", [*WAYS, "old"])
@@ -203,6 +213,17 @@ def test_threads_that_compute_nothing_do_not_matter(way: str, old: ThreadPoolExe
     assert nets.audited(counted, nets.target)["loss", "target"].state == "independent"
     old.submit(nets.target, nets.x).result(timeout=60)
     assert nets.audited(counted, nets.target)["loss", "target"].state == "independent"
+
+
+def test_a_forward_that_a_backward_runs_again_elsewhere_does_not_matter(old: ThreadPoolExecutor) -> None:
+    """As on a GPU, where PyTorch runs every backward in a thread of its own."""
+    nets = Nets()
+    with audit(nets.parts()) as a:
+        made: Any = checkpoint(nets.target, nets.x.requires_grad_(), use_reentrant=False)
+        old.submit(a.loss("first", made.sum()).backward).result(timeout=60)
+        a.loss("second", nets.online(nets.x).sum())
+    assert a.matrix()["first", "target"].state == "open"
+    assert a.matrix()["second", "unused"].state == "independent"
 
 
 def test_nothing_is_left_and_a_profiler_of_the_users_goes_on() -> None:

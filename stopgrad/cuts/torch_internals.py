@@ -28,6 +28,9 @@ REENTRANT = "CheckpointFunctionBackward"
 functorch_level: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
 """What of ``torch.func`` runs now, or None: ``torch._C._functorch.peek_interpreter_stack``."""
 
+backward_task: Callable[[], int] = torch._C._current_graph_task_id  # pyright: ignore[reportAttributeAccessIssue]
+"""The number of the backward that runs in this thread, or -1: ``torch._C._current_graph_task_id``."""
+
 version_of: Callable[[Tensor], int] = Tensor._version.__get__  # pyright: ignore[reportAttributeAccessIssue]
 """How many writes in place a tensor and its aliases have seen: ``Tensor._version``."""
 

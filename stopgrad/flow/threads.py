@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from stopgrad.cuts.torch_internals import backward_task
 from stopgrad.flow.frames import is_library, user_line
 from stopgrad.flow.values import place
 
@@ -57,7 +58,7 @@ class OtherThreads:
             self._notice(f"another thread computed at {place(file, line)}, which an audit cannot follow")
 
     def _module(self, module: nn.Module, args: Any) -> None:
-        if threading.get_ident() == self._own:
+        if threading.get_ident() == self._own or backward_task() >= 0:  # a checkpoint that runs again makes no value
             return
         if any(id(p) in self._parameters for p in module.parameters(recurse=False)):
             self._found(*user_line())
@@ -90,10 +91,11 @@ class OtherThreads:
 
 
 def _computes(frame: FrameType, event: str, arg: Any) -> bool:
-    """A function of the user's begins, or somebody other than PyTorch calls one of PyTorch's."""
+    """A function of the user's begins, or somebody else calls one of PyTorch's."""
     if event == "call":
         generated = frame.f_code.co_filename == "<string>" and frame.f_globals.get("__name__") != "__main__"
         return not generated and not is_library(frame.f_code.co_filename)
     of = getattr(arg, "__self__", None)
     is_torch = isinstance(of, Tensor) or (getattr(arg, "__module__", None) or type(of).__module__).startswith("torch")
-    return event == "c_call" and is_torch and "torch" not in frame.f_globals.get("__name__", "").split(".")
+    caller = frame.f_globals.get("__name__", "").partition(".")[0]
+    return event == "c_call" and is_torch and caller not in ("torch", "stopgrad")
