@@ -103,7 +103,7 @@ def test_a_target_of_another_thread_is_unknown(way: str, job: str, old: ThreadPo
     assert nets.target.weight.grad is None
 
 
-@pytest.mark.parametrize("way", ["executor", "pool", "asyncio", "old"])
+@pytest.mark.parametrize("way", ["executor", "old"])
 def test_a_function_of_pytorchs_that_a_thread_is_handed(way: str, old: ThreadPoolExecutor) -> None:
     nets = Nets()
     ways = {**WAYS, "old": lambda run, x: old.submit(run, x).result(timeout=60)}

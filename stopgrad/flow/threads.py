@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 import threading
 from collections.abc import Callable, Collection
@@ -81,6 +82,8 @@ class OtherThreads:
         return watched
 
     def _watched(self, run: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        if _is_torch(run):
+            self._found("", 0)
         before = sys.getprofile()
         if self._on and before is None:
             sys.setprofile(self._profile)
@@ -95,7 +98,12 @@ def _computes(frame: FrameType, event: str, arg: Any) -> bool:
     if event == "call":
         generated = frame.f_code.co_filename == "<string>" and frame.f_globals.get("__name__") != "__main__"
         return not generated and not is_library(frame.f_code.co_filename)
-    of = getattr(arg, "__self__", None)
-    is_torch = isinstance(of, Tensor) or (getattr(arg, "__module__", None) or type(of).__module__).startswith("torch")
     caller = frame.f_globals.get("__name__", "").partition(".")[0]
-    return event == "c_call" and is_torch and caller not in ("torch", "stopgrad")
+    return event == "c_call" and _is_torch(arg) and caller not in ("torch", "stopgrad")
+
+
+def _is_torch(function: Any) -> bool:
+    """A function of PyTorch's that is written in C."""
+    of = getattr(function, "__self__", None)
+    home = getattr(function, "__module__", None) or type(of).__module__
+    return inspect.isbuiltin(function) and (isinstance(of, Tensor) or home.startswith("torch"))
