@@ -112,6 +112,19 @@ def test_a_function_of_pytorchs_that_a_thread_is_handed(way: str, old: ThreadPoo
     assert matrix["loss", "target"].state == matrix["loss", "unused"].state == "opaque"
 
 
+@pytest.mark.parametrize("name", ["torch.mul", "F.linear", "Tensor.mul"])
+def test_a_thread_that_is_one_of_pytorchs_functions(name: str) -> None:
+    nets = Nets()
+    weight, one = nets.target.weight.detach(), torch.eye(3)
+    run: Any = {"torch.mul": torch.mul, "F.linear": F.linear, "Tensor.mul": weight.mul}[name]
+    with audit(nets.parts()) as a:
+        thread = threading.Thread(target=run, args=[one] if name == "Tensor.mul" else [weight, one])
+        thread.start()
+        thread.join(60)
+        a.loss("loss", nets.online(nets.x).sum())
+    assert a.matrix()["loss", "target"].state == "opaque"
+
+
 @pytest.mark.parametrize("way", [*WAYS, "old"])
 def test_a_module_that_a_thread_is_handed(way: str, old: ThreadPoolExecutor) -> None:
     """No function of the user's runs there: the pool calls the module itself, whose forward is PyTorch's."""

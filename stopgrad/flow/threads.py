@@ -104,6 +104,8 @@ def _computes(frame: FrameType, event: str, arg: Any) -> bool:
 
 def _is_torch(function: Any) -> bool:
     """A function of PyTorch's that is written in C."""
-    of = getattr(function, "__self__", None)
-    home = getattr(function, "__module__", None) or type(of).__module__
-    return inspect.isbuiltin(function) and (isinstance(of, Tensor) or home.startswith("torch"))
+    if not inspect.isbuiltin(function):
+        return False
+    of = function.__self__
+    homes = (function.__module__, getattr(of, "__module__", None), getattr(of, "__name__", None))
+    return isinstance(of, Tensor) or any(str(home).startswith("torch") for home in homes)
