@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -100,6 +102,19 @@ def _callback(kind: type[L.Callback], end: str) -> Callable[[Any], Callable[[], 
         return lambda: getattr(callback, end)(trainer, net, *arguments)
 
     return build
+
+
+def test_what_was_audited_goes_with_its_last_reference() -> None:
+    """Without a collection: who notes when a model ends looks at nothing else."""
+    net = nn.Linear(2, 1)
+    ref = weakref.ref(net.weight)
+    gc.disable()
+    try:
+        _audit(net)()
+        del net
+        assert ref() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ class OtherThreads:
             threading.setprofile(self._before)
             if self._hook is not None:
                 self._hook.remove()
+            self._notice = _nothing  # or it would keep whom it tells alive
             self._on = False
 
     def _found(self, file: str, line: int) -> None:
@@ -91,6 +92,10 @@ class OtherThreads:
             return run(*args, **kwargs)
         finally:
             sys.setprofile(before)
+
+
+def _nothing(what: str) -> None:
+    """Told to nobody."""
 
 
 def _computes(frame: FrameType, event: str, arg: Any) -> bool:
