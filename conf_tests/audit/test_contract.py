@@ -105,7 +105,7 @@ def test_unknown_names_are_refused() -> None:
         FlowContract({"d_los": {"generator": "open"}}).check(matrix)
     with pytest.raises(ValueError, match=r"names part 'genrator'; there is generator; did you mean generator\?"):
         FlowContract({"d_loss": {"genrator": "open"}}).check(matrix)
-    with pytest.raises(ValueError, match=r"'opne' is neither 'open' nor 'blocked'; did you mean open\?"):
+    with pytest.raises(ValueError, match=r"'opne' is none of open, attached, blocked; did you mean open\?"):
         FlowContract({"d_loss": {"generator": "opne"}})
     with pytest.raises(ValueError, match="is no mapping"):
         FlowContract({"d_loss": "open"})  # pyright: ignore[reportArgumentType]

@@ -322,7 +322,7 @@ def test_rows_are_a_contract() -> None:
     assert callback.violations == []
     with pytest.raises(GradientLeak, match="d_loss reaches generator"):
         fit(Gan(fakes="none"), FlowAudit(contract={"d_loss": {"generator": "blocked"}}))
-    with pytest.raises(ValueError, match="'opn' is neither 'open' nor 'blocked'; did you mean open"):
+    with pytest.raises(ValueError, match="'opn' is none of open, attached, blocked; did you mean open"):
         FlowAudit(contract={"d_loss": {"generator": "opn"}})
     with pytest.raises(TypeError, match="contract=3: pass a FlowContract, or"):
         FlowAudit(contract=3)  # pyright: ignore[reportArgumentType]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+from collections.abc import Iterator
 from functools import cache
 from types import CodeType
 
 import torch
+from torch import nn
 
 _STDLIB = os.path.dirname(os.__file__) + os.sep
 _LIBRARIES = tuple(os.path.dirname(str(path)) + os.sep for path in (torch.__file__, os.path.dirname(__file__)))
@@ -72,3 +74,13 @@ def in_optimizer() -> bool:
     """True if one of torch's optimisers calls the caller: to follow its many operations would only cost time."""
     file = sys._getframe(2).f_code.co_filename
     return file.startswith(_OPTIMIZERS) and not file.endswith("swa_utils.py")  # an average does carry values
+
+
+def modules_in_sight() -> Iterator[nn.Module]:
+    """The modules that variables of the user's frames hold, and attributes of their ``self``; innermost frame first."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if not is_library(frame.f_code.co_filename):
+            held = [*frame.f_locals.values(), *getattr(frame.f_locals.get("self"), "__dict__", {}).values()]
+            yield from (value for value in held if isinstance(value, nn.Module))
+        frame = frame.f_back
