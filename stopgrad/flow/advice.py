@@ -197,9 +197,7 @@ def starved(matrix: FlowMatrix, loss: str, part: str, wanted: str = "open") -> s
     }[cell.state]
     lines = [f"{loss} does not reach {part}, which the contract calls {wanted}: {reason}"]
     if cell.zeros:
-        lines.append(
-            "  if it begins so, as LoRA's B does, and moves: 'attached' in the contract asks for no more than a way"
-        )
+        lines.append("  if that is how it begins, as LoRA's B does, call the part 'attached': then a zero will do")
     elif cell.state == "zero":
         lines += [f"  it became zero at {where}" for where in cell.died]
     else:

@@ -18,6 +18,7 @@ from stopgrad.cuts.torch_internals import has_dynamo, without_overrides
 from stopgrad.flow.advice import Facts, Ways
 from stopgrad.flow.contract import FlowContract, named_parts
 from stopgrad.flow.escapes import Escapes
+from stopgrad.flow.frames import user_line
 from stopgrad.flow.graph import Walk
 from stopgrad.flow.matrix import Cell, FlowMatrix
 from stopgrad.flow.measure import zero_parameters
@@ -25,7 +26,7 @@ from stopgrad.flow.parts import Modules, find_parts, module_names, modules_in
 from stopgrad.flow.probe import Probe
 from stopgrad.flow.sites import Recorder
 from stopgrad.flow.steps import Finding, listed_twice, unstepped
-from stopgrad.flow.values import Trace, Value
+from stopgrad.flow.values import Trace, Value, place
 from stopgrad.flow.zeros import SUSPECTS
 
 # At or below this fraction of the largest gradient of the same loss, a gradient is rounding noise.
@@ -87,6 +88,7 @@ class audit:
         self._backward = backward
         self._optimizers = list(optimizers)
         self._reached: set[int] = set()  # ids of parameters at which a gradient arrived that is not rounding noise
+        self._lines: dict[tuple[tuple[str, int], ...], str] = {}  # of a loss without a name -> the name
         self._cells: dict[tuple[str, str], Cell] = {}
         self.draw = draw
         self.loss_values: dict[Value, str] = {}
@@ -167,9 +169,24 @@ class audit:
         return loss
 
     def _report_backward(self, loss: Tensor) -> None:
-        is_new = not loss.is_leaf and self._running("").value(loss) not in self._reported
-        if self._backward and is_new and loss.numel() == 1:
-            self.loss(self._backward, loss)
+        recorder = self._running("")
+        value = recorder.value(loss)
+        if self._backward and not loss.is_leaf and value not in self._reported and loss.numel() == 1:
+            made = ("", 0) if value is None else recorder.values.line(value)
+            self.loss(self._named(self._backward, made, user_line()), loss)
+
+    def _named(self, name: str, *lines: tuple[str, int]) -> str:
+        """The name of a loss that is computed, and goes backward, at these lines: of several, each has its own."""
+        if lines in self._lines or not self._lines:
+            return self._lines.setdefault(lines, name)
+        self._lines[lines] = name
+        for key, old in [*self._lines.items()]:
+            alone = [line for i, line in enumerate(key) if [other[i] for other in self._lines].count(line) == 1]
+            new = self._lines[key] = f"{name} ({', '.join(place(*line) for line in alone[-1:] or key)})"
+            if key != lines:
+                self._cells = {(new if loss == old else loss, part): c for (loss, part), c in self._cells.items()}
+                self.loss_values = {value: new if loss == old else loss for value, loss in self.loss_values.items()}
+        return self._lines[lines]
 
     def admit(self, name: str, loss: Tensor) -> None:
         """Refuse what is no loss, and a graph that was reported before."""

@@ -16,7 +16,9 @@ _STDLIB = os.path.dirname(os.__file__) + os.sep
 _LIBRARIES = tuple(os.path.dirname(str(path)) + os.sep for path in (torch.__file__, os.path.dirname(__file__)))
 _OPTIMIZERS = os.path.join(_LIBRARIES[0], "optim") + os.sep
 _CHECKPOINT = os.path.join(_LIBRARIES[0], "utils", "checkpoint.py")
+_TRAINERS = {"lightning", "pytorch_lightning"}
 _KNOWN_FILES: dict[str, bool] = {}
+_LOOPS: set[str] = set()  # files of a trainer that runs the user's step: what it computes itself is nobody's line
 
 
 def is_library(file: str) -> bool:
@@ -26,7 +28,9 @@ def is_library(file: str) -> bool:
     installed = "site-packages" in parts or "dist-packages" in parts
     known = path.startswith(_LIBRARIES) or file.startswith("<frozen")
     known |= path.startswith(_STDLIB) and not installed
-    known |= installed and bool({"lightning", "pytorch_lightning", "lightning_fabric"} & set(parts))
+    known |= installed and bool({*_TRAINERS, "lightning_fabric"} & set(parts))
+    if installed and _TRAINERS & set(parts) and "loops" in parts:
+        _LOOPS.add(file)
     _KNOWN_FILES[file] = known
     return known
 
@@ -59,7 +63,8 @@ def _user_line(function_calls: bool) -> tuple[tuple[str, int], bool]:
     while frame is not None:
         file = frame.f_code.co_filename
         known = _KNOWN_FILES.get(file)  # this loop runs for every operation
-        if found is None and not (is_library(file) if known is None else known):
+        known = is_library(file) if known is None else known
+        if found is None and (not known or file in _LOOPS):
             found = file, frame.f_lineno
             if not function_calls:
                 return found, False
