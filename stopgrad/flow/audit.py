@@ -79,6 +79,7 @@ class audit:
         rtol: float = RTOL,
         draw: bool = False,
     ) -> None:
+        __tracebackhide__ = True  # pytest shows the caller's line
         found = find_parts(modules, parts, depth=depth, asked=named_parts(contract))
         self.parts, self.names = found.tensors, found.names
         self._tied, self._unions = found.tied, found.unions

@@ -111,6 +111,7 @@ class FlowContract(Mapping[str, Mapping[str, str]]):
         Raises:
             TypeError: it is neither.
         """
+        __tracebackhide__ = True
         if isinstance(given, FlowContract):
             return given
         if not isinstance(given, Mapping):
@@ -241,6 +242,7 @@ def raise_for(violations: Sequence[Violation], *, strict: bool = False) -> None:
 
 def named_parts(contract: FlowContract | Mapping[str, Mapping[str, str]] | None) -> list[str]:
     """The parts that a contract names."""
+    __tracebackhide__ = True
     if contract is None:
         return []
     rows = FlowContract.of(contract)

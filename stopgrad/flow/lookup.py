@@ -107,6 +107,8 @@ class Lookup:
         return list(dict.fromkeys(name for pattern in unknown for name in self.select(pattern)))
 
     def chosen(self, parts: Mapping[str, Any] | Sequence[str]) -> dict[str, Named]:
+        """Parts by names, each of its own; or by what is given for each."""
+        __tracebackhide__ = True
         if isinstance(parts, Mapping):
             found = {name: self.parameters(name, part) for name, part in parts.items()}
         else:
@@ -118,6 +120,7 @@ class Lookup:
         return found
 
     def _matching(self, part: str, pattern: str) -> list[str]:
+        __tracebackhide__ = True
         found = self.select(pattern)
         if not found:
             hint = nearest(pattern, self._all)
@@ -127,6 +130,7 @@ class Lookup:
 
     def parameters(self, part: str, given: Any) -> Named:
         """The parameters of one part as given: modules, parameters, dotted names, nested lists and dicts of them."""
+        __tracebackhide__ = True
         found: Named = {}
         loose: Named = {}
         for name, leaf in _leaves(part, given):

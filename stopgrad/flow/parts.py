@@ -137,6 +137,7 @@ def find_parts(
         ValueError: no part, a part without parameters, or a name that nothing has.
         TypeError: a part that holds something other than modules, tensors and names.
     """
+    __tracebackhide__ = True  # pytest shows the caller's line
     if depth < 1:
         raise ValueError(f"audit: depth={depth}: choose a number from 1")
     path, root = descended(modules) if isinstance(modules, nn.Module) else ("", nn.Module())

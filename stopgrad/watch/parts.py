@@ -8,24 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from stopgrad.flow.parts import holders, unwrapped
 from stopgrad.watch.names import modules_of, user_frames
-
-# What wraps a module and is looked through: the attribute that holds the module itself.
-WRAPPERS = ("module", "_orig_mod", "base_model", "model")
-_WRAPPER_TYPES = {"DistributedDataParallel", "DataParallel", "OptimizedModule", "FullyShardedDataParallel"}
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside DistributedDataParallel, torch.compile and PEFT's wrappers."""
-    while True:
-        kind = type(module)
-        children = dict(module.named_children())
-        if kind.__name__ in _WRAPPER_TYPES or kind.__module__.startswith("peft."):
-            inner = next((children[name] for name in WRAPPERS if name in children), None)
-            if inner is not None:
-                module = inner
-                continue
-        return module
 
 
 class Parts:
@@ -90,7 +74,7 @@ class Parts:
         held = {name: m for name, m in homes.items() if any(id(p) in wanted for p in m.parameters())}
         if len(held) == 1:
             ((name, module),) = held.items()
-            held = _descended(name, module)
+            held = holders(name, module)
         found: dict[str, list[Tensor]] = {}
         for name, holder in held.items():
             for p in holder.parameters() if isinstance(holder, nn.Module) else [holder]:
@@ -100,19 +84,3 @@ class Parts:
             name, ref = self._tensors.get(key, ("", lambda: None))
             found.setdefault(name if ref() is p else "others", []).append(p)
         return found
-
-
-def _descended(name: str, module: nn.Module) -> dict[str, nn.Module | Tensor]:
-    """The children of a module, and its own parameters; through children that are alone."""
-    while True:
-        own = dict(module.named_parameters(recurse=False))
-        children = {k: m for k, m in module.named_children() if next(m.parameters(), None) is not None}
-        if own or len(children) != 1:
-            break
-        ((_, only),) = children.items()
-        if not any(True for _ in only.children()):
-            break
-        module = only
-    if len(children) + len(own) < 2:
-        return {name: module}
-    return {**own, **children}
