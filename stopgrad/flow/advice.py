@@ -209,9 +209,14 @@ def starved(matrix: FlowMatrix, loss: str, part: str, wanted: str = "open") -> s
     return "\n".join(lines)
 
 
+def zeros(names: Sequence[str]) -> str:
+    """Parameters that are all zeros, in words."""
+    return f"{shown(names)}, {'which is' if len(names) == 1 else 'which are'} all zeros"
+
+
 def _why_zero(cell: Cell) -> str:
     if cell.zeros:
-        return f", since every way there is multiplied by {shown(cell.zeros)}, which is all zeros"
+        return f", since every way there is multiplied by {zeros(cell.zeros)}"
     if cell.died:
         return ""
     return f"; {cell.note}" if cell.note else " (a dead unit, a saturated clamp, a factor 0, ways that cancel)"

@@ -9,9 +9,8 @@ from functools import reduce
 from typing import Any
 
 from stopgrad.cuts.strategies import nearest
-from stopgrad.flow.advice import Facts
+from stopgrad.flow.advice import Facts, zeros
 from stopgrad.flow.fold import matrix_text
-from stopgrad.flow.steps import shown
 from stopgrad.flow.values import CutSite
 
 # The five states. Of several reports of one loss, the first in this order counts.
@@ -156,7 +155,7 @@ class FlowMatrix(Mapping[tuple[str, str], Cell]):
             elif cell.state == "opaque":
                 found.append((key, cell.note))
             elif cell.zeros:
-                found.append((key, f"zero, since {shown(cell.zeros)} is all zeros"))
+                found.append((key, f"zero: multiplied by {zeros(cell.zeros)}"))
             elif cell.died:
                 found.append((key, f"became zero at {', '.join(cell.died)}"))
             elif cell.note:
