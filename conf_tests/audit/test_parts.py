@@ -139,8 +139,12 @@ def test_parts_by_wildcards(model: Model) -> None:
 
 
 def test_a_name_that_nothing_has(model: Model) -> None:
-    with pytest.raises(ValueError, match=r"part 'lora': no submodule or parameter.* 'encoder.layer'; did you mean enc"):
+    with pytest.raises(
+        ValueError, match=r"part 'lora': nothing with parameters is called 'encoder\.layer'; did you mean enc"
+    ):
         audit(model, parts={"lora": "encoder.layer"})
+    with pytest.raises(ValueError, match=r"nothing with parameters is called 'encoder\.layers\.1'"):  # an activation
+        audit(model, parts=["encoder.layers.1"])
     with pytest.raises(ValueError, match="parts is empty"):
         audit(model, parts=[])
 

@@ -93,7 +93,7 @@ class Lookup:
         """The names that a pattern stands for: an exact one, or the outermost that match and have parameters."""
         exact = pattern.removeprefix(self._prefix)
         if exact in self._all:
-            return [exact]
+            return [exact] if _held(self._all[exact]) else []
         hits = {name for name in self._all if fnmatchcase(name, pattern) or fnmatchcase(self._prefix + name, pattern)}
         inner = {name for name in hits if any(above in hits for above in _above(name))}
         return [name for name, held in self._all.items() if name in hits - inner and _held(held)]
@@ -110,10 +110,14 @@ class Lookup:
         """Parts by names, each of its own; or by what is given for each."""
         __tracebackhide__ = True
         if isinstance(parts, Mapping):
-            found = {name: self.parameters(name, part) for name, part in parts.items()}
+            found = dict[str, Named]()
+            for name, part in parts.items():
+                found[name] = self.parameters(name, part)
         else:
             patterns = [parts] if isinstance(parts, str) else parts
-            found = {name: self.named(name) for pattern in patterns for name in self._matching(pattern, pattern)}
+            found = dict[str, Named]()
+            for pattern in patterns:
+                found |= {name: self.named(name) for name in self._matching(pattern, pattern)}
             self.picked.update(found)
         if not found:
             raise ValueError("audit: parts is empty; name at least one, or leave it out")
@@ -124,7 +128,7 @@ class Lookup:
         found = self.select(pattern)
         if not found:
             hint = nearest(pattern, self._all)
-            raise ValueError(f"audit: part {part!r}: no submodule or parameter with parameters is {pattern!r}{hint}")
+            raise ValueError(f"audit: part {part!r}: nothing with parameters is called {pattern!r}{hint}")
         self.picked.add(part)
         return found
 
