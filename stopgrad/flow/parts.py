@@ -148,10 +148,10 @@ def find_parts(
         held = _level(root)
         if not held:
             raise ValueError(f"audit: {type(modules).__name__} has no parameters")
-        adapters = _adapters(root) if depth == 1 else {}
+        kinds = adapters(root) if depth == 1 else {}
         for _ in range(depth - 1):
             held = _deeper(held)
-        found = _halves({name: named_in(name, holder) for name, holder in held.items()}, adapters)
+        found = halves({name: named_in(name, holder) for name, holder in held.items()}, kinds)
         look.picked.update(found)
     else:
         if not modules:
@@ -194,7 +194,7 @@ def _finished(
     return Parts(tensors, shown, unions, tied)
 
 
-def _adapters(root: nn.Module) -> dict[int, str]:
+def adapters(root: nn.Module) -> dict[int, str]:
     """The kind of each parameter of PEFT's adapters, ``lora`` as a rule, by ``id``."""
     found: dict[int, str] = {}
     for _, module in named_modules(root):
@@ -206,22 +206,20 @@ def _adapters(root: nn.Module) -> dict[int, str]:
     return found
 
 
-def _halves(parts: dict[str, Named], adapters: Mapping[int, str]) -> dict[str, Named]:
-    """What is trained and what is frozen, apart; where there are adapters, they and the base in place of the parts."""
-    if adapters:
-        kinds: dict[str, Named] = {}
+def halves(parts: dict[str, Named], kinds: Mapping[int, str]) -> dict[str, Named]:
+    """What is trained and what is frozen, apart; with ``kinds`` of adapters, they and the base instead of the parts."""
+    if kinds:
+        by_kind: dict[str, Named] = {}
         for each in parts.values():
             for name, p in each.items():
-                kinds.setdefault(adapters.get(id(p), "base"), {})[name] = p
-        parts = kinds
+                by_kind.setdefault(kinds.get(id(p), "base"), {})[name] = p
+        parts = by_kind
     found: dict[str, Named] = {}
     for part, each in parts.items():
-        halves = {
-            FROZEN: {name: p for name, p in each.items() if not p.requires_grad},
-            TRAINED: {name: p for name, p in each.items() if p.requires_grad},
-        }
-        apart = bool(adapters) or all(halves.values())
-        found |= {part + half: those for half, those in halves.items() if those} if apart else {part: each}
+        frozen = {name: p for name, p in each.items() if not p.requires_grad}
+        trained = {name: p for name, p in each.items() if p.requires_grad}
+        apart = {part + half: those for half, those in ((FROZEN, frozen), (TRAINED, trained)) if those}
+        found |= apart if kinds or len(apart) > 1 else {part: each}
     return found
 
 
