@@ -135,7 +135,9 @@ def test_parts_by_wildcards(model: Model) -> None:
     assert states(model, parts=["*.[AB]"]) == each
     assert [*find_parts(model, ["encoder.layers.*"]).tensors] == ["encoder.layers.0", "encoder.layers.2"]  # outermost
     assert [*find_parts(model, ["net.encoder.layers.*"]).tensors] == ["encoder.layers.0", "encoder.layers.2"]
-    assert find_parts(model, {"all": ["net", "*.A"]}).tied == {}
+    assert find_parts(model, {"all": ["net", "*.A"], "A": "*.A"}).tied == {}  # in two parts, and no tie
+    tied = find_parts(model, {"one": model.head, "other": list(model.head.parameters())}).tied
+    assert tied["one"]["other"] == "one.weight = head.weight"
 
 
 def test_a_name_that_nothing_has(model: Model) -> None:
