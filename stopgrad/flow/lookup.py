@@ -99,7 +99,7 @@ class Lookup:
         return [name for name, held in self._all.items() if name in hits - inner and _held(held)]
 
     def named(self, name: str) -> Named:
-        return named_in(name, self._all[name])
+        return {inner.removeprefix(self._prefix): p for inner, p in named_in(name, self._all[name]).items()}
 
     def asked(self, names: Iterable[str], known: set[str]) -> list[str]:
         """The submodules and parameters that a contract asks for, but for what is known under that name."""
