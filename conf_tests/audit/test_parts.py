@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stopgrad import FlowContract, GradientLeak, GradientStarved, assert_flow, audit
-from stopgrad.flow.parts import descended, find_parts, holders, parts_of, unwrapped
+from stopgrad.flow.parts import below, descended, find_parts, parts_of, unwrapped
 
 X = torch.ones(3, 4)
 
@@ -108,7 +108,7 @@ def test_wrappers_are_looked_through_and_lose_nothing(model: Model) -> None:
     assert unwrapped(wrapped) is model
     assert [*parts_of(wrapped)] == [*parts_of(model)]
     assert descended(wrapped) == ("module._orig_mod.net", model.net)
-    assert [*holders("m", wrapped)] == ["encoder", "head"]
+    assert [*below("m", wrapped)] == [*parts_of(model)]
     wrapped.scale = nn.Parameter(torch.ones(()))  # more than it wraps
     assert unwrapped(wrapped) is wrapped
     assert [*parts_of(wrapped)] == ["scale", "module (frozen)", "module (trained)"]
@@ -120,10 +120,17 @@ def test_wrappers_are_looked_through_and_lose_nothing(model: Model) -> None:
         (nn.Linear(4, 1), ["weight", "bias"]),
         (nn.Sequential(nn.Linear(4, 1)), ["0"]),
         (nn.ModuleDict({"net": nn.Sequential(nn.Linear(4, 1))}), ["net"]),
+        (nn.ModuleDict({"net": nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))}), ["net"]),  # "0" would say less
     ],
 )
 def test_it_is_not_looked_into_for_nothing(module: nn.Module, parts: list[str]) -> None:
     assert [*parts_of(module)] == parts
+
+
+def test_a_numbered_module_with_a_name_is_told_by_it() -> None:
+    layers = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 1))
+    assert [*below("net", layers)] == ["net (frozen)", "net (trained)"]
+    assert [*parts_of(layers)] == ["0", "1"]
 
 
 # ---- names and wildcards

@@ -47,7 +47,7 @@ def _inside(module: nn.Module) -> tuple[str, nn.Module] | None:
 def descended(module: nn.Module) -> tuple[str, nn.Module]:
     """The first module on the way down that has more than one part, and its dotted name: "" where it is the module.
 
-    Where none has, it is what the wrappers hold.
+    Where none has, or they are numbered, as in a Sequential, it is what the wrappers hold: "0" says less than "net".
     """
     path: list[str] = []
     while (inner := _inside(module)) is not None:
@@ -56,10 +56,10 @@ def descended(module: nn.Module) -> tuple[str, nn.Module]:
     found, at = module, list(path)
     while True:
         level = _level(found)
-        if len(level) > 1:
+        if len(level) > 1 and not (len(at) > len(path) and _numbered(level)):
             return ".".join(at), found
         name, only = next(iter(level.items()), ("", None))
-        if not isinstance(only, nn.Module) or next(only.children(), None) is None:
+        if len(level) != 1 or not isinstance(only, nn.Module) or next(only.children(), None) is None:
             return ".".join(path), module
         at.append(name)
         found = only
@@ -68,11 +68,16 @@ def descended(module: nn.Module) -> tuple[str, nn.Module]:
             found = inner[1]
 
 
-def holders(name: str, module: nn.Module) -> dict[str, nn.Module | Tensor]:
-    """The parts of a module as they stand in it: parameters of its own, and children; itself, by ``name``, if alone."""
+def _numbered(names: Iterable[str]) -> bool:
+    return any(name.isdigit() for name in names)
+
+
+def below(name: str, module: nn.Module) -> dict[str, Named]:
+    """The parts of a module that has a name: as :func:`find_parts` finds them, and itself where they are numbered."""
     _, root = descended(module)
-    found = _level(root)
-    return found if len(found) > 1 else {name: root}
+    level = _level(root)
+    held = level if len(level) > 1 and not _numbered(level) else {name: root}
+    return halves({part: named_in(part, holder) for part, holder in held.items()}, adapters(root))
 
 
 def _level(root: nn.Module) -> dict[str, nn.Module | Tensor]:

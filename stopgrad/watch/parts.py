@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stopgrad.flow.parts import holders, unwrapped
+from stopgrad.flow.parts import below, unwrapped
 from stopgrad.watch.names import modules_of, user_frames
 
 
@@ -72,12 +72,12 @@ class Parts:
         wanted = {id(p): p for p in parameters}
         homes = self.roots()
         held = {name: m for name, m in homes.items() if any(id(p) in wanted for p in m.parameters())}
+        parts = {name: list(module.parameters()) for name, module in held.items()}
         if len(held) == 1:
-            ((name, module),) = held.items()
-            held = holders(name, module)
+            parts = {part: list(each.values()) for part, each in below(*next(iter(held.items()))).items()}
         found: dict[str, list[Tensor]] = {}
-        for name, holder in held.items():
-            for p in holder.parameters() if isinstance(holder, nn.Module) else [holder]:
+        for name, each in parts.items():
+            for p in each:
                 if id(p) in wanted:
                     found.setdefault(name, []).append(wanted.pop(id(p)))
         for key, p in wanted.items():
