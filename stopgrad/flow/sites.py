@@ -25,6 +25,7 @@ from stopgrad.flow.ops import (
     OVERWRITES,
     PAIRWISE,
     VALUELESS,
+    changes_nothing,
     graphless_mode,
     leaves_of,
     loses_type,
@@ -155,6 +156,8 @@ class Recorder(TorchFunctionMode):
                 self._escape(ESCAPES[func], [v for _, v in known], result)
             elif (targets := written_by(func, args, kwargs)) is not None:
                 self._write(func, targets, args, known, numbers, begin)
+            elif live and changes_nothing(func, args, kwargs) and result.requires_grad:
+                self._attach([(result, known[0][1])], begin)
             else:
                 self._result(func, inputs, leaves_of(result), known, numbers, live, begin)
         elif self.tensors.writes:

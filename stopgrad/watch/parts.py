@@ -8,24 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from stopgrad.flow.parts import below, unwrapped
 from stopgrad.watch.names import modules_of, user_frames
-
-# What wraps a module and is looked through: the attribute that holds the module itself.
-WRAPPERS = ("module", "_orig_mod", "base_model", "model")
-_WRAPPER_TYPES = {"DistributedDataParallel", "DataParallel", "OptimizedModule", "FullyShardedDataParallel"}
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside DistributedDataParallel, torch.compile and PEFT's wrappers."""
-    while True:
-        kind = type(module)
-        children = dict(module.named_children())
-        if kind.__name__ in _WRAPPER_TYPES or kind.__module__.startswith("peft."):
-            inner = next((children[name] for name in WRAPPERS if name in children), None)
-            if inner is not None:
-                module = inner
-                continue
-        return module
 
 
 class Parts:
@@ -88,31 +72,15 @@ class Parts:
         wanted = {id(p): p for p in parameters}
         homes = self.roots()
         held = {name: m for name, m in homes.items() if any(id(p) in wanted for p in m.parameters())}
+        parts = {name: list(module.parameters()) for name, module in held.items()}
         if len(held) == 1:
-            ((name, module),) = held.items()
-            held = _descended(name, module)
+            parts = {part: list(each.values()) for part, each in below(*next(iter(held.items()))).items()}
         found: dict[str, list[Tensor]] = {}
-        for name, holder in held.items():
-            for p in holder.parameters() if isinstance(holder, nn.Module) else [holder]:
+        for name, each in parts.items():
+            for p in each:
                 if id(p) in wanted:
                     found.setdefault(name, []).append(wanted.pop(id(p)))
         for key, p in wanted.items():
             name, ref = self._tensors.get(key, ("", lambda: None))
             found.setdefault(name if ref() is p else "others", []).append(p)
         return found
-
-
-def _descended(name: str, module: nn.Module) -> dict[str, nn.Module | Tensor]:
-    """The children of a module, and its own parameters; through children that are alone."""
-    while True:
-        own = dict(module.named_parameters(recurse=False))
-        children = {k: m for k, m in module.named_children() if next(m.parameters(), None) is not None}
-        if own or len(children) != 1:
-            break
-        ((_, only),) = children.items()
-        if not any(True for _ in only.children()):
-            break
-        module = only
-    if len(children) + len(own) < 2:
-        return {name: module}
-    return {**own, **children}
