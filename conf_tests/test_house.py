@@ -103,5 +103,13 @@ def test_no_recipe_silences_the_type_checker(file):
     assert not re.search(r"#\s*(pyright|type):", file.read_text())
 
 
+def test_no_file_is_too_long_to_read():
+    """One concept a file. Tests and the museum's exhibits, which are texts, may be longer."""
+    folders = (file for folder in ("stopgrad", "recipes", "benchmarks", "docs") for file in files(folder))
+    counts = {file: len(file.read_text().splitlines()) for file in (ROOT / "train.py", ROOT / "setup.py", *folders)}
+    assert len(counts) > 100
+    assert {str(file): lines for file, lines in counts.items() if lines > 400} == {}
+
+
 def test_train_py_stays_short():
     assert len((ROOT / "train.py").read_text().splitlines()) < 80

@@ -9,24 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from stopgrad.flow.parts import below, unwrapped
 from stopgrad.watch.names import loop_variables, modules_of, spaces
-
-# What wraps a module and is looked through: the attribute that holds the module itself.
-WRAPPERS = ("module", "_orig_mod", "base_model", "model")
-_WRAPPER_TYPES = {"DistributedDataParallel", "DataParallel", "OptimizedModule", "FullyShardedDataParallel"}
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside DistributedDataParallel, torch.compile and PEFT's wrappers."""
-    while True:
-        kind = type(module)
-        children = dict(module.named_children())
-        if kind.__name__ in _WRAPPER_TYPES or kind.__module__.startswith("peft."):
-            inner = next((children[name] for name in WRAPPERS if name in children), None)
-            if inner is not None:
-                module = inner
-                continue
-        return module
 
 
 class Parts:
@@ -128,18 +112,19 @@ class Parts:
             groups: ids of the parameters of each optimiser.
         """
         wanted = {id(p): p for p in parameters}
-        held: dict[str, nn.Module | Tensor] = {}
+        parts: dict[str, list[Tensor]] = {}
         roots = {n: m for n, m in self.roots().items() if any(id(p) in wanted for p in m.parameters())}
         for name, root in roots.items():
             shared = [keys & {id(p) for p in root.parameters()} for keys in groups]
             several = len({frozenset(keys) for keys in shared if keys}) > 1
-            for inner, part in (_descended(name, root) if several or len(roots) == 1 else {name: root}).items():
-                held[inner if inner == name or inner not in {*held, *roots} else f"{name}.{inner}"] = part
             if not several and len(roots) > 1:
-                held[name] = root
+                parts[name] = list(root.parameters())
+                continue
+            for inner, each in below(name, root).items():
+                parts[inner if inner == name or inner not in {*parts, *roots} else f"{name}.{inner}"] = [*each.values()]
         found: dict[str, list[Tensor]] = {}
-        for name, holder in held.items():
-            for p in holder.parameters() if isinstance(holder, nn.Module) else [holder]:
+        for name, each in parts.items():
+            for p in each:
                 if id(p) in wanted:
                     found.setdefault(name, []).append(wanted.pop(id(p)))
         for key, p in wanted.items():
@@ -153,15 +138,3 @@ class Parts:
 def _is_only_ours(module: nn.Module) -> bool:
     """Whether nobody but the dict of names, the caller's two variables and this call hold a module."""
     return sys.getrefcount(module) <= 5
-
-
-def _descended(name: str, module: nn.Module) -> dict[str, nn.Module | Tensor]:
-    """The children of a module by their names, and its own parameters; through children that are alone."""
-    while True:
-        own = dict(module.named_parameters(recurse=False))
-        children = {k: m for k, m in module.named_children() if next(m.parameters(), None) is not None}
-        if not children or any(key.isdigit() for key in children):  # of a Sequential: "0" says nothing
-            return {name: module}
-        if own or len(children) > 1:
-            return {**own, **children}
-        ((name, module),) = children.items()
