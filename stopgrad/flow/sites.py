@@ -157,7 +157,7 @@ class Recorder(TorchFunctionMode):
             elif (targets := written_by(func, args, kwargs)) is not None:
                 self._write(func, targets, args, known, numbers, begin)
             elif live and changes_nothing(func, args, kwargs) and result.requires_grad:
-                self._attach([(result, known[0][1])], begin)
+                self.tensors.attach([(result, known[0][1])], begin)
             else:
                 self._result(func, inputs, leaves_of(result), known, numbers, live, begin)
         elif self.tensors.writes:
