@@ -153,9 +153,9 @@ class Ledger:
         return found
 
     def groups(self) -> list[set[int]]:
-        """The ids of the parameters of each optimiser that is alive."""
-        alive = [optimizer for known in self.optimizers.values() if (optimizer := known.optimizer()) is not None]
-        return [{id(p) for p in held(optimizer)} for optimizer in alive]
+        """The ids of the parameters of each optimiser, of those that are alive."""
+        alive = self.parameters()
+        return [{id(alive[key]) for key in known.holds if key in alive} for known in self.optimizers.values()]
 
     @property
     def steps(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -190,23 +192,34 @@ class Watch:
     def froze(self, module: nn.Module, requires_grad: bool) -> None:
         self.calls.froze(module, requires_grad)
 
-    def clipped(self, parameters: Any) -> Any:
-        """A gradient's norm is clipped over these; an iterator is replaced by a list."""
-        tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    def clipped(self, parameters: list[Any]) -> None:
+        """A gradient's norm is clipped over these."""
         if self._written():
-            keys = [key for p in tensors if (key := self.ledger.key(p)) is not None]
+            keys = [key for p in parameters if (key := self.ledger.key(p)) is not None]
             self._name()
             self.clips[_line(), tuple(dict.fromkeys(self.home[key] for key in keys))] = None
-        return parameters if isinstance(parameters, Tensor) else tensors
+
+    def failed(self, error: Exception) -> None:
+        """The watch itself has failed: the script goes on without it."""
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        at = f"{os.path.basename(frame.filename)}:{frame.lineno}"
+        self.note(
+            f"the watch failed in cycle {self.cycle + 1} ({type(error).__name__}: {error}, {at}), and saw no more"
+        )
+        self.cycles = self.books = self.every = 0
+        self.abandon()
 
     def close(self, ended: bool = True) -> None:
         """The script has ended, by itself or not."""
         self.ended = ended
-        self._name()
-        if self._written():
-            self.ledger.settle()
-        self._end()
-        self.ranks.compare()
+        try:
+            self._name()
+            if self._written():
+                self.ledger.settle()
+            self._end()
+            self.ranks.compare()
+        except Exception as error:  # of whatever kind: what was seen before is told
+            self.failed(error)
         self._used = {parameter for _, parameter, _, _ in self.ledger.uses}
 
     def abandon(self) -> None:
