@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 
 class Listener(Protocol):
-    quiet: bool  # it only wants to know of clearings and steps, and of modules that run without gradients
+    quiet: bool  # it only wants to know of steps, and of modules that run without gradients
 
     def made(self, optimizer: Optimizer) -> None: ...
     def before_clear(self, owner: Optimizer | nn.Module) -> None: ...
@@ -30,6 +30,7 @@ class Listener(Protocol):
     def after_backward(self, tensors: Any, finished: bool) -> None: ...
     def before_grad(self, outputs: Any, inputs: Any) -> None: ...
     def after_grad(self, outputs: Any, finished: bool) -> None: ...
+    def counted(self, optimizer: Optimizer) -> bool: ...
     def before_step(self, optimizer: Optimizer, closure: bool) -> None: ...
     def after_step(self, optimizer: Optimizer, closure: bool) -> None: ...
     def called(self, module: nn.Module, args: Any) -> None: ...
@@ -97,7 +98,7 @@ def overhear(listener: Listener) -> Iterator[None]:
     def clear(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def wrapper(owner: Any, *args: Any, **kwargs: Any) -> Any:
-            if not mine():
+            if listener.quiet or not mine():
                 return original(owner, *args, **kwargs)
             hears.before_clear(owner)
             modules.listen(not listener.quiet)
@@ -166,8 +167,12 @@ def overhear(listener: Listener) -> Iterator[None]:
         return wrapper
 
     def before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if listener.quiet and listener.counted(optimizer):
+            return
         if mine():
             hears.before_step(optimizer, _has_closure(args, kwargs))
+            if not listener.quiet:
+                modules.listen(True)
 
     def after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not listener.quiet and mine():

@@ -218,6 +218,16 @@ class Ledger:
             self.wrote[backward.loss, key] += 1
             entry.identity, entry.version = id(parameter.grad), version_of(parameter.grad)
 
+    def forget(self) -> None:
+        """Gradients were written, cleared and stepped unseen: who wrote what is there now is not known."""
+        for entry in self.gradients.values():
+            entry.writers.clear()
+            entry.used.clear()
+            entry.asked = None
+            p = entry.parameter()
+            if p is not None and p.grad is not None:
+                entry.identity, entry.version = id(p.grad), version_of(p.grad)
+
     def settle(self) -> bool:
         """Note which gradients were cleared since the last look, by whatever means; forget who died.
 

@@ -71,7 +71,8 @@ class Watch:
         self.cycle = 0
         self.ended = False
         self.notes: list[str] = []
-        self.quiet = not self._written()
+        self.quiet = not (self._written() or self._followed())
+        self._pace: Known | None = None  # the optimiser by whose steps quiet cycles are counted
         self._cleared: set[int] = set()
         self._known: dict[int, Known] = {}  # by id of an optimiser that has stepped
         self._stepped = False
@@ -100,12 +101,7 @@ class Watch:
 
     def before_clear(self, owner: Optimizer | nn.Module) -> None:
         if self._stepped and id(owner) in self._cleared:
-            if self.quiet and not self._followed(ahead=2):  # the cheap way: most cycles of a long run
-                self.cycle += 1
-                self._stepped = False
-                self._cleared.clear()
-            else:
-                self._next_cycle()
+            self._next_cycle()
         self._cleared.add(id(owner))
 
     def after_clear(self, owner: Optimizer | nn.Module) -> None:
@@ -163,6 +159,18 @@ class Watch:
     def after_grad(self, outputs: Any, finished: bool) -> None:
         self._end_backward(_scalar(outputs), finished)
 
+    def counted(self, optimizer: Optimizer) -> bool:
+        """A step in a quiet cycle, in as little time as can be; False where there is more to do than to count it."""
+        known = self._known.get(id(optimizer))
+        if known is None or not known.total & 15:  # now and then it is looked at whether it has grown
+            return False
+        if known is self._pace:
+            if self.every and (self.cycle + 2) % self.every == 0:
+                return False
+            self.cycle += 1
+        known.total += 1
+        return True
+
     def before_step(self, optimizer: Optimizer, closure: bool) -> None:
         self._stepped = True
         known = self._known.get(id(optimizer))
@@ -170,6 +178,9 @@ class Watch:
             known = self._known[id(optimizer)] = self.ledger.optimizers[self.ledger.meet(optimizer)]
             known.name = known.name or variable_of(optimizer)
         known.total += 1
+        if self.quiet and known is self._pace:
+            self._next_quiet_cycle()
+        self._pace = self._pace or known
         if known.has_grown(optimizer) or (known.total == 1 and self.cycle > 0):
             self._new_phase()
         if not self.quiet:
@@ -355,7 +366,7 @@ class Watch:
             self._more -= 1
             self.cycles = max(self.cycles, self.cycle + 1 + self._first[0])
             self.books = max(self.books, self.cycle + 1 + self._first[1])
-            self.quiet = not self._written()
+            self._wake()
 
     def _written(self) -> bool:
         return self.cycle < self.books or self._measured()
@@ -363,9 +374,9 @@ class Watch:
     def _measured(self) -> bool:
         return self.cycle < self.cycles or bool(self.every and self.cycle % self.every == 0)
 
-    def _followed(self, ahead: int = 1) -> bool:
+    def _followed(self) -> bool:
         """Values are followed from the cycle before on: a forward may come before the clearing of gradients."""
-        return self._measured() or bool(self.every and (self.cycle + ahead) % self.every < ahead)
+        return self._measured() or bool(self.every and (self.cycle + 1) % self.every == 0)
 
     def _name(self) -> None:
         """Say which part each parameter belongs to, while the modules are alive."""
@@ -380,13 +391,26 @@ class Watch:
         if self._written() and not self.cycle & (self.cycle + 1):  # cycles 0, 1, 3, 7, 15, ...
             self._name()
         self.cycle += 1
-        self.quiet = not self._written()
+        self.quiet = not (self._written() or self._followed())
         self._cleared.clear()
         self._stepped = False
         if not self._followed():
             self._end()
         elif self._span is None or self.cycle - self._began >= TOGETHER:
             self._begin()
+
+    def _next_quiet_cycle(self) -> None:
+        """Most cycles of a long run: they are counted by the steps of one optimiser."""
+        self.cycle += 1
+        if self._followed():
+            self._wake()
+            self._begin()
+
+    def _wake(self) -> None:
+        if self.quiet:
+            self.quiet = False
+            self._cleared.clear()
+            self.ledger.forget()
 
     def _begin(self, only_if_new: bool = False) -> None:
         """Follow values from here on; or go on, where no part has come since the last beginning."""
