@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import itertools
 import linecache
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from functools import lru_cache
 from types import CodeType, FrameType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from stopgrad.audits.retention import Kept, measured
@@ -20,6 +22,7 @@ from stopgrad.flow.frames import is_library
 
 # Calls that hand a loss on as it is: `scaler.scale(loss).backward()`, `accelerator.backward(loss)`.
 _HANDS_ON = {"scale", "backward", "manual_backward", "mean", "sum", "float", "to", "_scale_loss"}
+_TORCH_AND_US = tuple(os.path.dirname(os.path.abspath(f)) + os.sep for f in (torch.__file__, os.path.dirname(__file__)))
 _LIBRARIES = {"transformers", "accelerate", "peft", "trl", "apex", "deepspeed", "ignite", "fastai"}
 
 
@@ -141,8 +144,16 @@ def _argument(call: ast.Call | None, called: CodeType, parameter: str) -> str | 
 
 
 def assigned_name() -> str:
-    """The variable that gets what is being made, in the innermost of the script's frames that assigns; "" for none."""
-    for frame in user_frames():
+    """The variable that gets what is being made: where the script itself makes it, or calls what does; "" for none."""
+    maker: FrameType | None = sys._getframe(1)
+    while maker is not None and maker.f_code.co_filename.startswith(_TORCH_AND_US):
+        maker = maker.f_back
+    frames = list(user_frames())
+    if not frames or maker is not frames[0]:
+        return ""
+    for frame, caller in zip(frames, [None, *frames], strict=False):
+        if caller is not None and caller.f_back is not frame:
+            return ""
         for node in _assignments(frame.f_code.co_filename, frame.f_lineno):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             target, value = targets[0], node.value

@@ -26,6 +26,9 @@ from stopgrad.watch.parts import Parts
 from stopgrad.watch.ranks import Ranks
 from stopgrad.watch.span import Span
 
+TOGETHER = 3  # cycles that one span may follow
+MOST_PHASES = 10  # of a script, that are looked at like its beginning
+
 
 class Watch:
     """Listens to a script that trains (see :func:`stopgrad.watch.hooks.overhear`).
@@ -53,6 +56,7 @@ class Watch:
 
     def __init__(self, cycles: int = 3, every: int = 100, books: int = 30) -> None:
         self.cycles, self.every, self.books = cycles, every, books
+        self._first = cycles, books
         self.ledger, self.parts, self.calls = Ledger(), Parts(), Calls()
         self.moves, self.graphs, self.ranks = Moves(), Graphs(), Ranks()
         self._matrix: FlowMatrix | None = None
@@ -69,6 +73,8 @@ class Watch:
         self._cleared: weakref.WeakSet[Any] = weakref.WeakSet()
         self._stepped = False
         self._is_first = True
+        self._began = 0  # the cycle in which the span began
+        self._more = MOST_PHASES
         self._span: Span | None = None
         self._looked: set[Line] = set()
         self._before: dict[int, tuple[Tensor, Tensor | None]] = {}
@@ -80,6 +86,8 @@ class Watch:
     def made(self, optimizer: Optimizer) -> None:
         self.ledger.meet(optimizer, assigned_name(), _line())
         self._look()
+        if self.cycle:
+            self._new_phase()
         if self._followed():
             self._begin()
             self._is_first = True
@@ -147,7 +155,7 @@ class Watch:
         known = self.ledger.optimizers[key]
         known.name = known.name or variable_of(optimizer)
         if self._grew(key, optimizer):
-            self.cycles = max(self.cycles, self.cycle + 3)
+            self._new_phase()
         self.ranks.at(self.ledger.steps, self.ledger.parameters().values())
         if self._written():
             if not closure:
@@ -308,6 +316,13 @@ class Watch:
 
     # ---- cycles and spans
 
+    def _new_phase(self) -> None:
+        """Another optimiser was made, or one holds more: the next cycles are looked at like the first ones."""
+        if self._more:
+            self._more -= 1
+            self.cycles = max(self.cycles, self.cycle + 1 + self._first[0])
+            self.books = max(self.books, self.cycle + 1 + self._first[1])
+
     def _written(self) -> bool:
         return self.cycle < self.books or self._measured()
 
@@ -335,7 +350,7 @@ class Watch:
         self._stepped = False
         if not self._followed():
             self._end()
-        elif self._span is None:
+        elif self._span is None or self.cycle - self._began >= TOGETHER:
             self._begin()
 
     def _begin(self, only_if_new: bool = False) -> None:
@@ -344,6 +359,7 @@ class Watch:
         if only_if_new and self._span is not None and parts.keys() == self._span.parts.keys():
             return
         self._end()
+        self._began = self.cycle
         if watcher() is None and parts and torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
             self._span = Span(parts)
             yield_by(self._end)  # to an audit of the script's own
