@@ -62,9 +62,9 @@ body {{ margin: 0 auto; max-width: 1180px; padding: 20px 24px 60px; background: 
 def in_notebook(content: str, style: str = "") -> str:
     """HTML for the output of a notebook's cell, in the colours of the notebook; nothing outside of it is styled."""
     dark = ", ".join(f"{theme} .stopgrad" for theme in _DARK_NOTEBOOKS)
+    rules = f"--back: var(--jp-layout-color0, Canvas); color: var(--ink);\n{_common('page.css')}{style}"
     return (
-        f"<style>.stopgrad {{ {LIGHT} }} {dark} {{ {DARK} }}\n"
-        f".stopgrad {{ --back: var(--jp-layout-color0, Canvas); color: var(--ink);\n{_common('page.css')}{style}}}</style>"
+        f"<style>.stopgrad {{ {LIGHT} }} {dark} {{ {DARK} }}\n.stopgrad {{ {rules}}}</style>\n"
         f'<div class="stopgrad">{content}</div>'
     )
 

@@ -26,11 +26,17 @@ _TORCH_AND_US = tuple(os.path.dirname(os.path.abspath(f)) + os.sep for f in (tor
 _LIBRARIES = {"transformers", "accelerate", "peft", "trl", "apex", "deepspeed", "ignite", "fastai"}
 
 
+_IPYTHON = os.path.join("", "IPython", "core", "")
+_CACHES = re.compile(r"In|Out|_+|_\d+|_i+|_i\d+|_[ido]h")  # where IPython keeps inputs and results
+
+
 def user_frames() -> Iterator[FrameType]:
     """The frames of the script's own code, from the innermost out."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
+        if _IPYTHON in file:  # it runs a notebook's cell; nothing that is further out is the script's
+            return
         if not is_library(file) and not _LIBRARIES & set(file.replace("\\", "/").split("/")):
             yield frame
         frame = frame.f_back
@@ -203,7 +209,7 @@ def variable_of(value: Any) -> str:
     for frame in user_frames():
         owner = frame.f_locals.get("self")
         spaces = [frame.f_locals, vars(owner) if hasattr(owner, "__dict__") else {}, frame.f_globals]
-        for space in spaces:
+        for space in map(_own, spaces):
             for name, held in list(space.items()):
                 if held is value and name != "self":
                     return name
@@ -219,7 +225,14 @@ def spaces() -> Iterator[tuple[FrameType, Mapping[str, Any]]]:
         for space, key in ((frame.f_locals, id(frame)), (own, id(owner)), (frame.f_globals, id(frame.f_globals))):
             if key not in seen:
                 seen.add(key)
-                yield frame, space
+                yield frame, _own(space)
+
+
+def _own(space: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A namespace without what IPython adds to that of a notebook."""
+    if "get_ipython" not in space:
+        return space
+    return {name: value for name, value in list(space.items()) if not _CACHES.fullmatch(name)}
 
 
 def words(name: str) -> list[str]:

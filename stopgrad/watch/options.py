@@ -22,5 +22,7 @@ def writable(**files: str | None) -> None:
         ValueError: the folder is not there, or cannot be written; the file is a folder.
     """
     for flag, file in files.items():
-        if file and (Path(file).is_dir() or not os.access(Path(file).absolute().parent, os.W_OK)):
-            raise ValueError(f"--{flag} {file}: {'is a folder' if Path(file).is_dir() else 'the folder cannot be written'}")
+        if file and Path(file).is_dir():
+            raise ValueError(f"--{flag} {file}: is a folder")
+        if file and not os.access(Path(file).absolute().parent, os.W_OK):
+            raise ValueError(f"--{flag} {file}: the folder cannot be written")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import math
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,7 @@ from stopgrad.watch.report import Report
 
 AROUND = 3  # lines of the source before and after the one that is meant
 SHOWN = 12  # cells that a cut names
+_MAGIC = re.compile(r"get_ipython\(\)\.run_line_magic\('(\w+)', '(.*)'\)")  # what IPython makes of %name
 DENSE = 400  # cells from which on the table is set small
 
 
@@ -56,7 +58,8 @@ def _head(report: Report) -> str:
     seen, books = report.cycles
     cycles = counted(seen, "cycle") + (f", the books hold {books}" if books < seen else "")
     about = [cycles, f"torch {torch.__version__}", f"{datetime.now():%Y-%m-%d %H:%M}"]
-    return f'<h1>{escape(report.script)}: what its gradients do</h1><p class="soft">{" · ".join(about)}</p>' + _sum(report)
+    title = f"{escape(report.script)}: what its gradients do"
+    return f'<h1>{title}</h1><p class="soft">{" · ".join(about)}</p>{_sum(report)}'
 
 
 def _sum(report: Report) -> str:
@@ -117,7 +120,7 @@ def _sections(report: Report, live: bool) -> str:
 def _finding(finding: Finding) -> str:
     known = exhibits().get(finding.name)
     name, title = escape(finding.name), f": {escape(known.title)}" if known else ""
-    how = f'<br>See it happen, and mended: <code>python -m stopgrad museum {name}</code>' if known else ""
+    how = f"<br>See it happen, and mended: <code>python -m stopgrad museum {name}</code>" if known else ""
     fix = "" if finding.fix.endswith(f"museum {finding.name}") else finding.fix
     label = "To do" if finding.severity == "note" else "Fix"
     return (
@@ -135,12 +138,14 @@ def excerpt(file: str, line: int, around: int = AROUND) -> str:
     if not 1 <= line <= len(lines):
         return f'<p class="soft">{escape(place(file, line))}</p>' if file else ""
     first = max(1, line - around)
-    texts = textwrap.dedent("".join(lines[first - 1 : line + around])).splitlines()
+    texts = [_MAGIC.sub(r"%\1 \2", text) for text in lines[first - 1 : line + around]]
+    texts = textwrap.dedent("".join(texts)).splitlines()
     told = []
     for number, text in enumerate(texts, first):
         tag, sign = ("mark", "▸") if number == line else ("span", " ")
         told.append(f"<{tag}><i>{sign} {number}</i><b>{escape(text)}\n</b></{tag}>")
-    return f'<figure class="source"><figcaption>{escape(place(file, line))}</figcaption><pre>{"".join(told)}</pre></figure>'
+    at = escape(place(file, line))
+    return f'<figure class="source"><figcaption>{at}</figcaption><pre>{"".join(told)}</pre></figure>'
 
 
 def _sites(matrix: FlowMatrix) -> dict[CutSite, list[tuple[str, str]]]:

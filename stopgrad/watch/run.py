@@ -9,7 +9,6 @@ import runpy
 import sys
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from stopgrad.watch.children import Child, watched_children
@@ -19,9 +18,8 @@ from stopgrad.watch.options import writable
 from stopgrad.watch.page import write
 from stopgrad.watch.report import Report, changes, read, save
 from stopgrad.watch.settings import silenced
+from stopgrad.watch.tracebacks import without_ours
 from stopgrad.watch.watch import Watch
-
-_OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 def run(options: argparse.Namespace) -> int:
@@ -57,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         finally:
             watch.close(ended=error is None or isinstance(error, AssertionError))  # a check of the script's own
     if error is not None:
-        error.__traceback__ = _without_ours(error.__traceback__)
+        error.__traceback__ = without_ours(error.__traceback__)
         sys.excepthook(type(error), error, error.__traceback__)
         status = 130 if isinstance(error, KeyboardInterrupt) else 1
     if not watch.ranks.is_first:
@@ -101,20 +99,3 @@ def _script(options: argparse.Namespace) -> None:
     else:
         sys.path.insert(0, os.path.dirname(os.path.abspath(options.script)))
         runpy.run_path(options.script, run_name="__main__")
-
-
-def _without_ours(traceback: TracebackType | None) -> TracebackType | None:
-    """The script's traceback without the frames that carry it."""
-    while traceback is not None and _is_ours(traceback):
-        traceback = traceback.tb_next
-    here = traceback
-    while here is not None and here.tb_next is not None:
-        while here.tb_next is not None and _is_ours(here.tb_next):
-            here.tb_next = here.tb_next.tb_next
-        here = here.tb_next
-    return traceback
-
-
-def _is_ours(traceback: TracebackType) -> bool:
-    file = traceback.tb_frame.f_code.co_filename
-    return file.startswith((_OWN, "<frozen runpy")) or file == runpy.__file__
