@@ -37,6 +37,8 @@ PROCESSES.set_forkserver_preload(
         "torch.utils.tensorboard",
         "stopgrad.runner.train",
         "stopgrad.runner.record",
+        "stopgrad.watch.run",
+        "stopgrad.watch.rules",
     ]
 )
 

@@ -16,7 +16,7 @@ MAY_IMPORT = {layer: LAYERS[: place + 1] for place, layer in enumerate(LAYERS)} 
 for layer in LAYERS[LAYERS.index("watch") :]:  # a finding is named after its exhibit
     MAY_IMPORT[layer].append("museum")
 # What an extra adds to torch is imported late.
-OTHERS = {"torch", "tensorboard", "google", "matplotlib", "PIL", "yaml", "pytest"}
+OTHERS = {"torch", "tensorboard", "google", "matplotlib", "PIL", "yaml", "pytest", "IPython"}
 MAY_NEED = {
     "lightning": OTHERS | {"lightning"},
     "runner": OTHERS | {"lightning", "hydra", "omegaconf", "pydantic", "numpy"},
@@ -101,6 +101,14 @@ def test_a_recipe_is_short(file):
 @pytest.mark.parametrize("file", files("recipes"), ids=lambda file: file.stem)
 def test_no_recipe_silences_the_type_checker(file):
     assert not re.search(r"#\s*(pyright|type):", file.read_text())
+
+
+def test_no_file_is_too_long_to_read():
+    """One concept a file. Tests and the museum's exhibits, which are texts, may be longer."""
+    folders = (file for folder in ("stopgrad", "recipes", "benchmarks", "docs") for file in files(folder))
+    counts = {file: len(file.read_text().splitlines()) for file in (ROOT / "train.py", ROOT / "setup.py", *folders)}
+    assert len(counts) > 100
+    assert {str(file): lines for file, lines in counts.items() if lines > 400} == {}
 
 
 def test_train_py_stays_short():

@@ -100,6 +100,17 @@ def test_functorch_level(internals: Any) -> None:
     assert internals.functorch_level() is None
 
 
+@rests_on("torch._C:_current_graph_task_id", "a checkpoint that runs again on a GPU passes for a thread of the user's")
+def test_backward_task(internals: Any) -> None:
+    seen = []
+    x = torch.ones(2, requires_grad=True)
+    x.register_hook(lambda grad: seen.append(internals.backward_task()))
+    (2 * x).sum().backward()
+    (3 * x).sum().backward()
+    assert 0 <= seen[0] < seen[1]
+    assert internals.backward_task() == -1
+
+
 @rests_on("torch:Tensor._version", "guard_saved() and the meter of a run cannot see writes into saved tensors")
 def test_version(internals: Any) -> None:
     x = torch.ones(2)
@@ -239,6 +250,62 @@ def test_reentrant_checkpoint(internals: Any) -> None:
     assert node.name() == internals.REENTRANT
     with pytest.raises(RuntimeError, match="checkpoint"):  # why it must be known
         torch.autograd.grad(torch.utils.checkpoint.checkpoint(torch.sin, x, use_reentrant=True).sum(), x)
+
+
+@rests_on("torch.utils.checkpoint:_CheckpointFrame", "freeze ends where a checkpoint runs its producer again")
+def test_checkpointed_functions(internals: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.utils import checkpoint
+
+    frame = pkgutil.resolve_name("torch.utils.checkpoint:_CheckpointFrame")
+    for owner, name in ((checkpoint.CheckpointFunction, "forward"), (frame, "__init__")):
+        monkeypatch.setattr(owner, name, inspect.getattr_static(owner, name))  # put back at the end
+    runs: list[str] = []
+
+    def again(run: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: runs.append("again") or run(*args)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        runs.append("run")
+        return x.sin()
+
+    internals.wrap_checkpointed(again)
+    x = torch.ones(2, requires_grad=True)
+    for reentrant in (True, False):
+        runs.clear()
+        y = checkpoint.checkpoint(run, x, use_reentrant=reentrant)
+        assert runs == ["run"]
+        y.sum().backward()
+        assert runs == ["run", "again", "run"]
+    assert torch.equal(x.grad, 2 * x.detach().cos())  # pyright: ignore[reportArgumentType]
+
+
+@rests_on("torch.autograd.forward_ad:_current_level", "no_grad and freeze stop nothing in forward mode")
+def test_forward_mode(internals: Any) -> None:
+    seen = []
+
+    def square(x: torch.Tensor) -> torch.Tensor:
+        seen.append(internals.forward_mode())
+        return x * x
+
+    one = torch.ones(())
+    torch.func.grad(square)(one)
+    torch.func.jvp(square, (one,), (one,))
+    with torch.autograd.forward_ad.dual_level():
+        square(one)
+    assert seen == [False, True, True]
+    assert not internals.forward_mode()
+
+
+@rests_on("torch.autograd.forward_ad:_set_fwd_grad_enabled", "no_grad of a boundary lets forward derivatives pass")
+def test_without_tangents(internals: Any) -> None:
+    def stopped(x: torch.Tensor) -> torch.Tensor:
+        with internals.without_tangents():
+            y = x * x
+        return x + y
+
+    one = torch.ones(())
+    assert torch.func.jvp(stopped, (one,), (one,))[1] == 1
+    assert torch.func.jvp(torch.square, (one,), (one,))[1] == 2
 
 
 @rests_on("torch._dynamo.config:recompile_limit", "compile=true stops at eight compilations, those of all networks")

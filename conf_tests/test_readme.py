@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import re
 import runpy
@@ -183,6 +184,18 @@ def test_start_comes_first_and_readme_is_short():
 def test_the_instrument_is_on_the_first_screen():
     first = "\n".join(README.splitlines()[:50])
     assert all(word in first for word in ("assert_flow", "stopgrad audit", "stopgrad explain"))
+
+
+def test_figures_say_what_they_depend_on():
+    """A user's figure differed in the third digit, and nothing said why."""
+    assert "(docs/comparison.md#what-figures-depend-on)" in README
+    page = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    section = page.partition("## What figures depend on")[2].partition("\n## ")[0]
+    assert all(word in section for word in ("same machine", "torch", "number of threads", "version of a library"))
+    for file in (ROOT / "docs" / "measured").glob("*.json"):
+        digest = json.loads(file.read_text())
+        assert {*digest} >= {"command", "commit", "threads", "versions"}, file.name
+        assert "torch" in digest["versions"], file.name
 
 
 def test_readmes_links_lead_somewhere():

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from stopgrad.cuts.boundary import Boundary as Boundary
     from stopgrad.cuts.boundary import Stops as Stops
     from stopgrad.cuts.strategies import Strategy as Strategy
-    from stopgrad.flow.audit import assert_flow as assert_flow
+    from stopgrad.flow.assertion import assert_flow as assert_flow
     from stopgrad.flow.audit import audit as audit
     from stopgrad.flow.contract import FlowContract as FlowContract
     from stopgrad.flow.contract import GradientLeak as GradientLeak
@@ -32,7 +32,7 @@ _HOME = {
     "GradientLeak": "stopgrad.flow.contract",
     "GradientStarved": "stopgrad.flow.contract",
     "Strategy": "stopgrad.cuts.strategies",
-    "assert_flow": "stopgrad.flow.audit",
+    "assert_flow": "stopgrad.flow.assertion",
     "audit": "stopgrad.flow.audit",
     "load_ipython_extension": "stopgrad.watch.notebook",
     "unload_ipython_extension": "stopgrad.watch.notebook",

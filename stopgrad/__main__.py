@@ -21,13 +21,13 @@ def audit_command(options: argparse.Namespace) -> int:
     steps: Any = _function(options.target)()
     if not inspect.isgenerator(steps):
         raise ValueError(f"{options.target}: expected a generator: yield the model, then each loss as (name, loss)")
+    contract = None if options.contract is None else FlowContract.from_yaml(Path(options.contract))
     modules: Any = next(steps)
-    with audit(modules, draw=options.html is not None) as a:
+    with audit(modules, contract=contract, draw=options.html is not None) as a:
         for step in steps:
             if not (isinstance(step, tuple) and len(step) == 2):
                 raise ValueError(f"{options.target}: yielded a {type(step).__name__}; yield (name, loss)")
             a.loss(*step)
-    contract = None if options.contract is None else FlowContract.from_yaml(Path(options.contract))
     broken = [] if contract is None else contract.violations(a.matrix())
     print(a.matrix().text([(v.loss, v.part) for v in broken]))
     if options.html is not None:

@@ -32,14 +32,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def flow_audit(request: pytest.FixtureRequest) -> Iterator[Callable[..., audit]]:
-    """Start an audit that ends with the test: ``a = flow_audit(model)``, with the arguments of ``stopgrad.audit``."""
+    """Start an audit that ends with the test: ``a = flow_audit(model)``, with the arguments of ``stopgrad.audit``.
+
+    It knows the marker's contract, so that this may name submodules and parameters.
+    """
     from stopgrad.flow.audit import audit
 
     audits = request.node.stash.setdefault(_AUDITS, [])
     with ExitStack() as stack:
 
         def start(modules: Modules, **options: Any) -> audit:
+            __tracebackhide__ = True
             stack.close()  # one audit at a time
+            marker = request.node.get_closest_marker("flow_contract")
+            if marker is not None and len(marker.args) == 1:
+                options = {"contract": marker.args[0], **options}
             audits.append(stack.enter_context(audit(modules, **options)))
             return audits[-1]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from conf_tests.installed import global_hooks, hooks_on, modes
 from stopgrad import Boundary, FlowContract, GradientLeak, GradientStarved, assert_flow, audit
+from stopgrad.flow.values import place
 
 
 class Net(nn.Module):
@@ -287,6 +288,59 @@ def test_a_reported_loss_is_not_reported_again_by_its_backward(net: Net, x: Tens
         a.loss("loss", net(x)[0].mean()).backward()
         net(x)[1].mean().backward()
     assert a.matrix().losses == ("loss", "backward")
+
+
+def _update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def test_two_losses_of_a_loop_are_two_rows(x: Tensor) -> None:
+    g, d = nn.Linear(4, 4), nn.Linear(4, 1)
+    g_optimizer, d_optimizer = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (g, d))
+    line = _two_losses.__code__.co_firstlineno
+    with audit({"g": g, "d": d}, backward="loss") as a:
+        for _ in range(2):
+            _two_losses(g, d, x)
+    rows = [f"loss ({place(__file__, line + i)})" for i in (1, 2)]
+    assert a.matrix().losses == tuple(rows)
+    assert [a.matrix()[row, "g"].state for row in rows] == ["blocked", "open"]
+    assert set(a.loss_values.values()) == set(rows)
+    with audit({"g": g, "d": d}, backward="loss") as a:  # through one line, each computed at its own
+        for _ in range(2):
+            _update(d_optimizer, d(g(x).detach()).mean())
+            _update(g_optimizer, d(g(x)).square().mean())
+    here = test_two_losses_of_a_loop_are_two_rows.__code__.co_firstlineno
+    assert a.matrix().losses == tuple(f"loss ({place(__file__, here + i)})" for i in (13, 14))
+    with audit({"g": g, "d": d}, backward="loss") as a:  # and the same twice is one
+        for _ in range(2):
+            _update(d_optimizer, d(g(x)).mean())
+    assert a.matrix().losses == ("loss",)
+
+
+def _two_losses(g: nn.Module, d: nn.Module, x: Tensor) -> None:
+    _softplus(d(g(x).detach())).backward()
+    _softplus(-d(g(x))).backward()
+
+
+def _softplus(score: Tensor) -> Tensor:
+    return nn.functional.softplus(score).mean()
+
+
+@pytest.mark.parametrize("by", [lambda t: t / 1, lambda t: 1.0 * t, lambda t: t.div(1.0).mul(1)])
+def test_a_division_by_one_is_no_operation_and_another_is(by: Callable[[Tensor], Tensor], net: Net, x: Tensor) -> None:
+    with audit(net) as a:
+        loss = net(x)[0].square().mean()
+        a.loss("loss", by(loss))
+        a.loss("half", loss / 2)
+        with torch.no_grad():
+            kept = by(loss)  # a cut is one all the same
+        a.loss("kept", net(x)[1].mean() * kept)
+    path = a.matrix()["loss", "head"].path
+    assert path[0].startswith("mean")
+    assert a.matrix()["half", "head"].path[1:] == path
+    assert {cut.kind for cut in a.matrix()["kept", "head"].cuts} >= {"no_grad"}
 
 
 # ---- compiled modules

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
-from stopgrad import FlowContract, FlowMatrix, GradientLeak, GradientStarved
+from stopgrad import FlowContract, FlowMatrix, GradientLeak, GradientStarved, assert_flow
 from stopgrad.flow.matrix import Cell
 from stopgrad.flow.values import CutSite
 
@@ -31,6 +34,10 @@ def _matrix(**states: str) -> FlowMatrix:
         ("open", "zero", GradientStarved),
         ("open", "blocked", GradientStarved),
         ("open", "independent", GradientStarved),
+        ("attached", "open", None),
+        ("attached", "zero", None),
+        ("attached", "blocked", GradientStarved),
+        ("attached", "independent", GradientStarved),
         ("blocked", "open", GradientLeak),
         ("blocked", "zero", GradientLeak),
         ("blocked", "blocked", None),
@@ -105,7 +112,7 @@ def test_unknown_names_are_refused() -> None:
         FlowContract({"d_los": {"generator": "open"}}).check(matrix)
     with pytest.raises(ValueError, match=r"names part 'genrator'; there is generator; did you mean generator\?"):
         FlowContract({"d_loss": {"genrator": "open"}}).check(matrix)
-    with pytest.raises(ValueError, match=r"'opne' is neither 'open' nor 'blocked'; did you mean open\?"):
+    with pytest.raises(ValueError, match=r"'opne' is none of open, attached, blocked; did you mean open\?"):
         FlowContract({"d_loss": {"generator": "opne"}})
     with pytest.raises(ValueError, match="is no mapping"):
         FlowContract({"d_loss": "open"})  # pyright: ignore[reportArgumentType]
@@ -135,3 +142,57 @@ def test_yaml_without_pyyaml_says_what_to_do(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "yaml", None)
     with pytest.raises(ImportError, match="pip install pyyaml"):
         FlowContract.from_yaml("l: {a: open}")
+
+
+# ---- what a message tells to do, and that it helps
+
+
+def _actor(frozen: bool = False, standing: bool = False) -> tuple[dict[str, nn.Module], Any]:
+    """An actor that is trained through its critic, and the function that computes its loss."""
+    torch.manual_seed(0)
+    actor, critic, x = nn.Linear(3, 2), nn.Linear(2, 1), torch.ones(4, 3)
+    actor.requires_grad_(not standing)
+
+    def loss() -> Tensor:
+        action = actor(x)
+        if not frozen:
+            return -critic(action).mean()
+        critic.requires_grad_(False)
+        try:
+            return -critic(action).mean()
+        finally:
+            critic.requires_grad_(True)
+
+    return {"actor": actor, "critic": critic}, loss
+
+
+def test_an_actor_that_learns_through_its_critic_is_told_to_freeze_and_not_to_cut() -> None:
+    parts, loss = _actor()
+    with pytest.raises(GradientLeak) as leak:
+        assert_flow(loss, parts, reaches="actor", not_reaches="critic")
+    told = str(leak.value)
+    assert "to stop it, freeze critic while it is called, since the gradient of actor passes through it" in told
+    assert "critic.requires_grad_(False) before the call and (True) after it" in told  # plain PyTorch
+    assert "Boundary('critic', 'freeze')" in told
+    assert "detach" not in told
+    parts, loss = _actor(frozen=True)  # as it says
+    assert_flow(loss, parts, reaches="actor", not_reaches="critic")
+    parts, loss = _actor()
+    with pytest.raises(
+        GradientLeak, match=r"cut the value that leaves it at .*test_contract\.py:\d+: \.detach\(\), or torch"
+    ):
+        assert_flow(loss, parts, not_reaches="critic")  # nobody needs what passes through it
+
+
+def test_a_part_that_stands_still_is_told_to_require_grad() -> None:
+    parts, loss = _actor(standing=True)
+    with pytest.raises(GradientStarved) as starved:
+        assert_flow(loss, parts, reaches="actor")
+    assert "none of its parameters requires grad: set actor.requires_grad_(True)" in str(starved.value)
+    parts["actor"].requires_grad_(True)  # as it says
+    assert_flow(loss, parts, reaches="actor")
+    unused = {**parts, "spare": nn.Linear(1, 1).requires_grad_(False)}
+    with pytest.raises(
+        GradientStarved, match=r"none of its parameters requires grad; set spare\.requires_grad_\(True\)"
+    ):
+        assert_flow(loss, unused, reaches="spare")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import threading
+import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import lightning as L
@@ -25,6 +29,9 @@ class Interrupt(BaseException):
     """What Ctrl-C does, at a chosen line."""
 
 
+SUBMIT = ThreadPoolExecutor.submit
+
+
 def _leaves(net: nn.Module) -> list[str]:
     """What is still on."""
     state = {
@@ -34,6 +41,8 @@ def _leaves(net: nn.Module) -> list[str]:
         "hooks on all modules": global_hooks(),
         "hooks": hooks_on(net),
         "hooks on saved tensors": packs_saved_tensors(),
+        "profiles of new threads": threading.getprofile() is not None,
+        "executors": ThreadPoolExecutor.submit is not SUBMIT,
     }
     return [name for name, value in state.items() if value]
 
@@ -93,6 +102,19 @@ def _callback(kind: type[L.Callback], end: str) -> Callable[[Any], Callable[[], 
         return lambda: getattr(callback, end)(trainer, net, *arguments)
 
     return build
+
+
+def test_what_was_audited_goes_with_its_last_reference() -> None:
+    """Without a collection: who notes when a model ends looks at nothing else."""
+    net = nn.Linear(2, 1)
+    ref = weakref.ref(net.weight)
+    gc.disable()
+    try:
+        _audit(net)()
+        del net
+        assert ref() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

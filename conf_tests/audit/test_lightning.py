@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from conf_tests.installed import hooks_on, modes
 from stopgrad import FlowContract, GradientLeak, GradientStarved, Stops
-from stopgrad.lightning import FlowAudit, loss_name, unaudited
+from stopgrad.flow.values import place
+from stopgrad.freeze import FrozenDrift
+from stopgrad.lightning import FlowAudit, FreezeAudit, loss_name, unaudited
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:.*does not have many workers")
 
@@ -322,7 +325,7 @@ def test_rows_are_a_contract() -> None:
     assert callback.violations == []
     with pytest.raises(GradientLeak, match="d_loss reaches generator"):
         fit(Gan(fakes="none"), FlowAudit(contract={"d_loss": {"generator": "blocked"}}))
-    with pytest.raises(ValueError, match="'opn' is neither 'open' nor 'blocked'; did you mean open"):
+    with pytest.raises(ValueError, match="'opn' is none of open, attached, blocked; did you mean open"):
         FlowAudit(contract={"d_loss": {"generator": "opn"}})
     with pytest.raises(TypeError, match="contract=3: pass a FlowContract, or"):
         FlowAudit(contract=3)  # pyright: ignore[reportArgumentType]
@@ -369,3 +372,82 @@ def test_without_contract_and_logger_the_matrix_is_printed(capsys: pytest.Captur
     fit(Bare(), FlowAudit(), logger=TensorBoardLogger(tmp_path, name="", version=""))
     fit(Bare(), FlowAudit(contract={"loss": {"head": "open"}}))
     assert capsys.readouterr().out == ""
+
+
+# ---- what Lightning computes itself; parts by names
+
+
+class Leaky(Regression):
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return F.mse_loss(self.head(self.backbone(batch[0])), batch[0].sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_the_division_of_an_accumulated_loss_is_not_at_the_line_of_fit(batches: int) -> None:
+    callback = FlowAudit(contract={"loss": {"backbone": "blocked"}}, on_violation="record")
+    fit(Leaky(), callback, batches=4, accumulate_grad_batches=batches)
+    (violation,) = callback.violations
+    assert callback.matrix is not None
+    first, *others = callback.matrix["loss", "backbone"].path
+    if batches == 1:
+        others.insert(0, first)
+    else:
+        assert re.fullmatch(r"div \(.*lightning/pytorch/loops/optimization/automatic\.py:\d+\)", first)
+        assert first in violation.text
+    line = Leaky.training_step.__code__.co_firstlineno + 1
+    assert {step.partition(" ")[2] for step in others[:-1]} == {f"({place(__file__, line)})"}
+    assert others[0].startswith("mse_loss")
+
+
+class Adapted(L.LightningModule):
+    """A frozen layer with a LoRA, on one child."""
+
+    def __init__(self, b: float = 0.0, train: tuple[str, ...] = ("lora.A", "lora.B")) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        lora = nn.ParameterDict({"A": torch.randn(2, 4), "B": torch.full((1, 2), b)})
+        self.net = nn.ModuleDict({"base": nn.Linear(4, 1).requires_grad_(False), "lora": lora})
+        self.trained = train
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        base, lora = self.net.children()
+        return (base(batch[0]) + batch[0] @ lora["A"].T @ lora["B"].T).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([self.net.get_parameter(name) for name in self.trained], lr=0.01)
+
+
+class Grouped(Adapted):
+    def parameter_groups(self) -> dict[str, Any]:
+        return {"adapter": "*.lora.*", "frozen": ["net.base.weight", "net.base.bias"]}
+
+
+def test_a_lora_is_attached_in_its_first_step_and_the_message_says_why() -> None:
+    contract = {"loss": {"net.lora.A": "attached", "lora": "open", "*.base": "blocked"}}
+    callback = FlowAudit(contract=contract)
+    fit(Adapted(), callback)
+    assert callback.matrix is not None
+    assert callback.matrix["loss", "lora.A"].zeros == ("lora.B",)  # told after the step in which B has moved
+    with pytest.raises(GradientStarved, match=r"multiplied by lora\.B, which is all zeros\n.*call the part 'attached'"):
+        fit(Adapted(), FlowAudit(contract={"loss": {"*.A": "open"}}))
+    fit(Adapted(b=1.0), FlowAudit(contract={"loss": {"*.A": "open"}}))
+
+
+def test_a_lora_that_is_never_trained_is_told() -> None:
+    held = pytest.warns(UserWarning, match=r"a gradient arrives at net\.lora\.B, and no optimiser \(SGD\) holds it")
+    still = pytest.warns(
+        UserWarning, match=r"net\.lora\.A requires grad and never moved in 3 steps of SGD: its gradient was"
+    )
+    with held, still:
+        fit(Adapted(train=("lora.A",)), FlowAudit(contract={"loss": {"lora.B": "open"}}))
+
+
+def test_groups_by_names() -> None:
+    callback = FlowAudit(contract={"loss": {"adapter": "open", "frozen": "blocked"}})
+    fit(Grouped(), callback, FreezeAudit(parts=["frozen"], every_n_steps=1))
+    assert callback.matrix is not None
+    assert callback.matrix.parts == ("adapter", "frozen")
+    moved = Grouped(train=("base.weight",))
+    moved.net["base"].requires_grad_(True)
+    with pytest.raises(FrozenDrift, match=r"base\.weight"):
+        fit(moved, FreezeAudit(parts=["net.base"], every_n_steps=1))

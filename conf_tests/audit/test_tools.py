@@ -108,10 +108,27 @@ def test_without_the_fixture():
             "*_ test_broken _*",
             "GradientStarved: loss does not reach backbone*",
             "ValueError: the contract names loss 'other'; there is loss",
-            "ValueError: contract loss -> head: 'opn' is neither*",
+            "*ValueError: contract loss -> head: 'opn' is none of*",
             "*needs one contract, and a test that uses flow_audit*",
         ]
     )
+
+
+def test_the_marker_knows_submodules_and_parameters(pytester: pytest.Pytester) -> None:
+    result = _run(
+        pytester,
+        """
+@pytest.mark.flow_contract({"loss": {"head.weight": "open", "backbone.*": "blocked"}})
+def test_kept(flow_audit):
+    flow_audit(net).loss("loss", loss())
+
+def test_parts(flow_audit):
+    a = flow_audit(net, parts=["head.wieght"])
+""",
+    )
+    result.assert_outcomes(passed=1, failed=1)
+    assert "stopgrad/" not in result.stdout.str()
+    result.stdout.fnmatch_lines(["E*nothing with parameters is called 'head.wieght'; did you mean head.weight?"])
 
 
 def test_wrong_names_in_a_test_are_one_line(pytester: pytest.Pytester) -> None:
@@ -265,7 +282,7 @@ def test_the_command_writes_a_page_and_checks_a_contract(model: Path, capsys: py
     assert main(arguments) == 1
     assert "loss does not reach backbone" in capsys.readouterr().err
     assert page.read_text().count("<svg") == 2
-    contract.write_text("loss: {backbone: blocked}")
+    contract.write_text("loss: {backbone: blocked, head.weight: open}")
     assert main(arguments) == 0
 
 

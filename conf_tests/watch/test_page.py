@@ -19,6 +19,22 @@ from stopgrad.watch.report import LossRow, OptimizerRow, Report
 
 KEYS = {"tab": "\ue004", "left": "\ue012", "up": "\ue013", "right": "\ue014", "down": "\ue015", "end": "\ue010"}
 
+CHILD = """
+    import multiprocessing, os, torch
+
+    def train():
+        w = torch.ones(2, requires_grad=True)
+        opt = torch.optim.SGD([w], 0.1)
+        child_loss = w.sum()
+        child_loss.backward()
+        opt.step()
+
+    os.chdir("below")
+    child = multiprocessing.get_context("fork").Process(target=train, name="two")
+    child.start()
+    child.join()
+"""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -156,11 +172,7 @@ def test_what_cannot_be_written_is_refused_before_the_script_runs(tmp_path):
 
 def test_goes_where_it_was_asked_to_and_each_child_writes_its_own(tmp_path):
     (tmp_path / "below").mkdir()
-    source = "import multiprocessing, os, torch\n\ndef train():\n    w = torch.ones(2, requires_grad=True)\n"
-    source += "    opt = torch.optim.SGD([w], 0.1)\n    child_loss = w.sum()\n    child_loss.backward()\n    opt.step()\n\n"
-    source += "if __name__ == '__main__':\n    os.chdir('below')\n    p = multiprocessing.get_context('fork').Process("
-    source += "target=train, name='two')\n    p.start()\n    p.join()\n"
-    ran = run("--html", "page.html", write(tmp_path, source), cwd=tmp_path)
+    ran = run("--html", "page.html", write(tmp_path, CHILD), cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert sorted(file.name for file in tmp_path.rglob("*.html")) == ["page.html", "page.two.html"]
     assert "no backward ran" in (tmp_path / "page.html").read_text()

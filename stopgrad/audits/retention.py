@@ -47,11 +47,19 @@ def graph_size(*tensors: Tensor, exclude: Iterable[Tensor] = ()) -> GraphSize:
         node = stack.pop()
         for saved in saved_tensors(node):
             spent |= saved is None
-            storages.update((storage_of(t), t.untyped_storage().nbytes()) for t in saved or ())
+            storages.update((storage_of(t), bytes_of(t)) for t in saved or ())
         fresh = {n for n, _ in node.next_functions if n is not None} - seen
         seen |= fresh
         stack += fresh
     return GraphSize(len(seen), sum(size for key, size in storages.items() if key not in ignored), spent)
+
+
+def bytes_of(tensor: Tensor) -> int:
+    """The memory of a tensor's storage, or of its elements where it has none, as a sparse one."""
+    try:
+        return tensor.untyped_storage().nbytes()
+    except NotImplementedError:
+        return tensor._nnz() * tensor.element_size() if tensor.is_sparse else tensor.numel() * tensor.element_size()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import copy
 import enum
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from stopgrad.cuts.frozen import call_frozen, held_elsewhere, is_any_held
 from stopgrad.cuts.gate import scale_gradient
 from stopgrad.cuts.strategies import CALLS_ONLY, TAKES_FACTOR, Strategy, check_stop, flipped, parse_strategy, spelling
-from stopgrad.cuts.torch_internals import tree_map
+from stopgrad.cuts.torch_internals import forward_mode, tree_map, without_tangents
 from stopgrad.cuts.watcher import Watcher, watcher
 
 T = TypeVar("T")
@@ -25,19 +26,7 @@ _MAKES = {
     Strategy.INFERENCE_MODE: "inference_mode",
     Strategy.FREEZE: "requires_grad",
 }
-
-
-@contextlib.contextmanager
-def frozen(*modules: nn.Module) -> Iterator[None]:
-    """The modules' parameters do not require grad inside; each flag is restored after, also on an exception."""
-    live = {p for module in modules for p in module.parameters() if p.requires_grad}
-    for p in live:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in live:
-            p.requires_grad_(True)
+_LETS_THROUGH = (Strategy.NONE, *TAKES_FACTOR)
 
 
 class Boundary:
@@ -78,16 +67,20 @@ class Boundary:
 
         ``no_grad`` and ``inference_mode`` never build the producer's graph. ``freeze`` keeps the parameters of the
         producer out of it: gradient still passes through to ``args``, so it stops the flow only where no argument
-        carries gradient. Every other strategy builds the graph and cuts, or gates, what comes out.
+        carries gradient. Every other strategy builds the graph and cuts, or gates, what comes out. All hold where
+        :mod:`torch.utils.checkpoint` runs the producer again, and under ``torch.func``.
+
+        Raises:
+            TypeError: ``freeze``, and the producer is a plain function: its parameters are unknown.
+            RuntimeError: the strategy lets gradient through, and another thread is in a call that froze the producer.
         """
         if self.strategy not in CALLS_ONLY:
+            if is_any_held() and self.strategy in _LETS_THROUGH:
+                self._refuse_frozen_elsewhere(producer)
             return self.cross(producer(*args, **kwargs))
         watch = watcher()
-        with (
-            self._mode(producer),
-            watch.inside(self.name, _MAKES[self.strategy]) if watch else contextlib.nullcontext(),
-        ):
-            value = producer(*args, **kwargs)
+        with watch.inside(self.name, _MAKES[self.strategy]) if watch else contextlib.nullcontext():
+            value = self._run(producer, args, kwargs)
         if watch is None:
             return value
         return tree_map(lambda leaf: self._mark(watch, leaf, (args, kwargs)), value)
@@ -145,14 +138,23 @@ class Boundary:
             return watch.freeze(self.name, leaf, args)
         return watch.cut(self.name, self.strategy.value, leaf, lambda made: made)
 
-    def _mode(self, producer: Callable[..., Any]) -> contextlib.AbstractContextManager[Any]:
+    def _run(self, producer: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
         match self.strategy:
-            case Strategy.NO_GRAD:
-                return torch.no_grad()
-            case Strategy.INFERENCE_MODE:
-                return torch.inference_mode()
+            case Strategy.NO_GRAD | Strategy.INFERENCE_MODE:
+                off = torch.no_grad() if self.strategy is Strategy.NO_GRAD else torch.inference_mode()
+                with off, without_tangents() if forward_mode() else contextlib.nullcontext():
+                    return producer(*args, **kwargs)
             case _:
-                return frozen(*self._producers(producer))
+                return call_frozen(self._producers(producer), producer, *args, **kwargs)
+
+    def _refuse_frozen_elsewhere(self, producer: Callable[..., Any]) -> None:
+        owner = getattr(producer, "__self__", producer)
+        for module in self._modules or (owner,):
+            if isinstance(module, nn.Module) and held_elsewhere(module):
+                raise RuntimeError(
+                    f"stop.{self.name}={self.spelled}: another thread has frozen {type(module).__name__} for a call, "
+                    "so no gradient would reach it here; let one lock guard both calls"
+                )
 
     def _producers(self, producer: Callable[..., Any]) -> Sequence[nn.Module]:
         owner = getattr(producer, "__self__", producer)  # a bound method: its module

@@ -7,6 +7,7 @@ is the C function itself.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -15,7 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode
+from torch.utils import checkpoint
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map as tree_map
 
@@ -24,6 +27,9 @@ REENTRANT = "CheckpointFunctionBackward"
 
 functorch_level: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
 """What of ``torch.func`` runs now, or None: ``torch._C._functorch.peek_interpreter_stack``."""
+
+backward_task: Callable[[], int] = torch._C._current_graph_task_id  # pyright: ignore[reportAttributeAccessIssue]
+"""The number of the backward that runs in this thread, or -1: ``torch._C._current_graph_task_id``."""
 
 version_of: Callable[[Tensor], int] = Tensor._version.__get__  # pyright: ignore[reportAttributeAccessIssue]
 """How many writes in place a tensor and its aliases have seen: ``Tensor._version``."""
@@ -95,6 +101,39 @@ def _saved(node: Any, name: str) -> list[Tensor] | None:
     except RuntimeError:
         return None
     return [value for value in values if isinstance(value, Tensor)]
+
+
+def forward_mode() -> bool:
+    """Whether a derivative is taken forwards, as by ``torch.func.jvp``: ``forward_ad._current_level``."""
+    return forward_ad._current_level >= 0
+
+
+def without_tangents() -> AbstractContextManager[None]:
+    """For forward derivatives what ``no_grad`` is for backward ones: ``forward_ad._set_fwd_grad_enabled``."""
+    return forward_ad._set_fwd_grad_enabled(False)
+
+
+def wrap_checkpointed(again: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Let each checkpoint that is made from now on run ``again(function)`` in its backward, in place of the function.
+
+    There is no public way to what a checkpoint keeps: ``torch.utils.checkpoint.CheckpointFunction`` (reentrant) and
+    ``_CheckpointFrame`` (not reentrant).
+    """
+    reentrant, frame = checkpoint.CheckpointFunction, checkpoint._CheckpointFrame
+    forward, start = reentrant.forward, frame.__init__
+
+    @functools.wraps(forward)
+    def wrapped_forward(ctx: Any, run_function: Callable[..., Any], *args: Any) -> Any:
+        result = forward(ctx, run_function, *args)
+        ctx.run_function = again(run_function)
+        return result
+
+    @functools.wraps(start)
+    def wrapped_start(self: Any, recompute_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        start(self, again(recompute_fn), *args, **kwargs)
+
+    reentrant.forward = staticmethod(wrapped_forward)  # pyright: ignore[reportAttributeAccessIssue]
+    frame.__init__ = wrapped_start
 
 
 def has_static_graph(node: Any) -> bool:

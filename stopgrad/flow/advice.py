@@ -6,10 +6,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from stopgrad.flow.steps import shown
 from stopgrad.flow.values import ENDS, LIVE, CutSite, Values, place
 
 if TYPE_CHECKING:
     from stopgrad.flow.matrix import Cell, FlowMatrix
+
+# Operations that multiply a gradient by a parameter: by any, or by one that is a matrix and not a bias.
+_SCALES = ("mul", "rmul")
+_PRODUCTS = ("linear", "matmul", "rmatmul", "mm", "bmm", "addmm", "einsum", "conv1d", "conv2d", "conv3d")
+_VIEWS = ("T", "mT", "t", "transpose", "permute", "view", "reshape", "unsqueeze", "expand", "to", "type", "contiguous")
 
 
 @dataclass(frozen=True)
@@ -20,11 +26,13 @@ class Facts:
         tied: for each part, the names of the parameters that it shares, by the part with which.
         standing: parts of which no parameter requires grad.
         ways: how gradient gets from a loss to a part.
+        unions: other names for parts, or for several together.
     """
 
     tied: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     standing: frozenset[str] = frozenset()
     ways: Ways | None = None
+    unions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Ways:
@@ -54,6 +62,34 @@ class Ways:
             around, through = self._reached(value, bit), self._reached(value, 0)
             found += [p for p in others if p != part and self._bits[p] & through & ~around]
         return list(dict.fromkeys(found))
+
+    def multiplied_by(self, loss: str, part: str, factors: Mapping[int, int]) -> set[int]:
+        """The factors by which every live way from the loss to the part is multiplied, those next to the part.
+
+        Args:
+            factors: the values of some parameters, and how many dimensions each has.
+
+        Returns:
+            their values; none where a way leads past all of them.
+        """
+        values, bit, found = self._values, self._bits[part], set[int]()
+        known = {value: {value} for value in factors}  # with them, transposed and reshaped
+        open_to = {root for root in range(values.roots) if values.starts.get(root, 0) & bit}
+        for value in self._losses.get(loss, ()):
+            for index in reversed(self._live(value, 0)):  # from the part to the loss
+                parents = values.parents[values.first[index] : values.first[index + 1]]
+                op, taken = values.op(index), set().union(*(known.get(parent, ()) for parent in parents))
+                leads = not values.cuts[index] and any(p in open_to and values.flags[p] & LIVE for p in parents)
+                leads |= bool(values.starts.get(index, 0) & bit)
+                if op in _VIEWS and taken:
+                    known[index] = taken
+                by = {one for one in taken if op in _SCALES or (op in _PRODUCTS and factors[one] > 1)}
+                if leads and not by:
+                    open_to.add(index)
+                found |= by if leads else set()
+            if value in open_to:
+                return set()
+        return found
 
     def _applies(self, index: int, bit: int) -> bool:
         """An operation takes a parameter of the part, or is the crossing of the boundary."""
@@ -151,7 +187,7 @@ def _names(tied: Mapping[str, str]) -> str:
     return "; ".join(dict.fromkeys(tied.values()))
 
 
-def starved(matrix: FlowMatrix, loss: str, part: str) -> str:
+def starved(matrix: FlowMatrix, loss: str, part: str, wanted: str = "open") -> str:
     """The words for a loss that does not reach a part which it must reach."""
     cell = matrix[loss, part]
     reason = {
@@ -159,8 +195,10 @@ def starved(matrix: FlowMatrix, loss: str, part: str) -> str:
         "independent": "the loss does not depend on it",
         "blocked": "the loss depends on it, but the gradient was stopped",
     }[cell.state]
-    lines = [f"{loss} does not reach {part}, which the contract calls open: {reason}"]
-    if cell.state == "zero":
+    lines = [f"{loss} does not reach {part}, which the contract calls {wanted}: {reason}"]
+    if cell.zeros:
+        lines.append("  if that is how it begins, as LoRA's B does, call the part 'attached': then a zero will do")
+    elif cell.state == "zero":
         lines += [f"  it became zero at {where}" for where in cell.died]
     else:
         lines += [f"  {'stopped by' if cell.state == 'blocked' else 'it left PyTorch by'} {cut}" for cut in cell.cuts]
@@ -171,7 +209,14 @@ def starved(matrix: FlowMatrix, loss: str, part: str) -> str:
     return "\n".join(lines)
 
 
+def zeros(names: Sequence[str]) -> str:
+    """Parameters that are all zeros, in words."""
+    return f"{shown(names)}, {'which is' if len(names) == 1 else 'which are'} all zeros"
+
+
 def _why_zero(cell: Cell) -> str:
+    if cell.zeros:
+        return f", since every way there is multiplied by {zeros(cell.zeros)}"
     if cell.died:
         return ""
     return f"; {cell.note}" if cell.note else " (a dead unit, a saturated clamp, a factor 0, ways that cancel)"

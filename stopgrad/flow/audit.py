@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -16,16 +16,17 @@ from torch.optim import Optimizer
 
 from stopgrad.cuts.torch_internals import has_dynamo, without_overrides
 from stopgrad.flow.advice import Facts, Ways
-from stopgrad.flow.contract import FlowContract
+from stopgrad.flow.contract import FlowContract, named_parts
 from stopgrad.flow.escapes import Escapes
+from stopgrad.flow.frames import user_line
 from stopgrad.flow.graph import Walk
 from stopgrad.flow.matrix import Cell, FlowMatrix
-from stopgrad.flow.measure import as_found
-from stopgrad.flow.parts import Modules, module_names, modules_in, names_of, parts_of
+from stopgrad.flow.measure import zero_parameters
+from stopgrad.flow.parts import Modules, find_parts, module_names, modules_in
 from stopgrad.flow.probe import Probe
 from stopgrad.flow.sites import Recorder
 from stopgrad.flow.steps import Finding, listed_twice, unstepped
-from stopgrad.flow.values import Trace, Value
+from stopgrad.flow.values import Trace, Value, place
 from stopgrad.flow.zeros import SUSPECTS
 
 # At or below this fraction of the largest gradient of the same loss, a gradient is rounding noise.
@@ -45,10 +46,15 @@ class audit:
     loss's own backward may follow. Tensor hooks of the user fire. Compiled modules run eagerly inside.
 
     Args:
-        modules: a module (its parts are its named children, and parameters of its own by their names), or
+        modules: a module (its parts are its children, and parameters of its own by their names), or
             ``{name: module, parameter, or nested lists and dicts of parameters}``. A parameter may be in several parts.
+            See :func:`stopgrad.flow.parts.find_parts`.
+        parts: the parts by dotted names or wildcards instead: ``["encoder.layers.*"]``, ``{"lora": "*.lora_*"}``.
+        depth: so many levels of modules down.
+        contract: one that will be checked: the submodules and parameters that it names are parts too.
         backward: report each loss whose ``backward()`` runs inside under this name, unless it was reported: so is a
-            training audited without touching it.
+            training audited without touching it. Where they are several, by where they are computed or go backward,
+            each has its line: ``loss (train.py:12)``.
         boundaries: names of boundaries that are columns even if nothing crosses them.
         optimizers: those of the training. What :meth:`findings` finds with them is also warned of at the end.
         draw: also note in which module each operation runs, for :func:`stopgrad.drawing.flow_svg`; it installs hooks
@@ -64,19 +70,26 @@ class audit:
         self,
         modules: Modules,
         *,
+        parts: Mapping[str, Any] | Sequence[str] | None = None,
+        depth: int = 1,
+        contract: FlowContract | Mapping[str, Mapping[str, str]] | None = None,
         backward: str | None = None,
         boundaries: Sequence[str] = (),
         optimizers: Iterable[Optimizer] = (),
         rtol: float = RTOL,
         draw: bool = False,
     ) -> None:
-        self.parts = parts_of(modules)
+        __tracebackhide__ = True  # pytest shows the caller's line
+        found = find_parts(modules, parts, depth=depth, asked=named_parts(contract))
+        self.parts, self.names = found.tensors, found.names
+        self._tied, self._unions = found.tied, found.unions
         self._modules = modules
         self._columns = [*self.parts, *(f"stop.{name}" for name in boundaries)]
         self._rtol = rtol
         self._backward = backward
         self._optimizers = list(optimizers)
         self._reached: set[int] = set()  # ids of parameters at which a gradient arrived that is not rounding noise
+        self._lines: dict[tuple[tuple[str, int], ...], str] = {}  # of a loss without a name -> the name
         self._cells: dict[tuple[str, str], Cell] = {}
         self.draw = draw
         self.loss_values: dict[Value, str] = {}
@@ -91,7 +104,6 @@ class audit:
         self._escapes = Escapes()
         self._recorder: Recorder | None = None
         self._stack = ExitStack()
-        self.names = names_of(modules, self.parts)
 
     def __enter__(self) -> audit:
         if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
@@ -170,9 +182,24 @@ class audit:
         return loss
 
     def _report_backward(self, loss: Tensor) -> None:
-        is_new = not loss.is_leaf and self._running("").value(loss) not in self._reported
-        if self._backward and is_new and loss.numel() == 1:
-            self.loss(self._backward, loss)
+        recorder = self._running("")
+        value = recorder.value(loss)
+        if self._backward and not loss.is_leaf and value not in self._reported and loss.numel() == 1:
+            made = ("", 0) if value is None else recorder.values.line(value)
+            self.loss(self._named(self._backward, made, user_line()), loss)
+
+    def _named(self, name: str, *lines: tuple[str, int]) -> str:
+        """The name of a loss that is computed, and goes backward, at these lines: of several, each has its own."""
+        if lines in self._lines or not self._lines:
+            return self._lines.setdefault(lines, name)
+        self._lines[lines] = name
+        for key, old in [*self._lines.items()]:
+            alone = [line for i, line in enumerate(key) if [other[i] for other in self._lines].count(line) == 1]
+            new = self._lines[key] = f"{name} ({', '.join(place(*line) for line in alone[-1:] or key)})"
+            if key != lines:
+                self._cells = {(new if loss == old else loss, part): c for (loss, part), c in self._cells.items()}
+                self.loss_values = {value: new if loss == old else loss for value, loss in self.loss_values.items()}
+        return self._lines[lines]
 
     def admit(self, name: str, loss: Tensor) -> None:
         """Refuse what is no loss, and a graph that was reported before."""
@@ -202,6 +229,7 @@ class audit:
         crossings: Mapping[str, Sequence[float]],
         *,
         died: Callable[[Sequence[Tensor], str, float], tuple[str, ...]] | None = None,
+        zeros: Collection[int] | None = None,
     ) -> None:
         """Enter a loss whose gradients were measured elsewhere (the Lightning callback does so in the real backward).
 
@@ -209,6 +237,7 @@ class audit:
             norms: the gradient's norm by ``id`` of the parameter, for those that got one; None if it is unknown.
             crossings: norms of the gradients at what crossed each boundary, by its name.
             died: asks where the gradient at some parameters, or else a boundary, became zero: not above a number.
+            zeros: ids of the parameters that were all zeros before; by default those that are so now.
         """
         recorder = self._running(name)
         with without_overrides():
@@ -220,25 +249,39 @@ class audit:
         found = Trace(recorder.values, value)
         arrived = self._arrived(norms or {}, crossings)
         largest = max([0.0, *(norms or {}).values(), *(n for ns in crossings.values() for n in ns)])
-        self._reached |= {key for key, norm in (norms or {}).items() if norm > self._rtol * largest}
+        floor = self._rtol * largest
+        self._reached.update([key for key, norm in (norms or {}).items() if norm > floor])
         for part, got in arrived.items():
             bit, norm = self._bit(part), math.sqrt(sum(n * n for n in got))
             path, cuts = self._path(loss, found, part), found.cuts_of(bit)
-            if norm > self._rtol * largest:
+            if norm > floor:
                 self._enter(name, part, Cell("open", norm, cuts, path))
                 continue
             known = self._cells.get((name, part))
             where = known.died if known is not None else ()
             if not where and died is not None:
-                where = died(self.parts.get(part, ()), part.removeprefix("stop."), self._rtol * largest)
-            self._enter(name, part, Cell("zero", norm, cuts, path, _suspected(path) if not where else "", where))
+                where = died(self.parts.get(part, ()), part.removeprefix("stop."), floor)
+            zeros = zero_parameters(self._tensors.values()) if zeros is None else zeros
+            factors = self._factors(name, part, value, zeros)
+            note = "" if where or factors else _suspected(path)
+            self._enter(name, part, Cell("zero", norm, cuts, path, note, where, factors))
         note = "" if norms is not None else "a probe would disturb DDP or a hook; use FlowAudit"
         self._enter_unreached(name, found, note, sum(self._bits[part] for part in arrived))
 
+    def _factors(self, name: str, part: str, value: int, zeros: Collection[int]) -> tuple[str, ...]:
+        """The parameters among ``zeros`` by which every way from the loss to a part is multiplied, if so."""
+        recorder = self._running(name)
+        factors = {at: t for key, t in self._tensors.items() if key in zeros and (at := recorder.value(t)) is not None}
+        ways = Ways(recorder.values, {name: [value]}, self._bits)
+        by = ways.multiplied_by(name, part, {at: t.dim() for at, t in factors.items()}) if factors else ()
+        return tuple(self.names[id(factors[at])] for at in sorted(by))
+
     def _arrived(self, norms: Mapping[int, float], crossings: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
         """The norms that arrived at each column, in the order of the columns."""
-        reached = dict.fromkeys(part for key in norms for part in self._parts_of.get(key, ()))
-        arrived = {part: [norms[id(t)] for t in self.parts[part] if id(t) in norms] for part in reached}
+        arrived: dict[str, list[float]] = {}
+        for key, norm in norms.items():
+            for part in self._parts_of.get(key, ()):
+                arrived.setdefault(part, []).append(norm)
         arrived |= {f"stop.{name}": list(got) for name, got in crossings.items() if f"stop.{name}" not in self.parts}
         return {part: arrived[part] for part in sorted(arrived, key=self._bit)}
 
@@ -286,18 +329,15 @@ class audit:
 
     def _facts(self) -> Facts:
         """What advice rests on."""
-        tied: dict[str, dict[str, str]] = {}
-        for key, parts in self._parts_of.items():
-            for part in parts if len(parts) > 1 else ():
-                others = {other: self.names[key] for other in parts if other != part}
-                tied.setdefault(part, {}).update({o: n for o, n in others.items() if o not in tied.get(part, {})})
-        standing = frozenset(p for p, tensors in self.parts.items() if not any(t.requires_grad for t in tensors))
+        standing = {p for p, tensors in self.parts.items() if not any(t.requires_grad for t in tensors)}
+        standing |= {name for name, parts in self._unions.items() if standing.issuperset(parts)}
         values: dict[str, list[int]] = {}
         for value, name in self.loss_values.items():
             values.setdefault(name, []).append(value.index)
         graph = next((value.of for value in self.loss_values), None)
-        ways = None if graph is None else Ways(graph, values, dict(self._bits))
-        return Facts(tied, standing, ways)
+        bits = self._bits | {name: sum(self._bits[p] for p in parts) for name, parts in self._unions.items()}
+        ways = None if graph is None else Ways(graph, values, bits)
+        return Facts(self._tied, frozenset(standing), ways, self._unions)
 
     def findings(self) -> list[Finding]:
         """What is wrong with the optimisers: a gradient arrived where none of them steps, or one lists it twice."""
@@ -311,7 +351,7 @@ class audit:
     def check(self, contract: FlowContract | Mapping[str, Mapping[str, str]]) -> None:
         """Raise :class:`~stopgrad.GradientLeak` or :class:`~stopgrad.GradientStarved` if the contract is broken."""
         __tracebackhide__ = True
-        (contract if isinstance(contract, FlowContract) else FlowContract(contract)).check(self.matrix())
+        FlowContract.of(contract).check(self.matrix())
 
     def _running(self, name: str) -> Recorder:
         __tracebackhide__ = True
@@ -322,64 +362,7 @@ class audit:
         return self._recorder
 
 
-def assert_flow(
-    loss: Tensor | Callable[[], Tensor],
-    modules: Modules,
-    *,
-    reaches: str | Sequence[str] = (),
-    not_reaches: str | Sequence[str] = (),
-) -> None:
-    """Assert which parts a loss reaches, and which it does not.
-
-    Args:
-        loss: a finished loss, before its backward; or a function that computes it, which also gives lines and
-            reasons. The function runs once, and the model is left as it was: grads, buffers, random state, mode.
-        modules: as for :class:`audit`.
-        reaches: parts at which a gradient must arrive.
-        not_reaches: parts at which none may.
-
-    Raises:
-        GradientLeak, GradientStarved: the assertion does not hold.
-        ValueError: an unknown part, or a loss that is no scalar or has no graph.
-    """
-    __tracebackhide__ = True  # pytest shows the caller's line
-    wanted = dict.fromkeys(_listed(reaches), "open")
-    for part in _listed(not_reaches):
-        if part in wanted:
-            raise ValueError(f"assert_flow: {part!r} is in both reaches and not_reaches")
-        wanted[part] = "blocked"
-    if not wanted:
-        raise ValueError("assert_flow: name at least one part in reaches or not_reaches")
-    contract = FlowContract({"loss": wanted})
-    if not isinstance(loss, Tensor):
-        with audit(modules) as a, as_found(modules_in(modules), parts_of(modules)):
-            a.loss("loss", loss())
-        return a.check(contract)
-    if not loss.requires_grad:
-        raise ValueError("loss has no graph: nothing that it uses requires grad; pass a function to learn the line")
-    walk, parts = Walk(loss), parts_of(modules)
-    asked = [id(t) for part in wanted for t in parts.get(part, ())]
-    is_seen = walk.whole and not walk.opaque and wanted.keys() <= parts.keys()
-    if not reaches and is_seen and walk.leaves.keys().isdisjoint(asked):
-        return None  # absent from the graph: no need to measure
-    with audit(modules) as a:
-        a.loss("loss", loss)
-    seen = a.matrix()
-    cells = {key: _finished(cell) for key, cell in seen.items()}
-    contract.check(FlowMatrix(seen.parts, cells, seen.losses, seen.facts))
-
-
-def _finished(cell: Cell) -> Cell:
-    """Of a finished loss, what its gradient does not reach is not reached, for whatever reason."""
-    known = cell.state != "opaque" or "before the audit" not in cell.note
-    return cell if known else Cell("blocked", note="pass a function to learn the line")
-
-
 def _suspected(path: Sequence[str]) -> str:
     """What may have made a gradient zero that was not followed."""
     found = [step for step in path if step.partition(" ")[0] in SUSPECTS]
     return f"on its way are {', '.join(found[:4])}" if found else ""
-
-
-def _listed(names: str | Sequence[str]) -> Sequence[str]:
-    return [names] if isinstance(names, str) else names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,7 +15,7 @@ from stopgrad.flow.advice import leak, starved
 from stopgrad.flow.matrix import FlowMatrix
 from stopgrad.flow.values import CutSite
 
-WANTED = ("open", "blocked")
+WANTED = ("open", "attached", "blocked")
 _MOST = 12  # violations that an error tells in full
 
 
@@ -50,10 +50,13 @@ class GradientStarved(FlowViolation):
 
 
 class FlowContract(Mapping[str, Mapping[str, str]]):
-    """``{loss: {part: "open" | "blocked"}}``: a part is a parameter group, or a boundary written ``stop.NAME``.
+    """``{loss: {part: "open" | "attached" | "blocked"}}``: a part is a parameter group, or a boundary ``stop.NAME``.
 
-    ``open`` asks for a gradient that is not zero; ``blocked`` is met when none arrives, for whatever reason. Names of
-    losses and parts may hold wildcards (``"*_loss"``, ``"target*"``); an exact name goes before a wildcard.
+    ``open`` asks for a gradient that is not zero; ``attached`` for one that may be, as at LoRA's A in the first step,
+    while B is 0; ``blocked`` is met when none arrives, for whatever reason. Names of losses and parts may hold
+    wildcards (``"*_loss"``, ``"target*"``); an exact name goes before a wildcard. A part is also the dotted name of a
+    submodule or parameter, if the audit was told of the contract before (as :func:`assert_flow`, ``FlowAudit`` and
+    ``audit(contract=)`` are).
 
     Args:
         rows: the wanted state of each part, by loss. Parts that are not named may be in any state.
@@ -62,7 +65,7 @@ class FlowContract(Mapping[str, Mapping[str, str]]):
             neither a boundary nor allowed by :meth:`allow_cut`.
 
     Raises:
-        ValueError: a state other than ``open`` and ``blocked``, or a part that is both frozen and open.
+        ValueError: another state, or a part that is frozen and must be reached.
     """
 
     def __init__(
@@ -71,13 +74,13 @@ class FlowContract(Mapping[str, Mapping[str, str]]):
         __tracebackhide__ = True  # pytest shows the caller's line
         for loss, row in rows.items():
             if not isinstance(row, Mapping):
-                raise ValueError(f"contract {loss}: {row!r} is no mapping of parts to 'open' or 'blocked'")
+                raise ValueError(f"contract {loss}: {row!r} is no mapping of parts to 'open', 'attached' or 'blocked'")
             for part, state in row.items():
                 if state not in WANTED:
                     hint = nearest(state, WANTED)
-                    raise ValueError(f"contract {loss} -> {part}: {state!r} is neither 'open' nor 'blocked'{hint}")
-                if state == "open" and part in frozen:
-                    raise ValueError(f"contract {loss} -> {part}: 'open', but {part} is frozen")
+                    raise ValueError(f"contract {loss} -> {part}: {state!r} is none of {', '.join(WANTED)}{hint}")
+                if state != "blocked" and part in frozen:
+                    raise ValueError(f"contract {loss} -> {part}: {state!r}, but {part} is frozen")
         self._rows = {loss: dict(row) for loss, row in rows.items()}
         self.frozen = tuple(frozen)
         self.strict = strict
@@ -100,6 +103,21 @@ class FlowContract(Mapping[str, Mapping[str, str]]):
         allowed = FlowContract(self._rows, frozen=self.frozen, strict=self.strict)
         allowed.allowed = self.allowed + places
         return allowed
+
+    @classmethod
+    def of(cls, given: Any) -> FlowContract:
+        """A contract, of itself or of its rows.
+
+        Raises:
+            TypeError: it is neither.
+        """
+        __tracebackhide__ = True
+        if isinstance(given, FlowContract):
+            return given
+        if not isinstance(given, Mapping):
+            rows = f"{{loss: {{part: {' or '.join(map(repr, WANTED))}}}}}"
+            raise TypeError(f"contract={given!r}: pass a FlowContract, or {rows}")
+        return cls(given)
 
     @classmethod
     def from_yaml(cls, source: str | Path) -> FlowContract:
@@ -128,10 +146,18 @@ class FlowContract(Mapping[str, Mapping[str, str]]):
         contract = cls(data["losses"], frozen=data.get("frozen", ()), strict=bool(data.get("strict", False)))
         return contract.allow_cut(*data.get("allow_cut", ()))
 
-    def wanted(self, losses: Sequence[str], parts: Sequence[str], *, partial: bool = False) -> dict[Any, str]:
-        """``{(loss, part): "open" | "blocked"}`` for the losses and parts that exist, wildcards filled in.
+    def wanted(
+        self,
+        losses: Sequence[str],
+        parts: Sequence[str],
+        *,
+        partial: bool = False,
+        unions: Mapping[str, Sequence[str]] | None = None,
+    ) -> dict[Any, str]:
+        """``{(loss, part): state}`` for the losses and parts that exist, wildcards filled in.
 
         Args:
+            unions: other names of parts.
             partial: losses that the contract names may be missing: they were not computed in this step.
 
         Raises:
@@ -145,7 +171,7 @@ class FlowContract(Mapping[str, Mapping[str, str]]):
         for loss_pattern, row in rows.items():
             matching = _match(loss_pattern, losses, "loss", optional=partial or loss_pattern == "*")
             for part_pattern, state in row.items():
-                for part in _match(part_pattern, parts, "part", optional=False):
+                for part in _match(part_pattern, parts, "part", optional=False, others=unions or ()):
                     for loss in matching:
                         exact = loss == loss_pattern and part == part_pattern
                         known_exact, known = found.get((loss, part), (False, state))
@@ -159,11 +185,12 @@ class FlowContract(Mapping[str, Mapping[str, str]]):
         """Every way in which a matrix breaks this contract; see :meth:`wanted` for ``partial`` and the errors."""
         __tracebackhide__ = True  # pytest shows the caller's line
         found = []
-        wanted = self.wanted(matrix.losses, matrix.parts, partial=partial)
-        frozen = {p for pattern in self.frozen for p in _match(pattern, matrix.parts, "part", optional=True)}
+        unions = matrix.facts.unions
+        wanted = self.wanted(matrix.losses, matrix.parts, partial=partial, unions=unions)
+        frozen = {p for name in self.frozen for p in _match(name, matrix.parts, "part", optional=True, others=unions)}
         open_parts: dict[str, list[str]] = {}
         for (loss, part), state in wanted.items():
-            if state == "open":
+            if state != "blocked":
                 open_parts.setdefault(loss, []).append(part)
         for (loss, part), state in wanted.items():
             cell = matrix[loss, part]
@@ -172,8 +199,8 @@ class FlowContract(Mapping[str, Mapping[str, str]]):
                 found.append(Violation("opaque", loss, part, text))
             elif state == "blocked" and cell.state in ("open", "zero"):
                 found.append(Violation("leak", loss, part, leak(matrix, loss, part, open_parts.get(loss, ()), frozen)))
-            elif state == "open" and cell.state != "open":
-                found.append(Violation("starved", loss, part, starved(matrix, loss, part)))
+            elif state != "blocked" and cell.state not in ("open", "zero" if state == "attached" else "open"):
+                found.append(Violation("starved", loss, part, starved(matrix, loss, part, state)))
         return found + (self._unexpected_cuts(matrix) if self.strict else [])
 
     def check(self, matrix: FlowMatrix, *, partial: bool = False) -> None:
@@ -213,11 +240,24 @@ def raise_for(violations: Sequence[Violation], *, strict: bool = False) -> None:
         raise GradientStarved(violations)
 
 
-def _match(pattern: str, names: Sequence[str], kind: str, *, optional: bool) -> list[str]:
+def named_parts(contract: FlowContract | Mapping[str, Mapping[str, str]] | None) -> list[str]:
+    """The parts that a contract names."""
     __tracebackhide__ = True
-    if pattern in names:
+    if contract is None:
+        return []
+    rows = FlowContract.of(contract)
+    return list(dict.fromkeys([*(part for row in rows.values() for part in row), *rows.frozen]))
+
+
+def _match(pattern: str, names: Sequence[str], kind: str, *, optional: bool, others: Collection[str] = ()) -> list[str]:
+    """The names that a pattern stands for; else those among ``others``, but for what lies below another one."""
+    __tracebackhide__ = True
+    if pattern in names or pattern in others:
         return [pattern]
     matching = [name for name in names if fnmatchcase(name, pattern)]
+    if not matching:
+        matching = [name for name in others if fnmatchcase(name, pattern)]
+        matching = [name for name in matching if not any(name.startswith(f"{above}.") for above in matching)]
     if not matching and not optional:
         raise ValueError(
             f"the contract names {kind} {pattern!r}; there is {', '.join(names) or 'none'}{nearest(pattern, names)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,7 +29,18 @@ def matrix_text(matrix: FlowMatrix, broken: Collection[Key] = ()) -> str:
         told = [(loss, part) for loss, part in broken if (loss, part) in matrix]
         table += [f"  {x} -> {y}: {matrix[x, y]} breaks the contract" for x, y in told[:LINES]]
         table += [f"  ... {len(told) - LINES:,} more break the contract"] if len(told) > LINES else []
-    return "\n".join([*table, *(f"  {line}" for line in reasons(matrix))])
+    above = common(matrix.parts)
+    lines = [f"the parts are those of {above[:-1]}"] if above else []
+    return "\n".join([*table, *(f"  {line}" for line in [*lines, *reasons(matrix)])])
+
+
+def common(parts: Sequence[str]) -> str:
+    """The dotted beginning that all parts but boundaries share, with its last dot; "" if there is none, or one part."""
+    paths = [part.split(".")[:-1] for part in parts if not part.startswith("stop.")]
+    if len(paths) < 2:
+        return ""
+    shared = takewhile(lambda steps: len({*steps}) == 1, zip(*paths))  # noqa: B905
+    return "".join(f"{steps[0]}." for steps in shared)
 
 
 def span(names: Sequence[str]) -> str:
@@ -46,7 +57,8 @@ def _table(losses: Sequence[Sequence[str]], parts: Sequence[Sequence[str]], matr
     """One line for each group of losses, one column for each group of parts; None if a screen cannot hold it."""
     if len(losses) > LINES or len(parts) > WIDTH // 3:
         return None
-    rows = [["", *map(span, parts)]]
+    above = common(matrix.parts)
+    rows = [["", *(span([name.removeprefix(above) for name in part]) for part in parts)]]
     for loss in losses:
         rows.append([span(loss), *(_states([matrix[x, y] for x in loss for y in part]) for part in parts)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -114,10 +126,11 @@ def _moved(before: dict[str, list[int]], row: dict[str, list[int]]) -> dict[str,
 
 def _row(matrix: FlowMatrix, loss: str, row: dict[str, list[int]]) -> str:
     """``loss3  open trunk 1.2e-01, head3 4.0e-02; independent 255 more``."""
-    words = []
+    words, above = [], common(matrix.parts)
     for state, places in row.items():
         names = [matrix.parts[place] for place in places[:_NAMES]]
-        told = [f"{name} {matrix[loss, name].norm:.1e}" if state == "open" else name for name in names]
+        norms = [f" {matrix[loss, name].norm:.1e}" if state == "open" else "" for name in names]
+        told = [name.removeprefix(above) + norm for name, norm in zip(names, norms, strict=True)]
         more = f" and {len(places) - _NAMES:,} more" if len(places) > _NAMES else ""
         words.append(f"{state} {', '.join(told)}{more}")
     rest = len(matrix.parts) - sum(map(len, row.values()))

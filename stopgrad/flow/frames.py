@@ -5,16 +5,20 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+from collections.abc import Iterator
 from functools import cache
 from types import CodeType
 
 import torch
+from torch import nn
 
 _STDLIB = os.path.dirname(os.__file__) + os.sep
 _LIBRARIES = tuple(os.path.dirname(str(path)) + os.sep for path in (torch.__file__, os.path.dirname(__file__)))
 _OPTIMIZERS = os.path.join(_LIBRARIES[0], "optim") + os.sep
 _CHECKPOINT = os.path.join(_LIBRARIES[0], "utils", "checkpoint.py")
+_TRAINERS = {"lightning", "pytorch_lightning"}
 _KNOWN_FILES: dict[str, bool] = {}
+_LOOPS: set[str] = set()  # files of a trainer that runs the user's step: what it computes itself is nobody's line
 
 
 def is_library(file: str) -> bool:
@@ -24,7 +28,9 @@ def is_library(file: str) -> bool:
     installed = "site-packages" in parts or "dist-packages" in parts
     known = path.startswith(_LIBRARIES) or file.startswith("<frozen")
     known |= path.startswith(_STDLIB) and not installed
-    known |= installed and bool({"lightning", "pytorch_lightning", "lightning_fabric"} & set(parts))
+    known |= installed and bool({*_TRAINERS, "lightning_fabric"} & set(parts))
+    if installed and _TRAINERS & set(parts) and "loops" in parts:
+        _LOOPS.add(file)
     _KNOWN_FILES[file] = known
     return known
 
@@ -57,7 +63,8 @@ def _user_line(function_calls: bool) -> tuple[tuple[str, int], bool]:
     while frame is not None:
         file = frame.f_code.co_filename
         known = _KNOWN_FILES.get(file)  # this loop runs for every operation
-        if found is None and not (is_library(file) if known is None else known):
+        known = is_library(file) if known is None else known
+        if found is None and (not known or file in _LOOPS):
             found = file, frame.f_lineno
             if not function_calls:
                 return found, False
@@ -72,3 +79,13 @@ def in_optimizer() -> bool:
     """True if one of torch's optimisers calls the caller: to follow its many operations would only cost time."""
     file = sys._getframe(2).f_code.co_filename
     return file.startswith(_OPTIMIZERS) and not file.endswith("swa_utils.py")  # an average does carry values
+
+
+def modules_in_sight() -> Iterator[nn.Module]:
+    """The modules that variables of the user's frames hold, and attributes of their ``self``; innermost frame first."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if not is_library(frame.f_code.co_filename):
+            held = [*frame.f_locals.values(), *getattr(frame.f_locals.get("self"), "__dict__", {}).values()]
+            yield from (value for value in held if isinstance(value, nn.Module))
+        frame = frame.f_back

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 from stopgrad.cuts.strategies import nearest
-from stopgrad.flow.advice import Facts
+from stopgrad.flow.advice import Facts, zeros
 from stopgrad.flow.fold import matrix_text
 from stopgrad.flow.values import CutSite
 
@@ -33,6 +34,8 @@ class Cell:
         died: for ``zero``, the operations with their lines that got a gradient and passed none on to the part, nearest
             to the loss first; () where that was not measured (a training audited by its own backward), or where the
             gradient of several ways cancels.
+        zeros: for ``zero``, parameters that are all zeros, if every way from the loss to the part is multiplied by one:
+            LoRA's B, of its A.
     """
 
     state: str
@@ -41,13 +44,14 @@ class Cell:
     path: tuple[str, ...] = ()
     note: str = ""
     died: tuple[str, ...] = ()
+    zeros: tuple[str, ...] = ()
 
     def merge(self, other: Cell) -> Cell:
         """One cell for two reports of the same loss."""
         first, second = sorted((self, other), key=lambda cell: STATES.index(cell.state))
         cuts = tuple(dict.fromkeys(first.cuts + second.cuts))
         norm = self.norm if math.isnan(self.norm) else max(self.norm, other.norm)
-        return Cell(first.state, norm, cuts, first.path, first.note, first.died)
+        return Cell(first.state, norm, cuts, first.path, first.note, first.died, first.zeros)
 
     def __str__(self) -> str:
         return f"{self.state} {self.norm:.1e}" if self.state == "open" and self.norm else self.state
@@ -58,6 +62,8 @@ INDEPENDENT = Cell("independent")
 
 class FlowMatrix(Mapping[tuple[str, str], Cell]):
     """``matrix["d_loss", "generator"]`` is a :class:`Cell`. ``print(matrix)`` shows the table and every cut.
+
+    A module that is told in several parts is a part too: ``matrix["loss", "net"]`` if the parts lie in ``net``.
 
     Raises:
         KeyError: a loss that was not reported or a part that does not exist; with the choices.
@@ -82,6 +88,9 @@ class FlowMatrix(Mapping[tuple[str, str], Cell]):
         loss, part = key
         if loss in self._known[0] and part in self._known[1]:
             return self._cells.get(key, INDEPENDENT)
+        if loss in self._known[0] and part in self.facts.unions:
+            cells = [self[loss, each] for each in self.facts.unions[part]]
+            return replace(reduce(Cell.merge, cells), norm=math.hypot(*(cell.norm for cell in cells)))
         known, name, kind = (self.parts, part, "part") if loss in self.losses else (self.losses, loss, "loss")
         raise KeyError(f"no {kind} {name!r}; there is {', '.join(known) or 'none'}{nearest(name, known)}")
 
@@ -145,6 +154,8 @@ class FlowMatrix(Mapping[tuple[str, str], Cell]):
                 found += [(key, reason) for reason in words[cell.state, cell.cuts]]
             elif cell.state == "opaque":
                 found.append((key, cell.note))
+            elif cell.zeros:
+                found.append((key, f"zero: multiplied by {zeros(cell.zeros)}"))
             elif cell.died:
                 found.append((key, f"became zero at {', '.join(cell.died)}"))
             elif cell.note:
@@ -152,8 +163,17 @@ class FlowMatrix(Mapping[tuple[str, str], Cell]):
         return found
 
     def reasons(self) -> list[str]:
-        """One line for each cut, or escape, that keeps a loss from a part."""
-        return [f"{loss} -> {part}: {reason}" for (loss, part), reason in self.reasons_of()]
+        """One line for each cut, or escape, that keeps a loss from a part; what hides many parts is told once."""
+        found, hidden, lines = self.reasons_of(), {}, []
+        for key, reason in found:
+            if self[key].state == "opaque":
+                hidden.setdefault(reason, []).append(key)
+        for (loss, part), reason in found:
+            keys = hidden.get(reason, [(loss, part)])
+            more = f" (and {len(keys) - 1:,} more)" if len(keys) > 1 else ""
+            if (loss, part) == keys[0]:
+                lines.append(f"{loss} -> {part}{more}: {reason}")
+        return lines
 
     def text(self, broken: Collection[tuple[str, str]] = ()) -> str:
         """The matrix as a table, followed by the reasons. Where a screen cannot hold it, what is alike is told once.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stopgrad.cuts.torch_internals import foreach_norm, post_accumulate_hooks, run_backward, without_overrides
 from stopgrad.flow.graph import Reach, Walk
-from stopgrad.flow.parts import named_modules
+from stopgrad.flow.lookup import named_modules
 
 _PIECE = 1 << 20  # elements
 
@@ -53,13 +53,21 @@ def norms_of(grads: Sequence[Tensor | None]) -> list[float | None]:
     with without_overrides():  # what the audit does itself is nobody's operation
         for i, grad in enumerate(grads):
             if grad is not None:
-                plain = _plain(grad)
+                is_plain = grad.layout is torch.strided and not grad.requires_grad
+                plain = grad if is_plain else _plain(grad)
                 alike.setdefault((plain.dtype, plain.device), []).append((i, plain))
         for group in alike.values():
             numbers = torch.stack(list(_norms([grad for _, grad in group]))).tolist()
             for (i, _), number in zip(group, numbers, strict=True):
                 found[i] = number
     return found
+
+
+def zero_parameters(parameters: Iterable[Tensor]) -> set[int]:
+    """The ids of those that require grad and are all zeros, in one pass over their values."""
+    plain = [p for p in parameters if p.requires_grad and type(p) in (nn.Parameter, Tensor) and p.is_floating_point()]
+    plain = [p for p in plain if not p.is_meta and p.numel()]
+    return {id(p) for p, length in zip(plain, norms_of(plain), strict=True) if length == 0}
 
 
 def gradients(

@@ -73,6 +73,16 @@ def graphless_mode() -> str:
     return "" if torch.is_grad_enabled() else "no_grad"
 
 
+_TIMES = {_T.div, torch.div, _T.__truediv__, _T.true_divide, torch.true_divide}
+_TIMES |= {_T.mul, torch.mul, _T.__mul__, _T.__rmul__}
+
+
+def changes_nothing(func: Any, args: Any, kwargs: Any) -> bool:
+    """A product with the number 1, or a division by it: trainers divide each loss by the batches they accumulate."""
+    by_one = func in _TIMES and not kwargs and len(args) == 2 and isinstance(args[1], int | float) and args[1] == 1
+    return by_one and not args[0].is_leaf
+
+
 def loses_type(out: Tensor, inputs: Iterable[Tensor]) -> bool:
     """The result is of a type that has no gradient, and what it was computed from is not."""
     return not _differentiable(out) and any(_differentiable(t) for t in inputs)
@@ -92,7 +102,7 @@ def storage_of(tensor: Tensor) -> int:
 
 def written_by(func: Any, args: Any, kwargs: Any) -> list[Tensor] | None:
     """The tensors that an operation writes into, or None."""
-    if "out" in kwargs:
+    if kwargs.get("out") is not None:
         return leaves_of([kwargs["out"]])
     name = getattr(func, "__name__", "")
     in_place = name.endswith("_") and not name.endswith("__")

@@ -28,6 +28,8 @@ def matrix_svg(matrix: FlowMatrix) -> str:
     reasons = fold.reasons(matrix)
     matrix, left_out = fold.shown(matrix, _MOST)
     reasons += [left_out] if left_out else []
+    above = fold.common(matrix.parts)
+    reasons = [*([f"the parts are those of {above[:-1]}"] if above else []), *reasons]
     left = 24 + 8 * max([4, *map(len, matrix.losses)])
     width = left + len(matrix.parts) * (_WIDTH + _GAP) + 12
     top, line = 40, 19
@@ -36,7 +38,7 @@ def matrix_svg(matrix: FlowMatrix) -> str:
     items = []
     for column, part in enumerate(matrix.parts):
         x = left + column * (_WIDTH + _GAP) + _WIDTH / 2
-        items.append(_text(x, 26, part, anchor="middle", weight="600"))
+        items.append(_text(x, 26, part.removeprefix(above), anchor="middle", weight="600"))
     for row, loss in enumerate(matrix.losses):
         y = top + row * (_HEIGHT + _GAP)
         items.append(_text(left - 12, y + _HEIGHT / 2 + 5, loss, anchor="end", weight="600"))
@@ -90,7 +92,7 @@ def matrix_figure(matrix: FlowMatrix) -> Any:
             axes.add_patch(Rectangle((j - 0.48, i - 0.45), 0.96, 0.9, color=fill))
             axes.text(j, i, str(matrix[loss, part]), color=ink, ha="center", va="center", fontsize=9)
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
-    axes.set_xticks(range(columns), matrix.parts)
+    axes.set_xticks(range(columns), [part.removeprefix(fold.common(matrix.parts)) for part in matrix.parts])
     axes.set_yticks(range(rows), matrix.losses)
     axes.xaxis.tick_top()
     axes.set_xlabel(left_out)

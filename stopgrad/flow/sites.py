@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +16,8 @@ from torch.utils.hooks import RemovableHandle
 from stopgrad.cuts import watcher
 from stopgrad.cuts.torch_internals import functorch_level, is_view, next_number, top_mode
 from stopgrad.flow.frames import graphless_line, in_optimizer, user_line
-from stopgrad.flow.graph import MOST_NODES, Nodes, Walk, hands_on, ordered
+from stopgrad.flow.graph import Nodes, Walk
+from stopgrad.flow.known import Known, Tensors
 from stopgrad.flow.ops import (
     CUTS,
     ESCAPES,
@@ -25,31 +25,16 @@ from stopgrad.flow.ops import (
     OVERWRITES,
     PAIRWISE,
     VALUELESS,
+    changes_nothing,
     graphless_mode,
     leaves_of,
     loses_type,
     name_of,
-    node_name,
     storage_of,
     written_by,
 )
-from stopgrad.flow.values import CHECKPOINT, FOREIGN, LIVE, Values, place
-
-_Known = tuple[Tensor, int]  # a tensor, and its value
-
-
-class _Ref(weakref.ref):
-    """A weak reference to a tensor that knows its id and its value."""
-
-    __slots__ = ("index", "key")
-
-    def __new__(cls, tensor: Tensor, forget: Callable[[Any], None], index: int) -> _Ref:
-        self = super().__new__(cls, tensor, forget)
-        self.key, self.index = id(tensor), index
-        return self
-
-    def __init__(self, tensor: Tensor, forget: Callable[[Any], None], index: int) -> None:
-        super().__init__(tensor, forget)  # pyright: ignore[reportCallIssue]
+from stopgrad.flow.threads import OtherThreads
+from stopgrad.flow.values import CHECKPOINT, place
 
 
 def recorder() -> Recorder | None:
@@ -68,44 +53,35 @@ class Recorder(TorchFunctionMode):
     Attributes:
         values: the value graph; it stays when the recorder is off.
         escapes: values that left as Python numbers or arrays, in order.
-        unseen: the line where functorch ran, whose inner values cannot be followed, or "".
+        unseen: what ran that cannot be followed, and its line, or "": functorch, or another thread.
         probes: by id, the boundary and the live tensor that crossed it; kept only while ``on_probe`` is None.
         leaves: leaf tensors that were used, require grad and are no part of the model.
         on_probe: called with the name of the boundary and the live tensor that crosses it.
         on_backward: called with a tensor before its ``backward()``.
-        modules: the stack of names of the modules that run now.
+        tensors: the value of each tensor.
     """
 
     def __init__(self, roots: Mapping[Tensor, tuple[int, str]], bit_of: Callable[[str], int]) -> None:
         super().__init__()
         self.thread = threading.get_ident()
-        self.values = Values()
+        self.tensors = Tensors(roots)
+        self.values, self.leaves = self.tensors.values, self.tensors.leaves
         self.escapes: list[int] = []
         self.unseen = ""
         self.probes: dict[int, tuple[str, Tensor]] = {}
         self._fresh: list[tuple[int, Tensor]] = []
-        self.leaves: dict[int, Tensor] = {}
         self.on_probe: Callable[[str, Tensor], None] | None = None
         self.on_backward: Callable[[Tensor], None] | None = None
-        self.modules: list[str] = []
         self._paused = False
         self._at_first: Callable[[], None] | None = None
         self._bit_of = bit_of
-        self._nodes = Nodes(0)
-        self._refs: dict[int, _Ref] = {}  # id of each tensor that is alive -> its value
-        self._writes: dict[int, int] = {}  # storage -> the last in-place write into it
         self._numbers: dict[float, int] = {}  # numbers that left through item or tolist
-        self._boundaries: list[tuple[str, str, tuple[str, int]]] = []  # name, kind of cut that it makes, line
-        self._parameters = {id(tensor): tensor for tensor in roots}
-        self._roots = {
-            id(tensor): self._new(name, (), parts=bits, live=True, site=("", 0))
-            for tensor, (bits, name) in roots.items()
-        }
-        self.values.roots = len(self.values)
+        self._others = OtherThreads(self.tensors.roots, self._computed_elsewhere)
 
     def __enter__(self) -> Recorder:
         watcher.stand(self)
-        self._nodes = Nodes(next_number())
+        self.tensors.nodes = Nodes(next_number())
+        self._others.begin()
         super().__enter__()
         return self
 
@@ -119,11 +95,15 @@ class Recorder(TorchFunctionMode):
                 super().__exit__(None, None, None)
         finally:
             watcher.leave(self)
+            self._others.leave()
             self.on_probe = self.on_backward = None  # a graph holds this, and they its losses
-            stores = (self._refs, self._writes, self._numbers, self.probes, self.leaves, self._parameters, self._roots)
-            for store in stores:
+            self.tensors.clear()
+            for store in (self._numbers, self.probes, self._fresh):
                 store.clear()
-            self._fresh.clear()
+
+    def _computed_elsewhere(self, what: str) -> None:
+        self.unseen = self.unseen or what
+        self.tensors.alone = False
 
     @contextmanager
     def pause(self, at_first: Callable[[], None] | None = None) -> Iterator[None]:
@@ -143,11 +123,11 @@ class Recorder(TorchFunctionMode):
 
         def enter(module: nn.Module, args: Any) -> None:
             if module in names:
-                self.modules.append(names[module])
+                self.tensors.modules.append(names[module])
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
-            if module in names and self.modules:
-                self.modules.pop()
+            if module in names and self.tensors.modules:
+                self.tensors.modules.pop()
 
         return [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
 
@@ -163,7 +143,7 @@ class Recorder(TorchFunctionMode):
         if self._paused or func in VALUELESS or in_optimizer():
             return func(*args, **kwargs)
         inputs = [*leaves_of(args), *leaves_of(kwargs)] if kwargs else leaves_of(args)
-        known = [(t, v) for t in inputs if (v := self.value(t)) is not None]
+        known = [(t, v) for t in inputs if (v := self.tensors.value(t)) is not None]
         numbers = leaves_of((args, kwargs), float) if self._numbers else []
         numbers = [self._numbers[n] for n in numbers if n in self._numbers]
         live = any(t.requires_grad for t, _ in known)
@@ -176,11 +156,13 @@ class Recorder(TorchFunctionMode):
                 self._escape(ESCAPES[func], [v for _, v in known], result)
             elif (targets := written_by(func, args, kwargs)) is not None:
                 self._write(func, targets, args, known, numbers, begin)
+            elif live and changes_nothing(func, args, kwargs) and result.requires_grad:
+                self.tensors.attach([(result, known[0][1])], begin)
             else:
                 self._result(func, inputs, leaves_of(result), known, numbers, live, begin)
-        elif self._writes:
+        elif self.tensors.writes:
             for tensor in leaves_of(result):
-                self._writes.pop(storage_of(tensor), None)  # a new tensor in the memory of one that is gone
+                self.tensors.writes.pop(storage_of(tensor), None)  # a new tensor in the memory of one that is gone
         return result
 
     def _result(
@@ -188,7 +170,7 @@ class Recorder(TorchFunctionMode):
         func: Any,
         inputs: list[Tensor],
         outputs: list[Tensor],
-        known: list[_Known],
+        known: list[Known],
         numbers: list[int],
         live: bool,
         begin: int,
@@ -203,7 +185,7 @@ class Recorder(TorchFunctionMode):
         else:
             pairs = [(out, [value for _, value in known] + numbers) for out in outputs]
         made: dict[Any, int] = {}
-        attached: list[_Known] = []
+        attached: list[Known] = []
         for out, parents in pairs:
             if not parents or any(out is tensor for tensor, _ in known):
                 continue  # handed through as it was: contiguous(), to(the same dtype)
@@ -212,16 +194,16 @@ class Recorder(TorchFunctionMode):
                 cut = "no_derivative"
             key = (out.requires_grad, cut, *parents)
             if key not in made:
-                made[key] = self._new(name, parents, cut=cut, mode=mode, live=out.requires_grad, site=site)
+                made[key] = self.tensors.new(name, parents, cut=cut, mode=mode, live=out.requires_grad, site=site)
             attached.append((out, made[key]))
-        self._attach(attached, begin)
+        self.tensors.attach(attached, begin)
 
     def _write(
         self,
         func: Any,
         targets: Sequence[Tensor],
         args: Any,
-        known: list[_Known],
+        known: list[Known],
         numbers: list[int],
         begin: int,
     ) -> None:
@@ -229,24 +211,24 @@ class Recorder(TorchFunctionMode):
         mode, cut = graphless_mode(), CUTS.get(func, "")
         site = user_line(function_calls=bool(mode))
         lists = [a for a in args if isinstance(a, list | tuple) and len(a) == len(targets)] if len(targets) > 1 else []
-        attached: list[_Known] = []
+        attached: list[Known] = []
         for i, target in enumerate(targets):
             others = {
                 id(a[j]) for a in lists for j in range(len(a)) if j != i
             }  # torch._foreach_*: the i-th of each list
             overwritten = id(target) if func in OVERWRITES else None
             parents = numbers + [v for t, v in known if id(t) not in others and id(t) != overwritten]
-            if id(target) in self._roots and parents == [self._roots[id(target)]]:
+            if id(target) in self.tensors.roots and parents == [self.tensors.roots[id(target)]]:
                 continue  # a parameter changed by itself alone
             live = target.requires_grad
-            value = self._new(name_of(func), parents, cut=cut, mode=mode, live=live, site=site)
+            value = self.tensors.new(name_of(func), parents, cut=cut, mode=mode, live=live, site=site)
             attached.append((target, value))
             if func not in NO_WRITE:
-                self._writes[storage_of(target)] = value
-        self._attach(attached, begin)
+                self.tensors.writes[storage_of(target)] = value
+        self.tensors.attach(attached, begin)
 
     def _escape(self, kind: str, parents: list[int], result: Any) -> None:
-        value = self._new(kind, parents, cut=kind)
+        value = self.tensors.new(kind, parents, cut=kind)
         self.escapes.append(value)
         if kind != "numpy":
             numbers = leaves_of([result], float)
@@ -257,15 +239,15 @@ class Recorder(TorchFunctionMode):
     @contextmanager
     def inside(self, name: str, kind: str) -> Iterator[None]:
         """The producer of a boundary runs: cuts of this kind are the boundary's, and take its line."""
-        self._boundaries.append((name, kind, user_line()))
+        self.tensors.boundaries.append((name, kind, user_line()))
         try:
             yield
         finally:
-            self._boundaries.pop()
+            self.tensors.boundaries.pop()
 
     def gate(self, name: str, leaf: Tensor, cut: Callable[[Tensor], Tensor]) -> Tensor:
         """``leaf`` crosses a boundary that lets gradient through: it gets a node of its own, which is then gated."""
-        before, line = self.value(leaf), user_line()
+        before, line = self.tensors.value(leaf), user_line()
         begin = next_number()
         with self.pause():
             crossing = torch.ops.aten.alias(leaf)
@@ -278,18 +260,18 @@ class Recorder(TorchFunctionMode):
             else:
                 self.on_probe(name, crossing)
         else:
-            value = self._new("alias", (value,), cut="requires_grad", site=line, boundary=name)
-        self._attach([(crossing, value), (result, value)], begin)
+            value = self.tensors.new("alias", (value,), cut="requires_grad", site=line, boundary=name)
+        self.tensors.attach([(crossing, value), (result, value)], begin)
         return result
 
     def cut(self, name: str, kind: str, leaf: Tensor, cut: Callable[[Tensor], Tensor]) -> Tensor:
         """``leaf`` crosses a boundary that cuts it."""
-        before, line = self.value(leaf), user_line()
+        before, line = self.tensors.value(leaf), user_line()
         begin = next_number()
         with self.pause():
             result = cut(leaf)
         crossing = self._crossing(name, before, live=False, line=line)
-        self._attach([(result, self._new(kind, (crossing,), cut=kind, site=line, boundary=name))], begin)
+        self.tensors.attach([(result, self.tensors.new(kind, (crossing,), cut=kind, site=line, boundary=name))], begin)
         return result
 
     def freeze(self, name: str, leaf: Tensor, args: Any) -> Tensor:
@@ -300,16 +282,20 @@ class Recorder(TorchFunctionMode):
         # A view of a parameter is called live once that is unfrozen again, but nothing flows from it.
         if reached and not (leaf.grad_fn is None and is_view(leaf)):
             return self.gate(name, leaf, lambda crossing: crossing)
-        before, line = self.value(leaf), user_line()
+        before, line = self.tensors.value(leaf), user_line()
         crossing = self._crossing(name, None, live=False, line=line)
-        frozen = self._new("freeze", (crossing,), cut="requires_grad", site=line, boundary=name)
+        frozen = self.tensors.new("freeze", (crossing,), cut="requires_grad", site=line, boundary=name)
         parents = [v for v in (before, frozen) if v is not None]
-        self._attach([(leaf, self._new("freeze", parents, live=leaf.requires_grad, site=line))])
+        self.tensors.attach([(leaf, self.tensors.new("freeze", parents, live=leaf.requires_grad, site=line))])
         return leaf
+
+    def value(self, tensor: Tensor) -> int | None:
+        """What the tensor was computed from, or None if it depends on no part of the model."""
+        return self.tensors.value(tensor)
 
     def describe(self, node: Any) -> str:
         """The operation of an autograd node, and its line."""
-        value = self._nodes.value(node)
+        value = self.tensors.nodes.value(node)
         return node.name() if value is None else self.values.text(value)
 
     def fresh_probes(self) -> list[tuple[int, Tensor]]:
@@ -319,132 +305,4 @@ class Recorder(TorchFunctionMode):
 
     def _crossing(self, name: str, before: int | None, *, live: bool, line: tuple[str, int]) -> int:
         parents = () if before is None else (before,)
-        return self._new(f"stop.{name}", parents, parts=self._bit_of(f"stop.{name}"), live=live, site=line)
-
-    # ---- values
-
-    def value(self, tensor: Tensor) -> int | None:
-        """What the tensor was computed from, or None if it depends on no part of the model."""
-        key, values = id(tensor), self.values
-        ref = self._refs.get(key)
-        if ref is not None:
-            value = ref.index
-            if values.modes[value] and not values.flags[value] & LIVE and tensor.grad_fn is not None:
-                value = self._from_function(tensor, value)
-        elif key in self._roots:
-            value = self._roots[key]
-            if not tensor.requires_grad:
-                value = self._new(values.op(value), (value,), cut="requires_grad")
-        else:
-            value = self._from_graph(tensor) if tensor.grad_fn is not None else None
-            if value is None and tensor.requires_grad:
-                self.leaves[key] = tensor
-        write = self._writes.get(storage_of(tensor)) if self._writes else None
-        if write is not None and (value is None or write > value):
-            value = self._new("view", [v for v in (value, write) if v is not None], live=tensor.requires_grad)
-        return value
-
-    def _from_graph(self, tensor: Tensor) -> int:
-        """A live tensor that no operation was seen to make (a custom Function, a wrapper): ask its graph."""
-        parents: list[int] = []
-        seen: set[Any] = {tensor.grad_fn}
-        stack: list[Any] = [tensor.grad_fn]
-        while stack and len(seen) < MOST_NODES:
-            node = stack.pop()
-            variable = getattr(node, "variable", None)
-            value = self._nodes.value(node) if variable is None else self._roots.get(id(variable))
-            if value is not None:
-                parents.append(value)
-            elif variable is None:
-                fresh = {n for n, _ in node.next_functions if n is not None} - seen
-                seen |= fresh
-                stack += fresh
-        foreign = bool(stack) or any(self._nodes.is_older(node) for node in seen)
-        if foreign and not stack:
-            parents = self._from_nodes(ordered(tensor.grad_fn)) or parents
-        value = self._new(node_name(tensor), parents, live=True, foreign=foreign)
-        self._attach([(tensor, value)])
-        return value
-
-    def _from_nodes(self, order: Sequence[Any]) -> list[int]:
-        """The values of nodes that were made before the audit began, each as a value; returns those of the last."""
-        made: dict[Any, list[int]] = {}
-        for node in order:
-            variable = getattr(node, "variable", None)
-            known = self._roots.get(id(variable)) if variable is not None else self._nodes.value(node)
-            parents = [v for child, _ in node.next_functions if child is not None for v in made[child]]
-            if known is not None or variable is not None:
-                made[node] = [] if known is None else [known]
-            elif node is order[-1] or (hands_on(node) and all(v < self.values.roots for v in parents)):
-                made[node] = parents  # a parameter, transposed
-            else:
-                made[node] = [self._new(node.name(), parents, live=True, foreign=True, site=("", 0))] if parents else []
-        return made[order[-1]] if order else []
-
-    def _from_function(self, tensor: Tensor, value: int) -> int:
-        """A custom Function's output: the operations of its forward ran without a graph, and are no cuts."""
-        values = self.values
-        parents, seen, stack = [], {value}, [value]
-        while stack:
-            index = stack.pop()
-            for parent in values.parents[values.first[index] : values.first[index + 1]]:
-                if parent not in seen:
-                    seen.add(parent)
-                    inner = values.modes[parent] and not values.flags[parent] & LIVE
-                    (stack if inner else parents).append(parent)
-        made = self._new(node_name(tensor), parents, live=True, site=values.line(value))
-        self._attach([(tensor, made)])
-        return made
-
-    def _attach(self, made: Iterable[_Known], begin: int | None = None) -> None:
-        """Give tensors their values. Their nodes are those since ``begin``, or else looked at."""
-        live: list[_Known] = []
-        for tensor, value in made:
-            key = id(tensor)
-            if key in self._roots:  # a write into a parameter: it stays what it is, and depends on more
-                root = self._roots[key]
-                self._roots[key] = value = self._new(self.values.op(root), (root, value), live=True)
-            else:
-                self._refs[key] = _Ref(tensor, self._forget, value)
-            if self.values.flags[value] & LIVE:
-                live.append((tensor, value))
-        if begin is not None and len({value for _, value in live}) == 1:
-            self._nodes.add(begin, next_number(), live[0][1])
-        else:
-            for tensor, value in live:
-                self._nodes.add_node(tensor.grad_fn, value)
-
-    def _forget(self, ref: _Ref) -> None:
-        if self._refs.get(ref.key) is ref:  # the id may be another tensor's by now
-            del self._refs[ref.key]
-
-    def _new(
-        self,
-        op: str,
-        parents: Iterable[int],
-        *,
-        parts: int = 0,
-        cut: str = "",
-        mode: str = "",
-        live: bool = False,
-        site: tuple[str, int] | None = None,
-        boundary: str | None = None,
-        foreign: bool = False,
-    ) -> int:
-        mode = "" if cut or live else mode
-        if boundary is None and (cut or mode):
-            for name, kind, line in reversed(self._boundaries):
-                if kind == (cut or mode):
-                    boundary, site = name, line
-                    break
-        return self.values.new(
-            op,
-            parents,
-            site or user_line(),
-            parts=parts,
-            cut=cut,
-            mode=mode,
-            boundary=boundary,
-            module=self.modules[-1] if self.modules else "",
-            flags=(LIVE if live else 0) | (FOREIGN if foreign else 0),
-        )
+        return self.tensors.new(f"stop.{name}", parents, parts=self._bit_of(f"stop.{name}"), live=live, site=line)

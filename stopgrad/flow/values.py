@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 ESCAPES = ("item", "tolist", "numpy")  # ways out of PyTorch: a Python number or a NumPy array
-LIVE, FOREIGN, STARTS, FUNCTION = 1, 2, 4, 8  # flags of a value
+LIVE, FOREIGN, STARTS, FUNCTION, OPEN = 1, 2, 4, 8, 16  # flags of a value
 CHECKPOINT = "a checkpoint that needs use_reentrant=False"
 LONG_PATH, ENDS = 40, 4  # a path of more operations is told by its two ends
 
@@ -41,9 +42,9 @@ class CutSite:
 
     def __str__(self) -> str:
         shown = self.op and self.boundary is None and self.kind in ("no_derivative", "function", "requires_grad")
-        op = f" ({self.op})" if shown or self.is_reentrant else ""
+        what = self.op if self.is_reentrant else f"{self.kind} ({self.op})" if shown else self.kind
         at = f" at {place(self.file, self.line)}"
-        return f"{self.kind}{op}{at}{f' (stop.{self.boundary})' if self.boundary else ''}"
+        return f"{what}{at}{f' (stop.{self.boundary})' if self.boundary else ''}"
 
 
 _cell_names: list[Callable[[str], str | None]] = []
@@ -75,7 +76,8 @@ class Values:
         roots: so many values, the first ones, are the parameters of the parts.
         connected: for each value, the bits of the parts that it depends on.
         flags: for each value, LIVE (the result required grad), FOREIGN (made before the audit began), STARTS (a part or
-            a boundary starts here), FUNCTION (made by a node that no operation was seen to make).
+            a boundary starts here), FUNCTION (made by a node that no operation was seen to make), OPEN (neither it nor
+            what it was computed from has a cut, a mode, or one of the flags FOREIGN and FUNCTION).
         cuts, modes: for each value, the kind of cut made here; ``no_grad`` or ``inference_mode`` if it was computed
             there, which is a cut only where the value leaves that mode. As indices into ``kinds``; 0 is neither.
     """
@@ -128,7 +130,11 @@ class Values:
         self.parents.extend(parents)
         self.first.append(len(self.parents))
         self.connected.append(0 if cut in ESCAPES else parts | self.behind(index))
-        self.flags.append(flags | (FUNCTION if op.endswith("Backward") else 0))
+        flags |= FUNCTION if op.endswith("Backward") else 0
+        is_open = not (cut or mode or flags & (FOREIGN | FUNCTION))
+        for parent in self.parents[self.first[index] :] if is_open else ():
+            is_open = is_open and bool(self.flags[parent] & OPEN)
+        self.flags.append(flags | (OPEN if is_open else 0))
         return index
 
     def behind(self, index: int) -> int:
@@ -178,7 +184,7 @@ class Values:
 
 
 class Trace:
-    """What one value, a loss, was computed from: in time linear in its ancestors.
+    """What one value, a loss, was computed from: in time linear in those of its ancestors behind which is a cut.
 
     Attributes:
         connected: the bits of the parts that its value depends on.
@@ -191,21 +197,20 @@ class Trace:
         self.escaped = 0
         self.foreign = False
         self._values, self._loss = values, loss
-        self._order = array("i")  # the ancestors but the roots, newest first
         self._cuts: dict[tuple[Any, ...], tuple[int, int]] = {}  # bits of parts, and the value that cuts them
         self._escapes: dict[tuple[Any, ...], tuple[int, int]] = {}
         self._paths: _Paths | None = None
-        self._find()
+        if not values.flags[loss] & OPEN:
+            self._find()
 
     def _find(self) -> None:
-        values, order, cuts = self._values, self._order, self._cuts
+        values, cuts = self._values, self._cuts
         first, parents, modes, escapes = values.first, values.parents, values.modes, len(ESCAPES)
         seen, left, functions, index = bytearray(self._loss + 1), {self._loss}, {}, self._loss
         stopped = 0
         while index >= values.roots:
-            order.append(index)
             for parent in parents[first[index] : first[index + 1]]:
-                seen[parent] = 1
+                seen[parent] = not values.flags[parent] & OPEN
                 if modes[parent] and not modes[index]:
                     left.add(parent)  # something outside of no_grad or inference_mode used it
             flags, kind = values.flags[index], values.cuts[index]
@@ -241,43 +246,46 @@ class Trace:
         ends.
         """
         if self._paths is None:
-            self._paths = _Paths(self._values, self._loss, self._order)
+            self._paths = _Paths(self._values, self._loss)
         return self._paths.to(bit)
 
 
 class _Paths:
-    """The shortest live paths from a loss to all parts."""
+    """The shortest live paths from a loss to the parts, looked for as far as they are asked for."""
 
-    def __init__(self, values: Values, loss: int, order: array[int]) -> None:
+    def __init__(self, values: Values, loss: int) -> None:
         self._values, self._loss = values, loss
-        self._low = low = order[-1] if order else loss
-        size = loss - low + 1
+        self._low = min(values.roots, loss)
+        size = loss - self._low + 1
         # For each value but the roots: its distance from the loss + 1, the next one on the way there, where that way
         # enters the last few steps, and whether a foreign value lies on it.
         self._far, self._next, self._enters = (array("i", bytes(4 * size)) for _ in range(3))
         self._foreign = bytearray(size)
         self._nearest: dict[int, tuple[int, int, int]] = {}  # bit -> distance, value, the next one on the way
+        self._queue: deque[int] = deque()
         if loss < values.roots:
             self._arrive(loss, 1, loss)
             return
         self._far[-1], self._enters[-1] = 1, loss
         self._foreign[-1] = bool(values.flags[loss] & FOREIGN)
-        flags, first, parents, cuts = values.flags, values.first, values.parents, values.cuts
-        for index in order:
-            far = self._far[index - low]
-            if not far:
+        self._queue.append(loss)
+
+    def _look(self, index: int) -> None:
+        """At one value: what are the next ones?"""
+        values, low, far = self._values, self._low, self._far[index - self._low]
+        flags = values.flags
+        if flags[index] & STARTS:
+            self._arrive(index, far, self._next[index - low])
+        if not flags[index] & LIVE or values.cuts[index]:
+            return
+        for parent in values.parents[values.first[index] : values.first[index + 1]]:
+            if not flags[parent] & LIVE:
                 continue
-            if flags[index] & STARTS:
-                self._arrive(index, far, self._next[index - low])
-            if not flags[index] & LIVE or cuts[index]:
-                continue
-            for parent in parents[first[index] : first[index + 1]]:
-                if not flags[parent] & LIVE:
-                    continue
-                if parent < values.roots:
-                    self._arrive(parent, far + 1, index)
-                elif not self._far[parent - low] or far + 1 < self._far[parent - low]:
-                    self._step(parent - low, far + 1, index)
+            if parent < values.roots:
+                self._arrive(parent, far + 1, index)
+            elif not self._far[parent - low]:
+                self._step(parent - low, far + 1, index)
+                self._queue.append(parent)
 
     def _step(self, at: int, far: int, following: int) -> None:
         before = following - self._low
@@ -294,6 +302,8 @@ class _Paths:
                 self._nearest[bit] = far, index, following
 
     def to(self, bit: int) -> tuple[str, ...] | None:
+        while self._queue and bit not in self._nearest:
+            self._look(self._queue.popleft())
         if bit not in self._nearest:
             return ()
         far, index, following = self._nearest[bit]

@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningModule
 
 from stopgrad.audits.ranks import gathered
 from stopgrad.cuts.boundary import Boundary, Stops
-from stopgrad.flow.parts import Modules
+from stopgrad.flow.contract import FlowContract, named_parts
+from stopgrad.flow.lookup import Modules
+from stopgrad.flow.parts import Parts, find_parts
 
 _V = TypeVar("_V")
 
 
 def groups_of(module: LightningModule) -> Modules:
-    """What the module's ``parameter_groups()`` returns, or else the module: its named children are the groups."""
+    """What the module's ``parameter_groups()`` returns, or else the module: its children are the groups.
+
+    A group may be given by dotted names or wildcards, such as ``{"lora": "*.lora_*"}``.
+    """
     declared = getattr(module, "parameter_groups", None)
-    return declared() if callable(declared) else module  # pyright: ignore[reportReturnType]
+    groups: Any = declared() if callable(declared) else module
+    if not isinstance(groups, Mapping):
+        return groups
+    return {name: _by_name(module, name, group) for name, group in groups.items()}
+
+
+def _by_name(module: LightningModule, name: str, group: Any) -> Any:
+    names = [group] if isinstance(group, str) else group
+    by_name = isinstance(names, list | tuple) and any(isinstance(each, str) for each in names)
+    return find_parts(module, {name: names}).tensors[name] if by_name else group
+
+
+def parts_in(module: LightningModule, contract: FlowContract) -> Parts:
+    """The parts of a module, and the submodules and parameters that a contract asks for."""
+    return find_parts(*split_groups(module), asked=named_parts(contract))
+
+
+def split_groups(module: LightningModule) -> tuple[Modules, Mapping[str, Any] | None]:
+    """What has parts, and which ones, if they are declared."""
+    groups = groups_of(module)
+    return (module, groups) if isinstance(groups, Mapping) else (groups, None)
 
 
 def boundaries_of(module: LightningModule) -> list[str]:

@@ -23,10 +23,9 @@ from stopgrad.flow import measure
 from stopgrad.flow.audit import audit
 from stopgrad.flow.contract import FlowContract, Violation, raise_for
 from stopgrad.flow.matrix import FlowMatrix
-from stopgrad.flow.parts import parts_of
 from stopgrad.flow.pictures import matrix_figure
 from stopgrad.flow.steps import Finding
-from stopgrad.lightning.audit import Audit, boundaries_of, groups_of, over_ranks
+from stopgrad.lightning.audit import Audit, boundaries_of, over_ranks, parts_in, split_groups
 from stopgrad.lightning.names import is_unaudited, loss_being_named
 
 OPENING = 20  # batches in which every loss of a contract is awaited
@@ -73,7 +72,7 @@ class FlowAudit(Audit):
         contract: FlowContract | Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         super().__init__(every_n_steps, on_violation)
-        self.contract = None if contract is None else _contract(contract)
+        self.contract = None if contract is None else FlowContract.of(contract)
         self.matrix: FlowMatrix | None = None
         self.violations: list[Violation] = []
         self.findings: list[Finding] = []
@@ -91,7 +90,7 @@ class FlowAudit(Audit):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._opening or (self.every_n_steps and self.batches % self.every_n_steps == 0):
-            self._run = _FlowRun(trainer, pl_module)
+            self._run = _FlowRun(trainer, pl_module, self._contract(pl_module))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if self._run is not None and not is_unaudited():
@@ -140,7 +139,7 @@ class FlowAudit(Audit):
             print(_in_short(self.matrix))
 
     def _contract(self, module: LightningModule) -> FlowContract:
-        return _contract(getattr(module, "FLOW", {})) if self.contract is None else self.contract
+        return FlowContract.of(getattr(module, "FLOW", {})) if self.contract is None else self.contract
 
     def _awaited(self, contract: FlowContract) -> list[str]:
         """The losses that the contract names and that have not come yet."""
@@ -172,10 +171,11 @@ class FlowAudit(Audit):
         """Warn of what is found about the optimisers, each once; not of what the contract calls blocked or frozen."""
         if self._steps is None or self.matrix is None:
             return
-        wanted = contract.wanted(self.matrix.losses, self.matrix.parts, partial=True)
-        barred = {part for (_, part), state in wanted.items() if state == "blocked"}
-        parts = parts_of(groups_of(trainer.lightning_module))
-        spare = [p for name, tensors in parts.items() if name in barred for p in tensors]
+        unions = self.matrix.facts.unions
+        wanted = contract.wanted(self.matrix.losses, self.matrix.parts, partial=True, unions=unions)
+        barred = dict.fromkeys(part for (_, part), state in wanted.items() if state == "blocked")
+        parts = parts_in(trainer.lightning_module, contract)
+        spare = [p for name in barred for p in parts.of(name)]
         for finding in self._steps.findings(spare=spare, over=over):
             if (finding.name, finding.evidence) not in {(f.name, f.evidence) for f in self.findings}:
                 self.findings.append(finding)
@@ -205,15 +205,6 @@ class FlowAudit(Audit):
         if self._run is not None:
             self._run.close()
             self._run = None
-
-
-def _contract(given: Any) -> FlowContract:
-    """A contract, of itself or of its rows."""
-    if isinstance(given, FlowContract):
-        return given
-    if not isinstance(given, Mapping):
-        raise TypeError(f"contract={given!r}: pass a FlowContract, or {{loss: {{part: 'open' or 'blocked'}}}}")
-    return FlowContract(given)
 
 
 def _missing(name: str, seen: Sequence[str], batches: int) -> str:
@@ -248,12 +239,14 @@ class _Report:
 class _FlowRun:
     """One audited batch: the audit, the hooks, and the losses whose backward ran."""
 
-    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
+    def __init__(self, trainer: Trainer, module: LightningModule, contract: FlowContract) -> None:
         self.trainer = trainer
         self.automatic = module.automatic_optimization
         self.reports: list[_Report] = []
         self.current: _Report | None = None
-        self.audit = audit(groups_of(module), boundaries=boundaries_of(module))
+        modules, parts = split_groups(module)
+        self.audit = audit(modules, parts=parts, contract=contract, boundaries=boundaries_of(module))
+        self.zeros = measure.zero_parameters(t for part in self.audit.parts.values() for t in part)
         self.audit.__enter__()
         self.audit.on_crossing(self._watch_crossing)
         self.handles = [register_optimizer_step_pre_hook(self._on_step)]
@@ -318,7 +311,7 @@ class _FlowRun:
             norms = {key: _combined(got) / scale for key, got in report.norms.items()}
             crossings = {name: [float(n) / scale for n in got] for name, got in report.crossings.items()}
             name = rename.get(report.name, report.name) if report.fallback else report.name
-            self.audit.record(str(name), report.loss, norms, crossings)
+            self.audit.record(str(name), report.loss, norms, crossings, zeros=self.zeros)
         return self.audit.matrix()
 
 

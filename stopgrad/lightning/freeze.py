@@ -25,7 +25,8 @@ from stopgrad.audits.freeze import (
 from stopgrad.audits.tree import parameters_in, walk
 from stopgrad.audits.writes import remove
 from stopgrad.cuts.strategies import nearest
-from stopgrad.lightning.audit import Audit, groups_of, over_ranks
+from stopgrad.flow.parts import find_parts
+from stopgrad.lightning.audit import Audit, groups_of, over_ranks, split_groups
 
 
 class FreezeAudit(Audit):
@@ -175,9 +176,13 @@ def _outermost(names: Iterable[str]) -> list[str]:
 
 
 def _named(module: LightningModule) -> dict[str, Any]:
-    """What can be frozen: the groups, the submodules and the parameters, by name; the module itself by its type's."""
-    groups = groups_of(module)
+    """What can be frozen: the groups, the submodules and the parameters, by name; the module itself by its type's.
+
+    So can what an audit calls its parts, such as the ``base`` below PEFT's adapters.
+    """
+    groups, parts = groups_of(module), find_parts(*split_groups(module))
     return {
+        **{name: parts.of(name) for name in (*parts.tensors, *parts.unions)},
         type(module).__name__: module,
         **{name: parameter for name, _, parameter in parameters_in(module)},
         **{name: inner for name, inner in walk(module) if name},

@@ -31,6 +31,8 @@ class Exhibit:
         summary: one paragraph: what a person does and sees.
         recipe: the recipe of this project that shows the pattern, or an empty string.
         needs: a package besides torch that the script imports, or an empty string.
+        finding: what ``python -m stopgrad run`` says of a silent one's broken script: the exhibit's own name, but where
+            the page has a ``- finding: NAME``, since the fault is another's too.
         sections: text of each section of the page by its heading.
     """
 
@@ -39,6 +41,7 @@ class Exhibit:
     summary: str
     recipe: str
     needs: str
+    finding: str
     sections: dict[str, str]
 
     @property
@@ -136,7 +139,8 @@ def read(path: Path) -> Exhibit:
     facts = dict(re.findall(r"^- (\w+): (\w+)$", rest, re.M))
     recipe, needs = (facts.get(key, "none").replace("none", "") for key in ("recipe", "needs"))
     summary = re.sub(r"^- .*$", "", rest, flags=re.M).strip()
-    return Exhibit(path.stem, title.removeprefix("# ").strip(), summary, recipe, needs, sections)
+    finding = facts.get("finding", path.stem)
+    return Exhibit(path.stem, title.removeprefix("# ").strip(), summary, recipe, needs, finding, sections)
 
 
 @functools.cache

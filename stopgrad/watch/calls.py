@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase as Norm
 from torch.nn.modules.dropout import _DropoutNd as Dropout
 
-from stopgrad.flow.frames import graphless_line
+from stopgrad.flow.frames import graphless_line, user_line
+from stopgrad.watch.names import user_frames
 
 
 @dataclass(eq=False)
@@ -22,12 +24,14 @@ class Call:
         tested: the line at which it first ran without gradients in train mode, where that changes its answer: a
             dropout that drops, a norm that takes its statistics from the batch.
         evaluated: it ran in eval mode.
+        fed: the line at which it was first called with an input that carries a gradient.
     """
 
     module: weakref.ref[nn.Module]
     live: bool = False
     tested: tuple[str, int] | None = None
     evaluated: bool = False
+    fed: tuple[str, int] | None = None
 
 
 @dataclass
@@ -42,7 +46,7 @@ class Calls:
     evaluated: weakref.WeakSet[nn.Module] = field(default_factory=weakref.WeakSet)
     frozen: weakref.WeakKeyDictionary[nn.Module, set[int]] = field(default_factory=weakref.WeakKeyDictionary)
 
-    def called(self, module: nn.Module) -> None:
+    def called(self, module: nn.Module, args: Any) -> None:
         call = self.call_of(module)
         if call is None:
             call = self.of[id(module)] = Call(weakref.ref(module))
@@ -50,10 +54,12 @@ class Calls:
             call.evaluated = True
         if torch.is_grad_enabled():
             call.live = True
+            if call.fed is None and any(isinstance(a, Tensor) and a.grad_fn is not None for a in args):
+                call.fed = user_line()
         elif module.training and call.tested is None and differs(module):
             line, in_checkpoint = graphless_line()
             if not in_checkpoint:
-                call.tested = line
+                call.tested = _called_at() or line
 
     def call_of(self, module: nn.Module) -> Call | None:
         call = self.of.get(id(module))
@@ -69,6 +75,14 @@ class Calls:
                 self.frozen.pop(inner, None)
         else:
             self.frozen[module] = {id(p) for p in module.parameters()}
+
+
+def _called_at() -> tuple[str, int] | None:
+    """The line of the script that called the outermost module, or None where the script itself is in modules."""
+    for frame in user_frames():
+        if not isinstance(frame.f_locals.get("self"), nn.Module):
+            return frame.f_code.co_filename, frame.f_lineno
+    return None
 
 
 def differs(module: nn.Module) -> bool:

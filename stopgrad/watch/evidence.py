@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 
 from stopgrad.flow.values import LIVE, CutSite, Trace, Values
@@ -22,6 +22,7 @@ class Evidence:
         fed: (upstream, downstream) -> the cut by which a value of the one meets the parameters of the other.
         constants: terms of the loss that hang on a part and carry no gradient: the cut, and the parts.
         terms: of a loss that is a sum: the name of each term that has one, and its value.
+        met: values that stand still by their name, and that an operation takes together with another live one.
         stopped: parameters, by place among the roots, on which the loss hangs without a gradient: the nearest cut.
         used: parameters, by place, on which the loss hangs at all.
     """
@@ -30,6 +31,7 @@ class Evidence:
     fed: dict[tuple[str, str], CutSite] = field(default_factory=dict)
     constants: list[tuple[CutSite, tuple[str, ...]]] = field(default_factory=list)
     terms: dict[str, int] = field(default_factory=dict)
+    met: set[int] = field(default_factory=set)
     stopped: dict[int, CutSite] = field(default_factory=dict)
     used: set[int] = field(default_factory=set)
 
@@ -48,7 +50,7 @@ class Evidence:
 
 
 def evidence(
-    values: Values, loss: int, bits: Mapping[str, int], frozen: int, names: Mapping[int, str]
+    values: Values, loss: int, bits: Mapping[str, int], frozen: int, names: Mapping[int, str], still: Set[int]
 ) -> tuple[Evidence, Mapping[int, int]]:
     """Read it from the value graph, in time linear in what the loss was computed from.
 
@@ -57,19 +59,20 @@ def evidence(
         bits: the bit of each part.
         frozen: the bits of the parts none of whose parameters requires grad.
         names: of values that the script's variables hold.
+        still: values whose name says that they stand still.
 
     Returns:
         It, and of each value behind the loss the bits of the parts from which gradient would flow to it.
     """
-    reading = _Reading(values, loss, bits, frozen, names)
+    reading = _Reading(values, loss, bits, frozen, names, still)
     return reading.found, reading.live
 
 
 class _Reading:
     def __init__(
-        self, values: Values, loss: int, bits: Mapping[str, int], frozen: int, names: Mapping[int, str]
+        self, values: Values, loss: int, bits: Mapping[str, int], frozen: int, names: Mapping[int, str], still: Set[int]
     ) -> None:
-        self.values, self.frozen, self.called = values, frozen, names
+        self.values, self.frozen, self.called, self.still = values, frozen, names, still
         self.names = {bit: name for name, bit in bits.items()}
         self.found = Evidence()
         self.live: dict[int, int] = {}  # value -> the parts from which gradient would flow to it
@@ -107,6 +110,10 @@ class _Reading:
         is_live = values.flags[index] & LIVE and not values.cuts[index]
         self.live[index], self.flows[index] = (live, flows) if is_live else (0, 0)
         self.hangs[index] = hangs
+        if is_live:
+            for parent in self.still & set(parents):
+                if any(self.live[other] for other in parents if other != parent):
+                    self.found.met.add(parent)
         own = 0
         for parent in parents:
             if parent < values.roots:

@@ -112,7 +112,9 @@ class Saved(TorchFunctionMode):
         if self.paused:
             return result
         if func in _ALIASES and args and isinstance(args[0], Tensor):
-            self._aliases.setdefault(_address(args[0]), (_ALIASES[func], user_line()))
+            how = _ALIASES[func]
+            if how != "detach" or _address(args[0]) not in self._aliases:  # a write through detach() alone is seen
+                self._aliases[_address(args[0])] = how, user_line()
         for tensor in leaves_of(result):
             if tensor.grad_fn is not None:
                 self._note(tensor)

@@ -29,10 +29,35 @@ class Listener(Protocol):
     def after_grad(self, outputs: Any, finished: bool) -> None: ...
     def before_step(self, optimizer: Optimizer, closure: bool) -> None: ...
     def after_step(self, optimizer: Optimizer, closure: bool) -> None: ...
-    def called(self, module: nn.Module) -> None: ...
+    def called(self, module: nn.Module, args: Any) -> None: ...
     def set_mode(self, module: nn.Module, training: bool) -> None: ...
     def froze(self, module: nn.Module, requires_grad: bool) -> None: ...
-    def clipped(self, parameters: Any) -> Any: ...
+    def clipped(self, parameters: list[Any]) -> None: ...
+    def failed(self, error: Exception) -> None: ...
+
+
+class _Guarded:
+    """A listener whose own failures never reach the script: at the first one it is told, and hears nothing any more."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._failed = False
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        tell = getattr(self._listener, name)
+
+        def guarded(*args: Any) -> Any:
+            if self._failed:
+                return None
+            try:
+                return tell(*args)
+            except Exception as error:  # of whatever kind: the script must run as it does without us
+                self._failed = True
+                self._listener.failed(error)
+                return None
+
+        self.__dict__[name] = guarded  # asked for once
+        return guarded
 
 
 Wrapping = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -41,13 +66,14 @@ Wrapping = Callable[[Callable[..., Any]], Callable[..., Any]]
 @contextmanager
 def overhear(listener: Listener) -> Iterator[None]:
     """Tell ``listener`` what happens in this thread, until the block ends."""
+    hears: Any = _Guarded(listener)
     thread, process = threading.get_ident(), os.getpid()
     inside = [0]  # backwards that run now: a reentrant checkpoint starts one within another
 
     def mine() -> bool:
         return threading.get_ident() == thread and os.getpid() == process
 
-    def told(before: Callable[..., Any] | None, after: Callable[..., Any] | None = None) -> Wrapping:
+    def telling(before: Callable[..., Any] | None, after: Callable[..., Any] | None = None) -> Wrapping:
         """A wrapping that tells of a call's first arguments before or after it."""
 
         def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -71,7 +97,7 @@ def overhear(listener: Listener) -> Iterator[None]:
                 return original(tensors, *args, **kwargs)
             retain = kwargs.get("retain_graph", args[1] if len(args) > 1 else None)
             create = kwargs.get("create_graph", args[2] if len(args) > 2 else False)
-            listener.before_backward(tensors, bool(create if retain is None else retain))
+            hears.before_backward(tensors, bool(create if retain is None else retain))
             inside[0] += 1
             finished = False
             try:
@@ -79,7 +105,7 @@ def overhear(listener: Listener) -> Iterator[None]:
                 finished = True
             finally:
                 inside[0] -= 1
-                listener.after_backward(tensors, finished)
+                hears.after_backward(tensors, finished)
             return result
 
         return wrapper
@@ -89,13 +115,13 @@ def overhear(listener: Listener) -> Iterator[None]:
         def wrapper(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             if not mine() or inside[0]:
                 return original(outputs, inputs, *args, **kwargs)
-            listener.before_grad(outputs, inputs)
+            hears.before_grad(outputs, inputs)
             finished = False
             try:
                 result = original(outputs, inputs, *args, **kwargs)
                 finished = True
             finally:
-                listener.after_grad(outputs, finished)
+                hears.after_grad(outputs, finished)
             return result
 
         return wrapper
@@ -103,31 +129,34 @@ def overhear(listener: Listener) -> Iterator[None]:
     def clip(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def wrapper(parameters: Any, *args: Any, **kwargs: Any) -> Any:
-            return original(listener.clipped(parameters) if mine() else parameters, *args, **kwargs)
+            if mine() and not isinstance(parameters, torch.Tensor):
+                parameters = list(parameters)  # an iterator is used up by the first who looks
+                hears.clipped(parameters)
+            return original(parameters, *args, **kwargs)
 
         return wrapper
 
     def before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if mine():
-            listener.before_step(optimizer, _has_closure(args, kwargs))
+            hears.before_step(optimizer, _has_closure(args, kwargs))
 
     def after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if mine():
-            listener.after_step(optimizer, _has_closure(args, kwargs))
+            hears.after_step(optimizer, _has_closure(args, kwargs))
 
     def called(module: nn.Module, args: Any) -> None:
         if not torch.compiler.is_compiling() and mine():
-            listener.called(module)
+            hears.called(module, args)
 
     wrapped: list[tuple[Any, str, Wrapping]] = [
-        (Optimizer, "__init__", told(None, _first(listener.made))),
-        (Optimizer, "zero_grad", told(_first(listener.before_clear), _first(listener.after_clear))),
-        (nn.Module, "zero_grad", told(_first(listener.before_clear), _first(listener.after_clear))),
-        (nn.Module, "train", told(lambda module, mode=True: listener.set_mode(module, mode))),
+        (Optimizer, "__init__", telling(None, _first(hears.made))),
+        (Optimizer, "zero_grad", telling(_first(hears.before_clear), _first(hears.after_clear))),
+        (nn.Module, "zero_grad", telling(_first(hears.before_clear), _first(hears.after_clear))),
+        (nn.Module, "train", telling(lambda module, mode=True: hears.set_mode(module, mode))),
         (
             nn.Module,
             "requires_grad_",
-            told(None, lambda module, requires_grad=True: listener.froze(module, requires_grad)),
+            telling(None, lambda module, requires_grad=True: hears.froze(module, requires_grad)),
         ),
         (torch.autograd, "backward", backward),
         (torch.autograd, "grad", grad),

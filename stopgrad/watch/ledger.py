@@ -60,9 +60,11 @@ class Known:
     optimizer: weakref.ref[Optimizer]
     name: str
     kind: str
+    home: str  # the module of its class
     file: str
     line: int
     holds: list[int] = field(default_factory=list)  # its parameters, each as often as it is held
+    total: int = 0  # steps, also those that are not in the books
     steps: int = 0
     empty_steps: int = 0  # that found no gradient at all
     stepped_at: tuple[str, int] = ("", 0)
@@ -130,7 +132,8 @@ class Ledger:
             if known.optimizer() is optimizer:
                 return key
         key = len(self.optimizers)
-        self.optimizers[key] = Known(weakref.ref(optimizer), name, type(optimizer).__name__, *line)
+        kind = type(optimizer)
+        self.optimizers[key] = Known(weakref.ref(optimizer), name, kind.__name__, kind.__module__, *line)
         self._take_stock(key, optimizer)
         return key
 
@@ -148,6 +151,11 @@ class Ledger:
             for parameter in dict.fromkeys(known.holds):
                 found.setdefault(parameter, []).append(key)
         return found
+
+    def groups(self) -> list[set[int]]:
+        """The ids of the parameters of each optimiser, of those that are alive."""
+        alive = self.parameters()
+        return [{id(alive[key]) for key in known.holds if key in alive} for known in self.optimizers.values()]
 
     @property
     def steps(self) -> int:

@@ -25,7 +25,7 @@ _HANDS_ON = {"scale", "backward", "manual_backward", "mean", "sum", "float", "to
 _TORCH_AND_US = tuple(os.path.dirname(os.path.abspath(f)) + os.sep for f in (torch.__file__, os.path.dirname(__file__)))
 _LIBRARIES = {"transformers", "accelerate", "peft", "trl", "apex", "deepspeed", "ignite", "fastai"}
 
-
+_RUN = os.path.join("stopgrad", "watch", "run.py")
 _IPYTHON = os.path.join("", "IPython", "core", "")
 _CACHES = re.compile(r"In|Out|_+|_\d+|_i+|_i\d+|_[ido]h")  # where IPython keeps inputs and results
 
@@ -35,7 +35,7 @@ def user_frames() -> Iterator[FrameType]:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if _IPYTHON in file:  # it runs a notebook's cell; nothing that is further out is the script's
+        if file.endswith(_RUN) or _IPYTHON in file:  # what called us, or a notebook's cell, is not the script
             return
         if not is_library(file) and not _LIBRARIES & set(file.replace("\\", "/").split("/")):
             yield frame
@@ -176,6 +176,17 @@ def assigned_name() -> str:
 
 
 @lru_cache(maxsize=256)
+def loop_variables(file: str) -> frozenset[str]:
+    """The names that a ``for`` of a file gives to one thing after the other."""
+    try:
+        tree = ast.parse("".join(linecache.getlines(file)))
+    except (SyntaxError, ValueError):
+        return frozenset()
+    targets = [node.target for node in ast.walk(tree) if isinstance(node, ast.For | ast.comprehension)]
+    return frozenset(n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name))
+
+
+@lru_cache(maxsize=256)
 def _assignments(file: str, line: int) -> list[ast.Assign | ast.AnnAssign]:
     """The assignments whose value covers a line, the innermost first."""
     try:
@@ -191,10 +202,13 @@ def _assignments(file: str, line: int) -> list[ast.Assign | ast.AnnAssign]:
     return sorted(found, key=lambda node: -node.lineno)
 
 
+_OF_MODULES = {"_modules", "_parameters", "_buffers"}
+
+
 def modules_of(namespace: Mapping[str, Any]) -> Iterator[tuple[str, nn.Module]]:
     """(name, module) of every module that a namespace holds, also in its lists, tuples and dicts."""
     for name, value in list(namespace.items()):
-        if name.startswith("__"):
+        if name.startswith("__") or name in _OF_MODULES:
             continue
         if isinstance(value, nn.Module):
             yield name, value

@@ -42,7 +42,7 @@ class Flow:
         self.watches = False
 
     def __call__(self, line: str, cell: str | None = None) -> None:
-        from IPython.core.error import UsageError
+        from IPython.core.error import UsageError  # pyright: ignore[reportMissingImports]
 
         try:
             options, silent = _options(line)
@@ -66,7 +66,7 @@ class Flow:
             watch.close(ended=error is None or isinstance(error, AssertionError))
             number = result.execution_count
             report = Report.of(watch, "the cell" if number is None else f"In[{number}]", silent, error)
-            _display(report)
+            self.shell.display_pub.publish(*self.shell.display_formatter.format(report))
             if options.json:
                 save(report, Path(options.json), force=True)
             if options.html:
@@ -108,12 +108,6 @@ def _own_tracebacks(shell: Any) -> Iterator[None]:
         yield
     finally:
         shell.custom_exceptions, shell.CustomTB = (), before
-
-
-def _display(report: Report) -> None:
-    from IPython.display import display
-
-    display(report)
 
 
 def _first_line(lines: list[str]) -> list[str]:

@@ -2,52 +2,41 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 from torch import Tensor, nn
 
-from stopgrad.watch.names import modules_of, spaces
-
-# What wraps a module and is looked through: the attribute that holds the module itself.
-WRAPPERS = ("module", "_orig_mod", "base_model", "model")
-_WRAPPER_TYPES = {"DistributedDataParallel", "DataParallel", "OptimizedModule", "FullyShardedDataParallel"}
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside DistributedDataParallel, torch.compile and PEFT's wrappers."""
-    while True:
-        kind = type(module)
-        children = dict(module.named_children())
-        if kind.__name__ in _WRAPPER_TYPES or kind.__module__.startswith("peft."):
-            inner = next((children[name] for name in WRAPPERS if name in children), None)
-            if inner is not None:
-                module = inner
-                continue
-        return module
+from stopgrad.flow.parts import below, unwrapped
+from stopgrad.watch.names import loop_variables, modules_of, spaces
 
 
 class Parts:
-    """Names for modules and parameters, found in the script's frames while it runs. It keeps none of them alive."""
+    """Names for modules and parameters, found in the script's frames while it runs.
+
+    It keeps the networks alive that were there when it looked last, since the rules ask at the end, when ``main()`` may
+    have returned; those that nobody else holds by then are let go when it looks again.
+    """
 
     def __init__(self) -> None:
-        self._named: dict[str, weakref.ref[nn.Module]] = {}
-        self._weak: set[str] = set()  # names after a class, which give way to a variable's
+        self._named: dict[str, nn.Module] = {}
+        self._weak: set[str] = set()  # names of a class or a loop's variable, which give way to others
         self._tensors: dict[int, tuple[str, Any]] = {}
         self.loose: set[str] = set()  # names of what no module holds, or none that is alive
+        self.listed: set[str] = set()  # names of modules in a plain list, or dict, of a module
         self.aliases: dict[tuple[str, str], weakref.ref[nn.Module]] = {}  # two names of one module in one namespace
 
     def look(self) -> None:
         """Note the modules, and the tensors that require grad, of the frames that run now."""
-        found = [(frame, space, list(modules_of(space))) for frame, space in spaces()]
-        passing = _passing([pair for _, _, modules in found for pair in modules])
-        for frame, space, modules in found:
+        self._let_go()
+        for frame, space in spaces():
             first: dict[int, str] = {}
-            for name, module in modules:
-                if name == "self" or (id(module) in passing and "[" not in name):
+            for name, module in modules_of(space):
+                if name == "self":
                     continue
-                self.add(name, module)
+                self.add(name, module, weak=name in loop_variables(frame.f_code.co_filename))
                 if first.setdefault(id(module), name) != name:
                     self.aliases[first[id(module)], name] = weakref.ref(module)
             for name, value in list(space.items()):
@@ -56,23 +45,40 @@ class Parts:
             owner = frame.f_locals.get("self")
             if isinstance(owner, nn.Module):
                 self.add(type(owner).__name__, owner, weak=True)
+        self._look_into_lists()
+
+    def _let_go(self) -> None:
+        for name in [name for name, module in self._named.items() if _is_only_ours(module)]:
+            del self._named[name]
+            self._weak.discard(name)
+
+    def _look_into_lists(self) -> None:
+        """Modules in a plain list of a module are in nobody's parameters."""
+        for name, root in list(self.roots().items()):
+            for path, module in root.named_modules():
+                held = {k: v for k, v in vars(module).items() if isinstance(v, list | tuple | dict) and k[:1] != "_"}
+                for inner, loose in modules_of(held):
+                    full = ".".join(filter(None, (name, path, inner)))
+                    if not any(loose is m for m in root.modules()):
+                        self.add(full, loose)
+                        self.listed.add(full)
 
     def add(self, name: str, module: nn.Module, weak: bool = False) -> None:
         """Name a module, unless it has a name; two modules are never called the same."""
         module = unwrapped(module)
-        known = next((name for name, ref in self._named.items() if ref() is module), None)
+        known = next((name for name, named in self._named.items() if named is module), None)
         if next(module.parameters(), None) is None or (known is not None and (weak or known not in self._weak)):
             return
         if known is not None:
             del self._named[known]
             self._weak.discard(known)
-        if weak and any(module in set(known.modules()) for ref in self._named.values() if (known := ref())):
+        if weak and any(module in set(named.modules()) for named in self._named.values()):
             return
         unique, count = name, 1
-        while unique in self._named and self._named[unique]() is not None:
+        while unique in self._named:
             count += 1
             unique = f"{name}#{count}"
-        self._named[unique] = weakref.ref(module)
+        self._named[unique] = module
         if weak:
             self._weak.add(unique)
 
@@ -95,22 +101,30 @@ class Parts:
 
     def names(self) -> dict[str, nn.Module]:
         """All named modules that are alive, also those that lie in others."""
-        return {name: module for name, ref in self._named.items() if (module := ref()) is not None}
+        return dict(self._named)
 
-    def of(self, parameters: Iterable[Tensor]) -> dict[str, list[Tensor]]:
-        """The given parameters by part: a root module, or its children where there is one root alone.
+    def of(self, parameters: Iterable[Tensor], groups: Sequence[Set[int]] = ()) -> dict[str, list[Tensor]]:
+        """The given parameters by part: a root module; its children where it is alone, or divided among optimisers.
 
         What no module holds is named by its variable.
+
+        Args:
+            groups: ids of the parameters of each optimiser.
         """
         wanted = {id(p): p for p in parameters}
-        homes = self.roots()
-        held = {name: m for name, m in homes.items() if any(id(p) in wanted for p in m.parameters())}
-        if len(held) == 1:
-            ((name, module),) = held.items()
-            held = _descended(name, module)
+        parts: dict[str, list[Tensor]] = {}
+        roots = {n: m for n, m in self.roots().items() if any(id(p) in wanted for p in m.parameters())}
+        for name, root in roots.items():
+            shared = [keys & {id(p) for p in root.parameters()} for keys in groups]
+            several = len({frozenset(keys) for keys in shared if keys}) > 1
+            if not several and len(roots) > 1:
+                parts[name] = list(root.parameters())
+                continue
+            for inner, each in below(name, root).items():
+                parts[inner if inner == name or inner not in {*parts, *roots} else f"{name}.{inner}"] = [*each.values()]
         found: dict[str, list[Tensor]] = {}
-        for name, holder in held.items():
-            for p in holder.parameters() if isinstance(holder, nn.Module) else [holder]:
+        for name, each in parts.items():
+            for p in each:
                 if id(p) in wanted:
                     found.setdefault(name, []).append(wanted.pop(id(p)))
         for key, p in wanted.items():
@@ -121,23 +135,6 @@ class Parts:
         return found
 
 
-def _passing(found: list[tuple[str, nn.Module]]) -> set[int]:
-    """The modules that a loop's variable names just now: of a list of several, the only one with a name of its own."""
-    plain = {id(module) for name, module in found if "[" not in name}
-    lists: dict[str, set[int]] = {}
-    for name, module in found:
-        if "[" in name:
-            lists.setdefault(name.partition("[")[0], set()).add(id(module))
-    return {key for keys in lists.values() if len(keys) > 1 and len(keys & plain) == 1 for key in keys & plain}
-
-
-def _descended(name: str, module: nn.Module) -> dict[str, nn.Module | Tensor]:
-    """The children of a module by their names, and its own parameters; through children that are alone."""
-    while True:
-        own = dict(module.named_parameters(recurse=False))
-        children = {k: m for k, m in module.named_children() if next(m.parameters(), None) is not None}
-        if not children or any(key.isdigit() for key in children):  # of a Sequential: "0" says nothing
-            return {name: module}
-        if own or len(children) > 1:
-            return {**own, **children}
-        ((name, module),) = children.items()
+def _is_only_ours(module: nn.Module) -> bool:
+    """Whether nobody but the dict of names, the caller's two variables and this call hold a module."""
+    return sys.getrefcount(module) <= 5

@@ -15,7 +15,7 @@ from stopgrad.flow.matrix import Cell, FlowMatrix
 from stopgrad.flow.values import Trace
 from stopgrad.watch.evidence import Evidence, evidence
 from stopgrad.watch.graphs import Line, Saved, nodes_of
-from stopgrad.watch.names import scalars
+from stopgrad.watch.names import scalars, standing_values
 
 MOST_LOSSES, MOST_VALUES = 128, 200_000  # of a span: a script that never clears a gradient has one endless cycle
 
@@ -28,6 +28,7 @@ class Span:
 
     Attributes:
         evidence: by loss, its parameters by ``id``.
+        met: of the newest loss, the names of those that an operation took together with another live value.
         changed: how and where a value that a backward needed was written to behind autograd's back.
         terms: once it is closed, the loss of each term that has a row of its own in the matrix.
     """
@@ -37,9 +38,11 @@ class Span:
         self.evidence: dict[str, Evidence] = {}
         self.changed: list[tuple[str, Line]] = []
         self.terms: dict[str, str] = {}
+        self.met: set[str] = set()
         self._losses = 0
         self._norms: dict[int, list[Tensor]] | None = None
         self._name = ""
+        self.still: dict[int, str] = {}  # of the newest loss: values that stand still by the name of their variable
         self._called: dict[int, str] = {}  # the values of the script's scalars, by the names of their variables
         self._terms: dict[str, dict[str, dict[str, Cell]]] = {}  # loss -> term -> part
         self._saved = Saved()
@@ -77,6 +80,7 @@ class Span:
         except ValueError:  # no scalar, no graph, or the same graph once more: the script's own backward will tell
             return nodes
         self._name, self._norms = name, {}
+        self.still = {value: called for called, t, _ in standing_values() if (value := self.audit.value(t)) is not None}
         self._called = {value: called for called, t in scalars() if (value := self.audit.value(t)) is not None}
         return nodes
 
@@ -100,7 +104,7 @@ class Span:
         places = list(dict.fromkeys(id(t) for part in self.parts.values() for t in part))
         bits = {part: 1 << i for i, part in enumerate(self.audit.parts)}
         frozen = sum(bit for part, bit in bits.items() if not any(t.requires_grad for t in self.parts[part]))
-        found, live = evidence(value.of, value.index, bits, frozen, self._called)
+        found, live = evidence(value.of, value.index, bits, frozen, self._called, self.still.keys())
         for term, index in found.terms.items() if len(found.terms) > 1 else ():
             cells = self._terms.setdefault(name, {}).setdefault(term, {})
             hangs, trace = value.of.connected[index], Trace(value.of, index)
@@ -110,6 +114,7 @@ class Span:
                     cells[part] = cells[part].merge(cell) if part in cells else cell
         found.stopped = {places[place]: cut for place, cut in found.stopped.items()}
         found.used = {places[place] for place in found.used}
+        self.met = {self.still[index] for index in found.met}
         self.evidence.setdefault(name, Evidence()).merge(found)
 
     def close(self) -> FlowMatrix | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -79,6 +81,9 @@ class Watch:
         self._looked: set[Line] = set()
         self._before: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._used: set[int] = set()
+        self._numbers: frozenset[int] = frozenset()  # of the nodes of the newest loss
+        self._at: tuple[str, Line] = "", ("", 0)  # its name and line
+        self._still: dict[str, tuple[bool, set[int]]] = {}
         self._last_node = -1  # autograd's number of the last loss before the last step
 
     # ---- what is overheard
@@ -113,8 +118,9 @@ class Watch:
                 self._looked.add((file, line))
                 self._look()
             nodes = self._span.begin(name, loss)
-            numbers = self.graphs.backward(name, (file, line), nodes, retains)
-            self._look_for_standing(name, (file, line), numbers)
+            self._numbers = self.graphs.backward(name, (file, line), nodes, retains)
+            self._at = name, (file, line)
+            self._still = self._standing_parameters()
 
     def after_backward(self, tensors: Any, finished: bool = True) -> None:
         loss = _scalar(tensors)
@@ -131,6 +137,7 @@ class Watch:
     def _end_backward(self, loss: Tensor | None, finished: bool) -> None:
         if self._span is not None and loss is not None:
             self._span.end(loss, finished)
+            self._note_standing(self._span.met)
             if self._span.is_full:
                 self._end()
 
@@ -153,8 +160,9 @@ class Watch:
     def before_step(self, optimizer: Optimizer, closure: bool) -> None:
         key = self.ledger.meet(optimizer)
         known = self.ledger.optimizers[key]
+        known.total += 1
         known.name = known.name or variable_of(optimizer)
-        if self._grew(key, optimizer):
+        if self._grew(key, optimizer) or (known.total == 1 and self.cycle > 0):
             self._new_phase()
         self.ranks.at(self.ledger.steps, self.ledger.parameters().values())
         if self._written():
@@ -169,9 +177,9 @@ class Watch:
             self._after_move(self.ledger.meet(optimizer))
         self._stepped = True
 
-    def called(self, module: nn.Module) -> None:
+    def called(self, module: nn.Module, args: Any) -> None:
         if self._written() or not torch.is_grad_enabled():
-            self.calls.called(module)
+            self.calls.called(module, args)
             if self._is_first and torch.is_grad_enabled():  # by now all of the networks are there
                 self._is_first = False
                 if self.ledger.number == 0:
@@ -184,23 +192,34 @@ class Watch:
     def froze(self, module: nn.Module, requires_grad: bool) -> None:
         self.calls.froze(module, requires_grad)
 
-    def clipped(self, parameters: Any) -> Any:
-        """A gradient's norm is clipped over these; an iterator is replaced by a list."""
-        tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    def clipped(self, parameters: list[Any]) -> None:
+        """A gradient's norm is clipped over these."""
         if self._written():
-            keys = [key for p in tensors if (key := self.ledger.key(p)) is not None]
+            keys = [key for p in parameters if (key := self.ledger.key(p)) is not None]
             self._name()
             self.clips[_line(), tuple(dict.fromkeys(self.home[key] for key in keys))] = None
-        return parameters if isinstance(parameters, Tensor) else tensors
+
+    def failed(self, error: Exception) -> None:
+        """The watch itself has failed: the script goes on without it."""
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        at = f"{os.path.basename(frame.filename)}:{frame.lineno}"
+        self.note(
+            f"the watch failed in cycle {self.cycle + 1} ({type(error).__name__}: {error}, {at}), and saw no more"
+        )
+        self.cycles = self.books = self.every = 0
+        self.abandon()
 
     def close(self, ended: bool = True) -> None:
         """The script has ended, by itself or not."""
         self.ended = ended
-        self._name()
-        if self._written():
-            self.ledger.settle()
-        self._end()
-        self.ranks.compare()
+        try:
+            self._name()
+            if self._written():
+                self.ledger.settle()
+            self._end()
+            self.ranks.compare()
+        except Exception as error:  # of whatever kind: what was seen before is told
+            self.failed(error)
         self._used = {parameter for _, parameter, _, _ in self.ledger.uses}
 
     def abandon(self) -> None:
@@ -228,13 +247,25 @@ class Watch:
         known, now = self.ledger.optimizers[key], len(held(optimizer))
         return known.steps > 0 and now > len(known.holds)
 
-    def _look_for_standing(self, loss: str, line: Line, numbers: frozenset[int]) -> None:
+    def _standing_parameters(self) -> dict[str, tuple[bool, set[int]]]:
+        """The variables whose name says that they stand still: whether they are states, and what they hang on.
+
+        A state may have a gradient, but not one that goes back across a step.
+        """
+        found = {}
         for name, tensor, is_state in standing_values():
             number = sequence_number(tensor.grad_fn)
-            if number in numbers and (number <= self._last_node if is_state else True):
-                leaves = Walk(tensor).leaves.values()
-                keys = {key for p in leaves if (key := self.ledger.key(p)) is not None}
+            if number in self._numbers and not (is_state and number > self._last_node):
+                keys = {key for p in Walk(tensor).leaves.values() if (key := self.ledger.key(p)) is not None}
+                found[name] = is_state, keys
+        return found
+
+    def _note_standing(self, met: set[str]) -> None:
+        loss, line = self._at
+        for name, (is_state, keys) in self._still.items():
+            if is_state or name in met:
                 self.standing.setdefault((loss, name), (line, set()))[1].update(keys)
+        self._still = {}
 
     def _before_move(self, key: int, optimizer: Optimizer) -> None:
         """Sample what is to stand still in this step."""
@@ -337,7 +368,7 @@ class Watch:
         """Say which part each parameter belongs to, while the modules are alive."""
         alive = self.ledger.parameters()
         numbers = {id(p): key for key, p in alive.items()}
-        for name, tensors in self.parts.of(alive.values()).items():
+        for name, tensors in self.parts.of(alive.values(), self.ledger.groups()).items():
             keys = [numbers[id(p)] for p in tensors]
             known = name in self.parts.loose  # a network may die before its parameters do
             self.home.update((key, name) for key in keys if not known or key not in self.home)
@@ -355,7 +386,7 @@ class Watch:
 
     def _begin(self, only_if_new: bool = False) -> None:
         """Follow values from here on; or go on, where no part has come since the last beginning."""
-        parts = self.parts.of(self.ledger.parameters().values())
+        parts = self.parts.of(self.ledger.parameters().values(), self.ledger.groups())
         if only_if_new and self._span is not None and parts.keys() == self._span.parts.keys():
             return
         self._end()

@@ -1,6 +1,6 @@
 """MAML: inner steps with autograd.grad and create_graph, run by functional_call; one outer loss over the tasks."""
 # fast
-# flow: meta_loss -> l1, l2, l3
+# flow: inner -> l1, l2, l3; meta_loss -> l1, l2, l3
 
 import argparse
 

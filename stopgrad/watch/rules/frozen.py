@@ -26,8 +26,7 @@ def moved_in_steps(watch: Watch) -> Iterator[Finding]:
             groups[optimizer].append(parameter)
     for optimizer, parameters in groups.items():
         known = watch.ledger.optimizers[optimizer]
-        owner = known.optimizer()
-        own = owner is not None and not type(owner).__module__.startswith("torch.optim")
+        own = not known.home.startswith("torch.optim")
         steps = max(watch.moves.still[p, optimizer] for p in parameters)
         how = "of its own" if own else "by momentum or weight decay, on a gradient that is not None"
         yield Finding(
@@ -135,12 +134,14 @@ def teacher_trains(watch: Watch) -> Iterator[Finding]:
     def losses(module: nn.Module) -> set[str]:
         return {loss for p in module.parameters() for loss in stepped.get(watch.key(p), ())}
 
+    told: list[str] = []
     for name, module in watch.candidates().items():
-        if not stands_still(name):
+        if not stands_still(name) or name.startswith(tuple(f"{outer}." for outer in told)):
             continue
         student = next((n for n in watch.like(module) if not stands_still(n)), None)
         both = losses(module) & losses(watch.candidates()[student]) if student else set()
         if both:
+            told.append(name)
             loss = sorted(both)[0]
             yield Finding(
                 "teacher_trains",
@@ -176,8 +177,12 @@ def stale(watch: Watch) -> Iterator[Finding]:
     """A copy of a network that trains, named for a target or an average, which never follows it."""
     if not watch.ended or not watch.ledger.steps:
         return
+    told: list[str] = []
+    steps = max(known.total for known in watch.ledger.optimizers.values())
     for name, module in watch.candidates().items():
         parameters = list(module.parameters())
+        if name.startswith(tuple(f"{outer}." for outer in told)):
+            continue
         if not is_copy(name) or not parameters or any(watch.is_stepped(p) or watch.moves.moved(p) for p in parameters):
             continue
         leader = next(
@@ -187,12 +192,13 @@ def stale(watch: Watch) -> Iterator[Finding]:
         if leader is None or not any(map(watch.moves.moved, watch.candidates()[leader].parameters())):
             continue
         written = any(map(watch.moves.written, parameters))
-        if not written and (watch.ledger.steps < 30 or _is_synced_somewhere(watch, name)):
+        if not written and (steps < 30 or _is_synced_somewhere(watch, name)):
             continue
+        told.append(name)
         yield Finding(
             "stale_target",
             "error",
-            f"{name} has its first values after {counted(watch.ledger.steps, 'step')} of {leader}"
+            f"{name} has its first values after {counted(steps, 'step')} of {leader}"
             + (", though it was written to" if written else ""),
             f"{name}.load_state_dict({leader}.state_dict()) every so many steps, or an average of the parameters",
         )

@@ -15,7 +15,7 @@ GROWING = 4  # graphs of one line, each holding all of the ones before it
 @rule
 def standing_values(watch: Watch) -> Iterator[Finding]:
     """A value whose name says that it stands still, with a gradient to parameters that are stepped."""
-    train = set(watch.to_train())
+    train = set(watch.to_train()) | {key for key, count in watch.ledger.piled().items() if count > 1}
     for (loss, variable), ((file, line), parameters) in watch.standing.items():
         reached = parameters & train
         if not reached:

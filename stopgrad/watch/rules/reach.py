@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from stopgrad.flow.values import CutSite
 from stopgrad.watch.findings import Finding, counted, rule, shown
+from stopgrad.watch.names import stands_still
 from stopgrad.watch.watch import Watch
 
 ENOUGH = 30  # cycles after which a run that did not end by itself is judged too
@@ -51,7 +52,8 @@ def unreached(watch: Watch) -> Iterator[Finding]:
             stops.setdefault(parameter, (loss, cut))
     groups: dict[tuple[str, CutSite], list[int]] = defaultdict(list)
     for parameter, tensor in watch.to_train().items():
-        if parameter not in written and parameter in stops and tensor.requires_grad and not watch.moves.moved(tensor):
+        waits = parameter in stops and not stands_still(watch.home.get(parameter, ""))
+        if parameter not in written and waits and tensor.requires_grad and not watch.moves.moved(tensor):
             groups[watch.home.get(parameter, "others"), stops[parameter][1]].append(parameter)
     for (part, cut), parameters in groups.items():
         losses = shown(loss for loss, found in watch.evidence.items() if found.stopped.keys() & set(parameters))
@@ -108,15 +110,18 @@ def unstepped(watch: Watch) -> Iterator[Finding]:
         name: {key for p in module.parameters() if (key := watch.ledger.key(p)) is not None}
         for name, module in watch.parts.roots().items()
     }
-    stale = _stale(watch, {key for keys in roots.values() for key in keys})
+    known = {key for keys in roots.values() for key in keys}
+    stale = _stale(watch, known)
+    told = {key for _, reached in watch.standing.values() for key in reached}  # by the name of a value: live_target
+    loose = [key for key, p in missed.items() if isinstance(p, nn.Parameter) and key not in known]
     for name, keys in roots.items():
-        mine = [key for key in missed if key in keys]
+        mine = [key for key in missed if key in keys - told]
         held = [key for key in keys if key in watch.ledger.holders()]
-        if not mine:
-            continue
-        if stale or (held and not _is_head(watch, name, held)):
+        if name in watch.parts.listed:
+            loose += mine
+        elif mine and (stale or (held and not _is_head(watch, name, held))):
             yield _never_held(watch, name, mine, stale)
-        elif (most := max(watch.ledger.piled().get(key, 0) for key in mine)) > 1:
+        elif mine and watch.ledger.uses and (most := max(watch.ledger.piled().get(key, 0) for key in mine)) > 1:
             part = watch.parts_of(mine) if held else name
             loss, file, line = _first_loss(watch, mine)
             yield Finding(
@@ -127,9 +132,6 @@ def unstepped(watch: Watch) -> Iterator[Finding]:
                 file,
                 line,
             )
-    loose = [
-        key for key, p in missed.items() if isinstance(p, nn.Parameter) and not any(key in k for k in roots.values())
-    ]
     if loose:
         loss, file, line = _first_loss(watch, loose)
         what = f"{counted(len(loose), 'parameter')} of {watch.parts_of(loose)}"
@@ -148,7 +150,8 @@ def _missed(watch: Watch) -> dict[int, Tensor]:
     ledger, holders = watch.ledger, watch.ledger.holders()
     written = {parameter for _, parameter in ledger.wrote} - {parameter for _, parameter in ledger.by_hand}
     alive = {key: p for key, p in ledger.parameters().items() if key in written and key not in holders}
-    return {key: p for key, p in alive.items() if p.requires_grad and not watch.moves.moved(p)}
+    piled = watch.ledger.piled()
+    return {k: p for k, p in alive.items() if p.requires_grad and (piled.get(k, 0) > 1 or not watch.moves.moved(p))}
 
 
 def _first_loss(watch: Watch, parameters: list[int]) -> tuple[str, str, int]:
@@ -159,12 +162,13 @@ def _first_loss(watch: Watch, parameters: list[int]) -> tuple[str, str, int]:
 
 def _stale(watch: Watch, known: set[int]) -> list[int]:
     """The optimisers that hold a parameter which no module has any more."""
-    alive, written = watch.ledger.parameters(), {parameter for _, parameter in watch.ledger.wrote}
-    return [
-        key
-        for key, optimizer in watch.ledger.optimizers.items()
-        if any(isinstance(alive.get(p), nn.Parameter) and p not in known and p not in written for p in optimizer.holds)
-    ]
+    written = {parameter for _, parameter in watch.ledger.wrote}
+    alive = watch.ledger.parameters()
+
+    def is_left_over(key: int) -> bool:  # dead by now, where nobody but the optimiser held it
+        return key not in known and key not in written and isinstance(alive.get(key, nn.Parameter()), nn.Parameter)
+
+    return [key for key, optimizer in watch.ledger.optimizers.items() if any(map(is_left_over, optimizer.holds))]
 
 
 def _is_head(watch: Watch, root: str, held: list[int]) -> bool:
@@ -213,7 +217,7 @@ def undetached(watch: Watch) -> Iterator[Finding]:
                     "warning",
                     f"{loss} runs back through {part} in each cycle, and its gradient there is cleared unused",
                     f"detach what {shown(down)} is given of {part}: .detach(), or compute it under torch.no_grad()",
-                    *crossings[part, down[0]],
+                    *(_fed(watch, down[0]) or crossings[part, down[0]]),
                 )
             else:
                 yield Finding(
@@ -224,6 +228,13 @@ def undetached(watch: Watch) -> Iterator[Finding]:
                     file,
                     line,
                 )
+
+
+def _fed(watch: Watch, part: str) -> tuple[str, int] | None:
+    """The line at which the network of a part was called with what carries a gradient."""
+    names = {**watch.candidates(), **watch.parts.names()}
+    call = watch.calls.call_of(names[part]) if part in names else None
+    return None if call is None else call.fed
 
 
 @rule

@@ -79,7 +79,7 @@ def stepped_by_two(watch: Watch) -> Iterator[Finding]:
 def empty_steps(watch: Watch) -> Iterator[Finding]:
     """Steps with no gradient at all."""
     for known in watch.ledger.optimizers.values():
-        if not known.steps or known.empty_steps < known.steps:
+        if not known.steps or known.empty_steps < known.steps or any(watch.ledger.rebuilt.values()):
             continue
         holds = set(known.holds)
         cleared = sorted({loss for (loss, parameter) in watch.ledger.wasted if parameter in holds})
