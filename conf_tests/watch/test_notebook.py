@@ -125,6 +125,12 @@ def test_an_exception_is_the_cell_s_own(notebook):
     assert not notebook.run("1")[2]
 
 
+def test_what_runs_a_cell_is_not_the_script(notebook):
+    notebook.run("from stopgrad.watch.names import user_frames")
+    result, _, _ = notebook.run("list(map(lambda frame: frame.f_code.co_name, user_frames()))")
+    assert result.result == ["<module>"]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

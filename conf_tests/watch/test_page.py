@@ -109,6 +109,16 @@ def test_what_it_comes_to(report, line):
     assert ("Healthy" in said) == line.startswith("Healthy")
 
 
+def test_cuts_that_stop_come_first():
+    beside, first, second = (CutSite("detach", "gone.py", line) for line in (1, 5, 9))
+    cells = {("a", "p"): Cell("open", 1.0, (beside, second)), ("b", "p"): Cell("blocked", 0.0, (second, first))}
+    said = texts(html_page(made_up(matrix=FlowMatrix(["p"], cells, ["a", "b"])))).partition("are stopped ")[2]
+    assert said.startswith(
+        "detach at gone.py:5 stops b → p gone.py:5 detach at gone.py:9 stops b → p; a → p has another way gone.py:9 "
+        "detach at gone.py:1 a → p has another way gone.py:1 Losses"
+    )
+
+
 def test_every_cell_is_told_once(folder):
     content = (folder / "right.html").read_text()
     data = json.loads(re.findall(r'id="data">(.*?)</script>', content)[0])
@@ -265,10 +275,15 @@ class TestInABrowser:
         cells = {(loss, part): Cell("open", 1.0) for loss in losses for part in parts}
         (tmp_path / "large.html").write_text(html_page(made_up(matrix=FlowMatrix(parts, cells, losses))))
         b = page("large", tmp_path)
-        b.press(KEYS["tab"], KEYS["end"], *[KEYS["down"]] * 60, *[KEYS["left"]] * 40, *[KEYS["up"]] * 20)
-        assert told(b).startswith("loss_40 → trunk.layer59.attention: open")
+        b.press(KEYS["tab"], KEYS["end"], *[KEYS["down"]] * 60, *[KEYS["left"]] * 40)
         box = "const box = s => { const r = %s.getBoundingClientRect(); return [r.left, r.top, r.right, r.bottom]; };"
-        left, top, right, bottom = b.run(box % "document.activeElement" + "return box()")
+        boxes = []
+        for key in [KEYS["up"]] * 30 + [KEYS["left"]] * 15:
+            b.press(key)
+            boxes.append(b.run(box % "document.activeElement" + "return box()"))
+        assert told(b).startswith("loss_30 → trunk.layer44.attention: open")
+        left, top = (min(box[side] for box in boxes) for side in (0, 1))
+        right, bottom = (max(box[side] for box in boxes) for side in (2, 3))
         shown = b.run(box % "document.querySelector('.tall')" + "return box()")
         head = b.run(box % "document.querySelector('.flow thead td')" + "return box()")
         assert shown[:2] == pytest.approx(head[:2], abs=1.5)  # the heads stand still in their corner
