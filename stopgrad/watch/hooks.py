@@ -17,9 +17,12 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 
 class Listener(Protocol):
+    quiet: bool  # it only wants to know of clearings and steps, and of modules that run without gradients
+
     def made(self, optimizer: Optimizer) -> None: ...
     def before_clear(self, owner: Optimizer | nn.Module) -> None: ...
     def after_clear(self, owner: Optimizer | nn.Module) -> None: ...
@@ -67,6 +70,7 @@ Wrapping = Callable[[Callable[..., Any]], Callable[..., Any]]
 def overhear(listener: Listener) -> Iterator[None]:
     """Tell ``listener`` what happens in this thread, until the block ends."""
     hears: Any = _Guarded(listener)
+    modules = _ModuleCalls(lambda module, args: hears.called(module, args) if mine() else None)
     thread, process = threading.get_ident(), os.getpid()
     inside = [0]  # backwards that run now: a reentrant checkpoint starts one within another
 
@@ -90,10 +94,35 @@ def overhear(listener: Listener) -> Iterator[None]:
 
         return wrap
 
+    def clear(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def wrapper(owner: Any, *args: Any, **kwargs: Any) -> Any:
+            if not mine():
+                return original(owner, *args, **kwargs)
+            hears.before_clear(owner)
+            modules.listen(not listener.quiet)
+            result = original(owner, *args, **kwargs)
+            if not listener.quiet:
+                hears.after_clear(owner)
+            return result
+
+        return wrapper
+
+    def made(optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
+        hears.made(optimizer)
+        modules.listen(not listener.quiet)
+
+    def graphless(listens: bool) -> Callable[..., None]:
+        def change(*args: Any) -> None:
+            if listener.quiet:
+                modules.listen(listens)
+
+        return change
+
     def backward(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def wrapper(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-            if not mine() or inside[0]:
+            if listener.quiet or inside[0] or not mine():
                 return original(tensors, *args, **kwargs)
             retain = kwargs.get("retain_graph", args[1] if len(args) > 1 else None)
             create = kwargs.get("create_graph", args[2] if len(args) > 2 else False)
@@ -113,7 +142,7 @@ def overhear(listener: Listener) -> Iterator[None]:
     def grad(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def wrapper(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            if not mine() or inside[0]:
+            if listener.quiet or inside[0] or not mine():
                 return original(outputs, inputs, *args, **kwargs)
             hears.before_grad(outputs, inputs)
             finished = False
@@ -129,7 +158,7 @@ def overhear(listener: Listener) -> Iterator[None]:
     def clip(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def wrapper(parameters: Any, *args: Any, **kwargs: Any) -> Any:
-            if mine() and not isinstance(parameters, torch.Tensor):
+            if not listener.quiet and mine() and not isinstance(parameters, torch.Tensor):
                 parameters = list(parameters)  # an iterator is used up by the first who looks
                 hears.clipped(parameters)
             return original(parameters, *args, **kwargs)
@@ -141,17 +170,17 @@ def overhear(listener: Listener) -> Iterator[None]:
             hears.before_step(optimizer, _has_closure(args, kwargs))
 
     def after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if mine():
+        if not listener.quiet and mine():
             hears.after_step(optimizer, _has_closure(args, kwargs))
 
-    def called(module: nn.Module, args: Any) -> None:
-        if not torch.compiler.is_compiling() and mine():
-            hears.called(module, args)
-
     wrapped: list[tuple[Any, str, Wrapping]] = [
-        (Optimizer, "__init__", telling(None, _first(hears.made))),
-        (Optimizer, "zero_grad", telling(_first(hears.before_clear), _first(hears.after_clear))),
-        (nn.Module, "zero_grad", telling(_first(hears.before_clear), _first(hears.after_clear))),
+        (Optimizer, "__init__", telling(None, made)),
+        (Optimizer, "zero_grad", clear),
+        (nn.Module, "zero_grad", clear),
+        (torch.no_grad, "__enter__", telling(None, graphless(True))),
+        (torch.no_grad, "__exit__", telling(graphless(False))),
+        (torch.inference_mode, "__enter__", telling(None, graphless(True))),
+        (torch.inference_mode, "__exit__", telling(graphless(False))),
         (nn.Module, "train", telling(lambda module, mode=True: hears.set_mode(module, mode))),
         (
             nn.Module,
@@ -167,8 +196,8 @@ def overhear(listener: Listener) -> Iterator[None]:
     handles = [
         register_optimizer_step_pre_hook(before_step),
         register_optimizer_step_post_hook(after_step),
-        register_module_forward_pre_hook(called),
     ]
+    modules.listen(not listener.quiet)
     for owner, name, wrap in wrapped:
         setattr(owner, name, wrap(getattr(owner, name)))
     try:
@@ -178,11 +207,26 @@ def overhear(listener: Listener) -> Iterator[None]:
             setattr(owner, name, original)
         for handle in handles:
             handle.remove()
+        modules.listen(False)
 
 
-def _first(tell: Callable[[Any], None]) -> Callable[..., None]:
-    """Of a call's arguments the first is told."""
-    return lambda owner, *_, **__: tell(owner)
+class _ModuleCalls:
+    """The hook that runs before each module: it makes all calls slower, and so is there only while it is wanted."""
+
+    def __init__(self, called: Callable[[nn.Module, Any], None]) -> None:
+        self._called = called
+        self._handle: RemovableHandle | None = None
+
+    def listen(self, wanted: bool) -> None:
+        if wanted and self._handle is None:
+            self._handle = register_module_forward_pre_hook(self._tell)
+        elif not wanted and self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def _tell(self, module: nn.Module, args: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self._called(module, args)
 
 
 def _has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

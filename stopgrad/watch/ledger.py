@@ -73,6 +73,15 @@ class Known:
     def title(self) -> str:
         return self.name or self.kind
 
+    def has_grown(self, optimizer: Optimizer) -> bool:
+        """Whether it holds more than at its last step, as where a layer is unfrozen."""
+        if not self.steps:
+            return False
+        count = 0
+        for group in optimizer.param_groups:
+            count += len(group["params"])
+        return count > len(self.holds)
+
 
 class Ledger:
     """What happened so far. Names are resolved when it is read.

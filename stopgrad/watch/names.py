@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import CodeType, FrameType
 from typing import Any
 
@@ -25,6 +25,12 @@ _HANDS_ON = {"scale", "backward", "manual_backward", "mean", "sum", "float", "to
 _TORCH_AND_US = tuple(os.path.dirname(os.path.abspath(f)) + os.sep for f in (torch.__file__, os.path.dirname(__file__)))
 _LIBRARIES = {"transformers", "accelerate", "peft", "trl", "apex", "deepspeed", "ignite", "fastai"}
 
+
+@cache
+def _is_library(file: str) -> bool:
+    return is_library(file) or bool(_LIBRARIES & set(file.replace("\\", "/").split("/")))
+
+
 _RUN = os.path.join("stopgrad", "watch", "run.py")
 _IPYTHON = os.path.join("", "IPython", "core", "")
 _CACHES = re.compile(r"In|Out|_+|_\d+|_i+|_i\d+|_[ido]h")  # where IPython keeps inputs and results
@@ -37,7 +43,7 @@ def user_frames() -> Iterator[FrameType]:
         file = frame.f_code.co_filename
         if file.endswith(_RUN) or _IPYTHON in file:  # what called us, or a notebook's cell, is not the script
             return
-        if not is_library(file) and not _LIBRARIES & set(file.replace("\\", "/").split("/")):
+        if not _is_library(file):
             yield frame
         frame = frame.f_back
 

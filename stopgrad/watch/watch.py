@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import traceback
-import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,7 +19,7 @@ from stopgrad.flow.matrix import FlowMatrix
 from stopgrad.watch.calls import Calls
 from stopgrad.watch.evidence import Evidence
 from stopgrad.watch.graphs import Graphs, Line, nodes_of
-from stopgrad.watch.ledger import Ledger, held
+from stopgrad.watch.ledger import Known, Ledger, held
 from stopgrad.watch.merge import joined, renamed, shown
 from stopgrad.watch.moves import Moves, equal, sample, still_rows
 from stopgrad.watch.names import assigned_name, kept_in_frames, loss_name, standing_values, user_frames, variable_of
@@ -72,7 +71,9 @@ class Watch:
         self.cycle = 0
         self.ended = False
         self.notes: list[str] = []
-        self._cleared: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.quiet = not self._written()
+        self._cleared: set[int] = set()
+        self._known: dict[int, Known] = {}  # by id of an optimiser that has stepped
         self._stepped = False
         self._is_first = True
         self._began = 0  # the cycle in which the span began
@@ -98,9 +99,14 @@ class Watch:
             self._is_first = True
 
     def before_clear(self, owner: Optimizer | nn.Module) -> None:
-        if self._stepped and owner in self._cleared:
-            self._next_cycle()
-        self._cleared.add(owner)
+        if self._stepped and id(owner) in self._cleared:
+            if self.quiet and not self._followed(ahead=2):  # the cheap way: most cycles of a long run
+                self.cycle += 1
+                self._stepped = False
+                self._cleared.clear()
+            else:
+                self._next_cycle()
+        self._cleared.add(id(owner))
 
     def after_clear(self, owner: Optimizer | nn.Module) -> None:
         if self._written():
@@ -158,33 +164,33 @@ class Watch:
         self._end_backward(_scalar(outputs), finished)
 
     def before_step(self, optimizer: Optimizer, closure: bool) -> None:
-        key = self.ledger.meet(optimizer)
-        known = self.ledger.optimizers[key]
+        self._stepped = True
+        known = self._known.get(id(optimizer))
+        if known is None or known.optimizer() is not optimizer:
+            known = self._known[id(optimizer)] = self.ledger.optimizers[self.ledger.meet(optimizer)]
+            known.name = known.name or variable_of(optimizer)
         known.total += 1
-        known.name = known.name or variable_of(optimizer)
-        if self._grew(key, optimizer) or (known.total == 1 and self.cycle > 0):
+        if known.has_grown(optimizer) or (known.total == 1 and self.cycle > 0):
             self._new_phase()
-        self.ranks.at(self.ledger.steps, self.ledger.parameters().values())
-        if self._written():
+        if not self.quiet:
+            self.ranks.at(self.ledger.steps, self.ledger.parameters().values())
             if not closure:
                 self.ledger.step(optimizer, _line())
-            self._before_move(key, optimizer)
+            self._before_move(self.ledger.meet(optimizer), optimizer)
 
     def after_step(self, optimizer: Optimizer, closure: bool) -> None:
         if self._written():
             if closure:
                 self.ledger.step(optimizer, _line())
             self._after_move(self.ledger.meet(optimizer))
-        self._stepped = True
 
     def called(self, module: nn.Module, args: Any) -> None:
-        if self._written() or not torch.is_grad_enabled():
-            self.calls.called(module, args)
-            if self._is_first and torch.is_grad_enabled():  # by now all of the networks are there
-                self._is_first = False
-                if self.ledger.number == 0:
-                    self._look()
-                    self._begin(only_if_new=True)
+        self.calls.called(module, args)
+        if self._is_first and torch.is_grad_enabled():  # by now all of the networks are there
+            self._is_first = False
+            if self.ledger.number == 0 and self._measured():
+                self._look()
+                self._begin(only_if_new=True)
 
     def set_mode(self, module: nn.Module, training: bool) -> None:
         self.calls.set_mode(module, training)
@@ -207,6 +213,7 @@ class Watch:
             f"the watch failed in cycle {self.cycle + 1} ({type(error).__name__}: {error}, {at}), and saw no more"
         )
         self.cycles = self.books = self.every = 0
+        self.quiet = True
         self.abandon()
 
     def close(self, ended: bool = True) -> None:
@@ -241,11 +248,6 @@ class Watch:
         for tensor in self.parts.tensors():
             self.moves.note(tensor)
         self.ledger.know(self.parts.parameters())
-
-    def _grew(self, key: int, optimizer: Optimizer) -> bool:
-        """Whether an optimiser that has stepped holds more than at its last step, as where a layer is unfrozen."""
-        known, now = self.ledger.optimizers[key], len(held(optimizer))
-        return known.steps > 0 and now > len(known.holds)
 
     def _standing_parameters(self) -> dict[str, tuple[bool, set[int]]]:
         """The variables whose name says that they stand still: whether they are states, and what they hang on.
@@ -353,6 +355,7 @@ class Watch:
             self._more -= 1
             self.cycles = max(self.cycles, self.cycle + 1 + self._first[0])
             self.books = max(self.books, self.cycle + 1 + self._first[1])
+            self.quiet = not self._written()
 
     def _written(self) -> bool:
         return self.cycle < self.books or self._measured()
@@ -360,9 +363,9 @@ class Watch:
     def _measured(self) -> bool:
         return self.cycle < self.cycles or bool(self.every and self.cycle % self.every == 0)
 
-    def _followed(self) -> bool:
+    def _followed(self, ahead: int = 1) -> bool:
         """Values are followed from the cycle before on: a forward may come before the clearing of gradients."""
-        return self._measured() or bool(self.every and (self.cycle + 1) % self.every == 0)
+        return self._measured() or bool(self.every and (self.cycle + ahead) % self.every < ahead)
 
     def _name(self) -> None:
         """Say which part each parameter belongs to, while the modules are alive."""
@@ -374,9 +377,10 @@ class Watch:
             self.home.update((key, name) for key in keys if not known or key not in self.home)
 
     def _next_cycle(self) -> None:
-        if self._written():
+        if self._written() and not self.cycle & (self.cycle + 1):  # cycles 0, 1, 3, 7, 15, ...
             self._name()
         self.cycle += 1
+        self.quiet = not self._written()
         self._cleared.clear()
         self._stepped = False
         if not self._followed():
