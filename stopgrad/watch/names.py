@@ -32,6 +32,8 @@ def _is_library(file: str) -> bool:
 
 
 _RUN = os.path.join("stopgrad", "watch", "run.py")
+_IPYTHON = os.path.join("", "IPython", "core", "")
+_CACHES = re.compile(r"In|Out|_+|_\d+|_i+|_i\d+|_[ido]h")  # where IPython keeps inputs and results
 
 
 def user_frames() -> Iterator[FrameType]:
@@ -39,7 +41,7 @@ def user_frames() -> Iterator[FrameType]:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if file.endswith(_RUN):  # what called us is not the script
+        if file.endswith(_RUN) or _IPYTHON in file:  # what called us, or a notebook's cell, is not the script
             return
         if not _is_library(file):
             yield frame
@@ -227,7 +229,7 @@ def variable_of(value: Any) -> str:
     for frame in user_frames():
         owner = frame.f_locals.get("self")
         spaces = [frame.f_locals, vars(owner) if hasattr(owner, "__dict__") else {}, frame.f_globals]
-        for space in spaces:
+        for space in map(_own, spaces):
             for name, held in list(space.items()):
                 if held is value and name != "self":
                     return name
@@ -243,7 +245,14 @@ def spaces() -> Iterator[tuple[FrameType, Mapping[str, Any]]]:
         for space, key in ((frame.f_locals, id(frame)), (own, id(owner)), (frame.f_globals, id(frame.f_globals))):
             if key not in seen:
                 seen.add(key)
-                yield frame, space
+                yield frame, _own(space)
+
+
+def _own(space: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A namespace without what IPython adds to that of a notebook."""
+    if "get_ipython" not in space:
+        return space
+    return {name: value for name, value in list(space.items()) if not _CACHES.fullmatch(name)}
 
 
 def words(name: str) -> list[str]:
