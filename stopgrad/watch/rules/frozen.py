@@ -8,9 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd as Dropout
 
-from stopgrad.watch.calls import Norm
+from stopgrad.watch.calls import DROPOUTS, NORMS
 from stopgrad.watch.findings import Finding, counted, rule, shown
 from stopgrad.watch.names import is_copy, stands_still
 from stopgrad.watch.seen import Seen
@@ -82,7 +81,7 @@ def statistics(watch: Seen) -> Iterator[Finding]:
     for name, root in watch.parts.roots().items():
         for path, module in root.named_modules():
             own = list(module.parameters(recurse=False))
-            if not isinstance(module, Norm) or not module.training or not own or module.running_mean is None:
+            if not isinstance(module, NORMS) or not module.training or not own or module.running_mean is None:
                 continue
             frozen = not any(p.requires_grad or watch.ledger.key(p) in watch.ledger.required for p in own)
             if frozen and watch.moves.moved(module.running_mean):
@@ -110,7 +109,7 @@ def teacher_dropout(watch: Seen) -> Iterator[Finding]:
         active = [
             path
             for path, module in root.named_modules()
-            if isinstance(module, Dropout)
+            if isinstance(module, DROPOUTS)
             and module.p > 0
             and module.training
             and watch.calls.call_of(module) is not None
