@@ -188,3 +188,61 @@ class TestCommand:
         write(tmp_path, "print('ran')")
         ran = run(*arguments, cwd=tmp_path)
         assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", f"error: {said}\n")
+
+
+class TestColumnsAndRows:
+    SCRIPT = """
+        import torch
+        from torch import nn
+
+        torch.manual_seed(0)
+        body = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8))
+        left, right = nn.Linear(8, 1), nn.Linear(8, 1)
+        parameters = [*body.parameters(), *left.parameters(), *right.parameters()]
+        opt = torch.optim.SGD(parameters, lr=0.1)
+        for step in range(3):
+            hidden = body(torch.randn(16, 4))
+            one, two = left(hidden).square().mean(), right(hidden.detach()).square().mean()
+            loss = one + 0.5 * two
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+        print(sum(p.double().sum().item() for p in parameters))
+    """
+
+    def test_terms_have_rows_and_norms_where_they_are_asked_for(self, tmp_path):
+        script = write(tmp_path, self.SCRIPT)
+        told = {}
+        for name, more in (("without", []), ("with", ["--terms"])):
+            ran = run("--cycles", "1", "--every", "0", *more, "--json", f"{name}.json", script, cwd=tmp_path)
+            assert ran.returncode == 0, ran.stderr
+            told[name] = json.loads((tmp_path / f"{name}.json").read_text())["matrix"], ran.stdout
+        assert told["with"][1] == told["without"][1], "no weight differs"
+        for matrix, _ in told.values():
+            states = {term: {part: cell["state"] for part, cell in matrix[term].items()} for term in ("one", "two")}
+            assert states["one"] == {"body": "open", "left": "open", "right": "independent"}
+            assert states["two"] == {"body": "blocked", "left": "independent", "right": "open"}
+        matrix = told["with"][0]
+        assert matrix["one"]["left"]["norm"] == pytest.approx(matrix["loss"]["left"]["norm"], rel=1e-6)
+        assert matrix["two"]["right"]["norm"] == pytest.approx(2 * matrix["loss"]["right"]["norm"], rel=1e-6)
+        assert told["without"][0]["one"]["left"]["norm"] == 0
+
+    def test_depth_and_parts_choose_the_columns(self, tmp_path):
+        script = write(tmp_path, self.SCRIPT)
+        ran = run("--depth", "2", "--parts", r"^body\.", "--json", "report.json", script, cwd=tmp_path)
+        assert ran.returncode == 0, ran.stderr
+        assert json.loads((tmp_path / "report.json").read_text())["parts"] == ["body.0", "body.2"]
+
+    @pytest.mark.parametrize(
+        ("options", "line"),
+        [
+            (["--depth", "0"], "error: --depth 0: choose a number from 1"),
+            (["--parts", "("], "error: --parts (: no regular expression: "),
+            (["--silence", "late_zero_gard"], "error: --silence: no finding is named 'late_zero_gard'"),
+        ],
+    )
+    def test_bad_options_are_one_line_before_the_script_runs(self, options, line, tmp_path):
+        ran = run(*options, "--json", "report.json", write(tmp_path, "print('ran')"), cwd=tmp_path)
+        assert (ran.returncode, ran.stdout) == (2, "")
+        assert ran.stderr.startswith(line)
+        assert ran.stderr.count("\n") == 1

@@ -160,6 +160,12 @@ class audit:
         with without_overrides():
             return self._recorder.value(tensor)
 
+    def norms(self, name: str, tensor: Tensor) -> dict[int, float]:
+        """The norm of a scalar's gradient at each parameter that it reaches, by ``id``; {} where it cannot be asked."""
+        assert self._probe is not None
+        found = self._probe.norms(name, tensor)
+        return {} if found is None else found[0]
+
     def on_crossing(self, watch: Callable[[str, Tensor], None]) -> None:
         """Hand every live tensor that crosses a boundary to ``watch(boundary, tensor)`` instead of keeping it."""
         self._running("").on_probe = watch

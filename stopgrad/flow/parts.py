@@ -72,12 +72,14 @@ def _numbered(names: Iterable[str]) -> bool:
     return any(name.isdigit() for name in names)
 
 
-def below(name: str, module: nn.Module) -> dict[str, Named]:
+def below(name: str, module: nn.Module, depth: int = 1) -> dict[str, Named]:
     """The parts of a module that has a name: as :func:`find_parts` finds them, and itself where they are numbered."""
     _, root = descended(module)
     level = _level(root)
     is_looked_into = len(level) > 1 and not _numbered(level) and next(root.children(), None) is not None
-    held = level if is_looked_into else {name: root}
+    held: dict[str, nn.Module | Tensor] = level if is_looked_into else {name: root}
+    for _ in range(depth - 1):
+        held = _deeper(held)
     return halves({part: named_in(part, holder) for part, holder in held.items()}, adapters(root))
 
 

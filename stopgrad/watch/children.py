@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stopgrad.watch.hooks import overhear
+from stopgrad.watch.options import Options
 from stopgrad.watch.page import write
 from stopgrad.watch.report import Report, save
 from stopgrad.watch.watch import Watch
@@ -30,12 +31,13 @@ class Child:
     script: str
     cycles: int
     every: int
+    options: Options
     silenced: tuple[str, ...]
     json: str | None
     html: str | None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        watch, ended = Watch(self.cycles, self.every), False
+        watch, ended = Watch(self.cycles, self.every, options=self.options), False
         try:
             with overhear(watch):
                 result = self.target(*args, **kwargs)

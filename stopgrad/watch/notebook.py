@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from stopgrad.flow.values import name_cells
 from stopgrad.watch.hooks import overhear
-from stopgrad.watch.options import add_options, writable
+from stopgrad.watch.options import Options, add_options, writable
 from stopgrad.watch.page import write
 from stopgrad.watch.report import Report, save
 from stopgrad.watch.settings import silenced
@@ -56,7 +56,7 @@ class Flow:
 
     def _watch(self, options: argparse.Namespace, silent: dict[str, str]) -> None:
         """Watch what runs from here on, until the cell has ended."""
-        watch, running = Watch(options.cycles, options.every), ExitStack()
+        watch, running = Watch(options.cycles, options.every, options=Options.of(options)), ExitStack()
 
         def ended(result: Any) -> None:
             self.shell.events.unregister("post_run_cell", ended)

@@ -103,13 +103,16 @@ class Parts:
         """All named modules that are alive, also those that lie in others."""
         return dict(self._named)
 
-    def of(self, parameters: Iterable[Tensor], groups: Sequence[Set[int]] = ()) -> dict[str, list[Tensor]]:
+    def of(
+        self, parameters: Iterable[Tensor], groups: Sequence[Set[int]] = (), depth: int = 1
+    ) -> dict[str, list[Tensor]]:
         """The given parameters by part: a root module; its children where it is alone, or divided among optimisers.
 
         What no module holds is named by its variable.
 
         Args:
             groups: ids of the parameters of each optimiser.
+            depth: so many levels of modules down in each root, where it is more than 1.
         """
         wanted = {id(p): p for p in parameters}
         parts: dict[str, list[Tensor]] = {}
@@ -117,10 +120,10 @@ class Parts:
         for name, root in roots.items():
             shared = [keys & {id(p) for p in root.parameters()} for keys in groups]
             several = len({frozenset(keys) for keys in shared if keys}) > 1
-            if not several and len(roots) > 1:
+            if not several and len(roots) > 1 and depth == 1:
                 parts[name] = list(root.parameters())
                 continue
-            for inner, each in below(name, root).items():
+            for inner, each in below(name, root, depth).items():
                 parts[inner if inner == name or inner not in {*parts, *roots} else f"{name}.{inner}"] = [*each.values()]
         found: dict[str, list[Tensor]] = {}
         for name, each in parts.items():

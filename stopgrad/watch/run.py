@@ -14,7 +14,7 @@ from typing import Any
 from stopgrad.watch.children import Child, watched_children
 from stopgrad.watch.findings import SEVERITIES
 from stopgrad.watch.hooks import overhear
-from stopgrad.watch.options import writable
+from stopgrad.watch.options import Options, writable
 from stopgrad.watch.page import write
 from stopgrad.watch.report import Report, changes, read, save
 from stopgrad.watch.settings import silenced
@@ -32,13 +32,14 @@ def run(options: argparse.Namespace) -> int:
         ValueError: no such script; a file of ``--save`` or ``--check`` that will not do. Before the script runs.
     """
     saved, silent = _prepare(options)
-    watch = Watch(cycles=options.cycles, every=options.every)
+    watch = Watch(cycles=options.cycles, every=options.every, options=Options.of(options))
     status, error = 0, None
     template = partial(
         Child,
         script=options.script,
         cycles=options.cycles,
         every=options.every,
+        options=Options.of(options),
         silenced=(*silent,),
         json=options.json,
         html=options.html,

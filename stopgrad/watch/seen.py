@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from stopgrad.watch.graphs import Graphs, Line
 from stopgrad.watch.ledger import Ledger
 from stopgrad.watch.merge import shown
 from stopgrad.watch.moves import Moves
+from stopgrad.watch.options import Options
 from stopgrad.watch.parts import Parts
 from stopgrad.watch.ranks import Ranks
 
@@ -22,6 +24,7 @@ class Seen:
     """What a watch has seen, and the questions that the rules ask of it.
 
     Attributes:
+        options: what was asked for beside the cycles.
         home: the part of each parameter, by its number in the ledger.
         evidence: by loss; its parameters by their numbers in the ledger.
         standing: (loss, variable) -> the line, and the parameters to which a value that is named as if it stood still
@@ -36,7 +39,8 @@ class Seen:
         notes: what was not seen.
     """
 
-    def __init__(self, books: int) -> None:
+    def __init__(self, books: int, options: Options) -> None:
+        self.options = options
         self.ledger, self.parts, self.calls = Ledger(), Parts(), Calls()
         self.moves, self.graphs, self.ranks = Moves(), Graphs(), Ranks()
         self.home: dict[int, str] = {}
@@ -66,13 +70,13 @@ class Seen:
         held = {p for known in self.ledger.optimizers.values() for p in known.holds}
         inputs = {self.home.get(key) for key, p in loose.items() if key not in held and not self.moves.moved(p)}
         parts = {part for part in self._matrix.parts if part not in inputs and part in self.home.values()}
-        return shown(self._matrix, parts)
+        return shown(self._matrix, [part for part in parts if re.search(self.options.parts, part)])
 
     def name(self) -> None:
         """Say which part each parameter belongs to, while the modules are alive."""
         alive = self.ledger.parameters()
         numbers = {id(p): key for key, p in alive.items()}
-        for name, tensors in self.parts.of(alive.values(), self.ledger.groups()).items():
+        for name, tensors in self.parts.of(alive.values(), self.ledger.groups(), self.options.depth).items():
             keys = [numbers[id(p)] for p in tensors]
             known = name in self.parts.loose  # a network may die before its parameters do
             self.home.update((key, name) for key in keys if not known or key not in self.home)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ class Span:
 
     Args:
         parts: the parameters of each part.
+        with_terms: take the norms of a loss's terms too, by a backward each.
 
     Attributes:
         evidence: by loss, its parameters by ``id``.
@@ -33,8 +35,8 @@ class Span:
         terms: once it is closed, the loss of each term that has a row of its own in the matrix.
     """
 
-    def __init__(self, parts: dict[str, list[Tensor]]) -> None:
-        self.parts = parts
+    def __init__(self, parts: dict[str, list[Tensor]], with_terms: bool = False) -> None:
+        self.parts, self._with = parts, with_terms
         self.evidence: dict[str, Evidence] = {}
         self.changed: list[tuple[str, Line]] = []
         self.terms: dict[str, str] = {}
@@ -43,6 +45,7 @@ class Span:
         self._norms: dict[int, list[Tensor]] | None = None
         self._name = ""
         self.still: dict[int, str] = {}  # of the newest loss: values that stand still by the name of their variable
+        self._norms_of: dict[int, dict[int, float]] = {}  # of these values, by id of the parameter
         self._called: dict[int, str] = {}  # the values of the script's scalars, by the names of their variables
         self._terms: dict[str, dict[str, dict[str, Cell]]] = {}  # loss -> term -> part
         self._saved = Saved()
@@ -79,9 +82,18 @@ class Span:
             self.audit.admit(name, loss)
         except ValueError:  # no scalar, no graph, or the same graph once more: the script's own backward will tell
             return nodes
-        self._name, self._norms = name, {}
+        self._name = name
+        self._called.clear()
         self.still = {value: called for called, t, _ in standing_values() if (value := self.audit.value(t)) is not None}
-        self._called = {value: called for called, t in scalars() if (value := self.audit.value(t)) is not None}
+        self._norms_of.clear()
+        behind = set(nodes) - {loss.grad_fn}
+        for called, tensor in scalars():
+            value = self.audit.value(tensor)
+            if value is not None:
+                self._called[value] = called
+                if self._with and tensor.grad_fn in behind and value not in self._norms_of:
+                    self._norms_of[value] = self.audit.norms(called, tensor)
+        self._norms = {}
         return nodes
 
     def end(self, loss: Tensor, finished: bool) -> None:
@@ -110,7 +122,12 @@ class Span:
             hangs, trace = value.of.connected[index], Trace(value.of, index)
             for part, bit in bits.items():
                 if hangs & bit:
-                    cell = Cell("open") if live[index] & bit else Cell("blocked", cuts=trace.cuts_of(bit))
+                    norms = [self._norms_of.get(index, {}).get(id(t), 0.0) for t in self.parts[part]]
+                    cell = (
+                        Cell("open", math.hypot(*norms))
+                        if live[index] & bit
+                        else Cell("blocked", cuts=trace.cuts_of(bit))
+                    )
                     cells[part] = cells[part].merge(cell) if part in cells else cell
         found.stopped = {places[place]: cut for place, cut in found.stopped.items()}
         found.used = {places[place] for place in found.used}

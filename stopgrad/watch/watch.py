@@ -19,6 +19,7 @@ from stopgrad.watch.ledger import Known, held
 from stopgrad.watch.merge import joined, renamed
 from stopgrad.watch.moves import equal, sample, still_rows
 from stopgrad.watch.names import assigned_name, kept_in_frames, loss_name, standing_values, user_frames, variable_of
+from stopgrad.watch.options import Options
 from stopgrad.watch.seen import Seen
 from stopgrad.watch.span import Span
 
@@ -36,10 +37,11 @@ class Watch(Seen):
         cycles: how many cycles from the first are measured.
         every: and then every so many; 0 for none.
         books: so many cycles are written down in full; afterwards, those that are measured.
+        options: what else is asked for.
     """
 
-    def __init__(self, cycles: int = 3, every: int = 100, books: int = 30) -> None:
-        super().__init__(books)
+    def __init__(self, cycles: int = 3, every: int = 100, books: int = 30, options: Options | None = None) -> None:
+        super().__init__(books, options or Options())
         self.cycles, self.every = cycles, every
         self._first = cycles, books
         self.quiet = not (self._written() or self._followed())
@@ -321,13 +323,13 @@ class Watch(Seen):
 
     def _begin(self, only_if_new: bool = False) -> None:
         """Follow values from here on; or go on, where no part has come since the last beginning."""
-        parts = self.parts.of(self.ledger.parameters().values(), self.ledger.groups())
+        parts = self.parts.of(self.ledger.parameters().values(), self.ledger.groups(), self.options.depth)
         if only_if_new and self._span is not None and parts.keys() == self._span.parts.keys():
             return
         self._end()
         self._began = self.cycle
         if watcher() is None and parts and torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
-            self._span = Span(parts)
+            self._span = Span(parts, self.options.terms)
             yield_by(self._end)  # to an audit of the script's own
 
     def _end(self) -> None:
