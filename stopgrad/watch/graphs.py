@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections import defaultdict, deque
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,9 +96,10 @@ class Graphs:
 
 
 class Saved(TorchFunctionMode):
-    """Samples the result of each operation, so that a backward that needs it can be told that it was changed.
+    """Samples what is handed to where autograd does not see it: a backward that needs it is told of a write.
 
-    Seen is what autograd does not see: a write through ``.data`` or NumPy, which leaves the version as it was.
+    A write through ``.data`` or NumPy leaves the version as it was. A parameter is sampled again at each use: what is
+    written between two steps is no fault.
     """
 
     def __init__(self) -> None:
@@ -108,20 +109,21 @@ class Saved(TorchFunctionMode):
         self.paused = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.paused and func in _ALIASES and args and isinstance(args[0], Tensor):
+            self._leaves(args[0], _ALIASES[func])
         result = func(*args, **(kwargs or {}))
-        if self.paused:
-            return result
-        if func in _ALIASES and args and isinstance(args[0], Tensor):
-            how = _ALIASES[func]
-            if how != "detach" or _address(args[0]) not in self._aliases:  # a write through detach() alone is seen
-                self._aliases[_address(args[0])] = how, user_line()
-        for tensor in leaves_of(result):
-            if tensor.grad_fn is not None:
-                self._note(tensor)
-        for tensor in leaves_of(args):
-            if tensor.is_leaf and tensor.requires_grad:  # at each use: what is written between two steps is no fault
-                self._note(tensor)
+        if not self.paused and self._results and func not in _ALIASES:
+            for tensor in leaves_of(args):
+                if tensor.is_leaf and tensor.requires_grad and _address(tensor) in self._results:
+                    self._note(tensor)
         return result
+
+    def _leaves(self, tensor: Tensor, how: str) -> None:
+        address = _address(tensor)
+        if tensor.requires_grad and (address not in self._results or self._results[address][0]() is not tensor):
+            self._note(tensor)
+        if how != "detach" or address not in self._aliases:  # a write through detach() alone is seen
+            self._aliases[address] = how, user_line()
 
     def off(self) -> None:
         if top_mode() is self:
@@ -135,8 +137,8 @@ class Saved(TorchFunctionMode):
 
     def changed(self, nodes: list[Any]) -> list[tuple[str, Line]]:
         """How and where something that these nodes have saved was written to: ``data`` or ``numpy``, and the line."""
-        found: defaultdict[tuple[str, Line], None] = defaultdict(lambda: None)
-        for node in nodes:
+        found: dict[tuple[str, Line], None] = {}
+        for node in nodes if self._results else ():
             for tensors in saved_tensors(node):
                 for tensor in tensors or ():
                     known = self._results.get(_address(tensor))
@@ -145,7 +147,7 @@ class Saved(TorchFunctionMode):
                         continue
                     now = sample(owner)
                     if now is not None and version_of(owner) == known[2] and not equal(known[1], now):
-                        found[self._aliases.get(_address(tensor), ("data", ("", 0)))]
+                        found[self._aliases.get(_address(tensor), ("data", ("", 0)))] = None
         return list(found)
 
 
