@@ -35,13 +35,23 @@ class Listener(Protocol):
     def clipped(self, parameters: Any) -> Any: ...
 
 
+_listening: tuple[int, int, Listener] | None = None  # process, thread, and who was told last to listen there
+
+
+def listening() -> Listener | None:
+    """The one that is told what happens in this thread, or None."""
+    here = (os.getpid(), threading.get_ident())
+    return _listening[2] if _listening is not None and _listening[:2] == here else None
+
+
 Wrapping = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 @contextmanager
 def overhear(listener: Listener) -> Iterator[None]:
     """Tell ``listener`` what happens in this thread, until the block ends."""
-    thread, process = threading.get_ident(), os.getpid()
+    global _listening
+    thread, process, before = threading.get_ident(), os.getpid(), _listening
     inside = [0]  # backwards that run now: a reentrant checkpoint starts one within another
 
     def mine() -> bool:
@@ -142,9 +152,11 @@ def overhear(listener: Listener) -> Iterator[None]:
     ]
     for owner, name, wrap in wrapped:
         setattr(owner, name, wrap(getattr(owner, name)))
+    _listening = process, thread, listener
     try:
         yield
     finally:
+        _listening = before
         for owner, name, original in kept:
             setattr(owner, name, original)
         for handle in handles:
