@@ -23,6 +23,21 @@ in_a_browser = pytest.mark.skipif(
     reason="no chromium with chromedriver on the PATH (Debian: chromium chromium-driver)",
 )
 
+CONTRAST = """
+const parts = text => text.match(/[\\d.]+/g).map(Number).map((v, k) => text.startsWith("rgb") && k < 3 ? v / 255 : v);
+const light = colour => colour.slice(0, 3).map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+  .reduce((sum, v, k) => sum + v * [.2126, .7152, .0722][k], 0);
+const behind = node => {
+  const colour = parts(getComputedStyle(node).backgroundColor);
+  return colour[3] === 0 ? behind(node.parentNode) : colour;
+};
+return Math.min(...[...document.querySelectorAll(arguments[0])].map(node => {
+  const style = getComputedStyle(node), back = light(behind(node));
+  const ink = light(parts(node.namespaceURI.endsWith("svg") ? style.fill : style.color));
+  return (Math.max(ink, back) + .05) / (Math.min(ink, back) + .05);
+}));
+"""
+
 
 class Browser:
     """A headless browser, driven by the WebDriver protocol (https://www.w3.org/TR/webdriver2/) over plain HTTP."""
@@ -57,6 +72,10 @@ class Browser:
         """Keys, one after another, to whatever has the focus."""
         actions = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
         self.post("/actions", actions=[{"type": "key", "id": "keyboard", "actions": actions}])
+
+    def contrast(self, selector: str) -> float:
+        """The least contrast of the texts that match to what lies behind them (WCAG 2.1, 1.4.3)."""
+        return self.run(CONTRAST, selector)
 
     def errors(self) -> list[str]:
         """What the console has complained about since the last call."""

@@ -34,6 +34,8 @@ _HOME = {
     "Strategy": "stopgrad.cuts.strategies",
     "assert_flow": "stopgrad.flow.assertion",
     "audit": "stopgrad.flow.audit",
+    "load_ipython_extension": "stopgrad.watch.notebook",
+    "unload_ipython_extension": "stopgrad.watch.notebook",
 }
 __all__ = [
     "Boundary",

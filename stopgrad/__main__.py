@@ -191,15 +191,14 @@ def run_command(options: argparse.Namespace) -> int:
 
 
 def _add_run(commands: Any) -> None:
+    from stopgrad.watch.options import add_options
+
     parser = commands.add_parser("run", help="any training script, unchanged: what its gradients do")
-    parser.add_argument("--cycles", type=int, default=3, help="measure the matrix on so many cycles from the first")
-    parser.add_argument("--every", type=int, default=100, help="and then on every so many; 0 for none")
-    parser.add_argument("--json", metavar="FILE", help="also write the report as JSON")
+    add_options(parser)
     parser.add_argument("--save", metavar="FILE", help="keep the flow for a later --check")
     parser.add_argument("--force", action="store_true", help="let --save replace a file")
     parser.add_argument("--check", metavar="FILE", help="exit with 1 where a loss reaches something new, or no longer")
     parser.add_argument("--fail-on", choices=("error", "warning", "note", "never"), default="never")
-    parser.add_argument("--silence", metavar="NAME", nargs="*", default=[], help="findings that are not told")
     parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module")
     parser.add_argument("script", metavar="SCRIPT")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from stopgrad.compare.words import markdown, plain
+from stopgrad.flow.page import page
 
 if TYPE_CHECKING:
     from stopgrad.compare import Comparison
@@ -27,10 +27,9 @@ def html_page(comparison: Comparison) -> str:
     tags += [tag for tag in content["curves"] if tag not in tags and tag.startswith(DRAWN)]
     curves = {tag: {arm: thin(c) for arm, c in content["curves"][tag].items()} for tag in tags[:MOST_CURVES]}
     data = {**content, "curves": curves, "samples": samples(comparison)}
-    text = json.dumps(plain(rounded(data)), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    page = files("stopgrad.compare").joinpath("page.html").read_text(encoding="utf-8")
-    page = page.replace("TITLE", escape(f"{content['recipe']}: comparison"), 1)
-    return page.replace("MARKDOWN", escape(markdown(content)), 1).replace(">DATA<", f">{text}<", 1)
+    template = files("stopgrad.compare").joinpath("page.html").read_text(encoding="utf-8")
+    own = template.replace("{{words}}", escape(markdown(content)), 1)
+    return page(f"{content['recipe']}: comparison", own, plain(rounded(data)))
 
 
 def thin(curve: Mapping[str, list[float]]) -> dict[str, list[float]]:

@@ -186,5 +186,11 @@ class FlowMatrix(Mapping[tuple[str, str], Cell]):
     def __str__(self) -> str:
         return self.text()
 
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        from stopgrad.flow.page import matrix_html
+
+        return matrix_html(self)
+
     def __repr__(self) -> str:
         return f"<FlowMatrix {len(self.losses)} losses x {len(self.parts)} parts>"

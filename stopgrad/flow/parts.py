@@ -76,7 +76,8 @@ def below(name: str, module: nn.Module) -> dict[str, Named]:
     """The parts of a module that has a name: as :func:`find_parts` finds them, and itself where they are numbered."""
     _, root = descended(module)
     level = _level(root)
-    held = level if len(level) > 1 and not _numbered(level) else {name: root}
+    is_looked_into = len(level) > 1 and not _numbered(level) and next(root.children(), None) is not None
+    held = level if is_looked_into else {name: root}
     return halves({part: named_in(part, holder) for part, holder in held.items()}, adapters(root))
 
 

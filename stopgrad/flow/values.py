@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,10 +47,21 @@ class CutSite:
         return f"{what}{at}{f' (stop.{self.boundary})' if self.boundary else ''}"
 
 
+_cell_names: list[Callable[[str], str | None]] = []
+
+
+def name_cells(*name: Callable[[str], str | None]) -> None:
+    """Let a notebook's extension say which cell a file stands for, such as ``In[3]``; or no more, without arguments."""
+    _cell_names[:] = name
+
+
 def place(file: str, line: int) -> str:
     """``file:line``, relative to the working directory where the file lies below it."""
     if not file:
         return "an unknown line"
+    for name in _cell_names:
+        if cell := name(file):
+            return f"{cell}:{line}"
     relative = os.path.relpath(file) if os.path.isabs(file) else file
     return f"{file if relative.startswith('..') else relative}:{line}"
 

@@ -156,7 +156,7 @@ def check_safety(config: DictConfig, hydra: DictConfig) -> None:
         InputError: with the key.
     """
     allowed = allowed_by(as_typed(hydra))
-    if set(config.allow) - set(allowed):
+    if set(config.allow or ()) - set(allowed):
         raise InputError(f"allow={config.allow}: a file cannot allow anything; write it on the command line")
     for key, target in targets(config):
         check_target(key, target, allowed)

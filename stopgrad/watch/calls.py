@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase as Norm
 from torch.nn.modules.dropout import _DropoutNd as Dropout
 
 from stopgrad.flow.frames import graphless_line, user_line
+from stopgrad.watch.names import user_frames
 
 
 @dataclass(eq=False)
@@ -58,7 +59,7 @@ class Calls:
         elif module.training and call.tested is None and differs(module):
             line, in_checkpoint = graphless_line()
             if not in_checkpoint:
-                call.tested = line
+                call.tested = _called_at() or line
 
     def call_of(self, module: nn.Module) -> Call | None:
         call = self.of.get(id(module))
@@ -74,6 +75,14 @@ class Calls:
                 self.frozen.pop(inner, None)
         else:
             self.frozen[module] = {id(p) for p in module.parameters()}
+
+
+def _called_at() -> tuple[str, int] | None:
+    """The line of the script that called the outermost module, or None where the script itself is in modules."""
+    for frame in user_frames():
+        if not isinstance(frame.f_locals.get("self"), nn.Module):
+            return frame.f_code.co_filename, frame.f_lineno
+    return None
 
 
 def differs(module: nn.Module) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stopgrad.watch.hooks import overhear
+from stopgrad.watch.page import write
 from stopgrad.watch.report import Report, save
 from stopgrad.watch.watch import Watch
 
@@ -31,6 +32,7 @@ class Child:
     every: int
     silenced: tuple[str, ...]
     json: str | None
+    html: str | None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         watch, ended = Watch(self.cycles, self.every), False
@@ -49,8 +51,14 @@ class Child:
         sys.stdout.flush()
         print(f"\nchild process {name}\n{report}", file=sys.stderr, flush=True)
         if self.json:
-            file = Path(self.json)
-            save(report, file.with_name(f"{file.stem}.{name}{file.suffix}"), force=True)
+            save(report, _beside(self.json, name), force=True)
+        if self.html:
+            write(report, _beside(self.html, name))
+
+
+def _beside(file: str, name: str) -> Path:
+    """``report.NAME.json`` of ``report.json``."""
+    return Path(file).with_stem(f"{Path(file).stem}.{name}")
 
 
 @contextmanager

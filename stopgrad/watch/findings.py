@@ -63,7 +63,12 @@ def findings(watch: Watch) -> list[Finding]:
     from stopgrad.watch import rules  # they register themselves
 
     assert rules.__all__
-    found = {finding: None for each in RULES for finding in each(watch)}
+    found: dict[Finding, None] = {}
+    for each in RULES:
+        try:
+            found.update(dict.fromkeys(each(watch)))
+        except Exception as error:  # of whatever kind: the others are told all the same
+            watch.note(f"the rule {each.__name__} failed: {type(error).__name__}: {error}")
     return sorted(found, key=lambda f: (SEVERITIES.index(f.severity), f.file, f.line, f.name))
 
 

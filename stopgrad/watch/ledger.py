@@ -73,6 +73,15 @@ class Known:
     def title(self) -> str:
         return self.name or self.kind
 
+    def has_grown(self, optimizer: Optimizer) -> bool:
+        """Whether it holds more than at its last step, as where a layer is unfrozen."""
+        if not self.steps:
+            return False
+        count = 0
+        for group in optimizer.param_groups:
+            count += len(group["params"])
+        return count > len(self.holds)
+
 
 class Ledger:
     """What happened so far. Names are resolved when it is read.
@@ -153,9 +162,9 @@ class Ledger:
         return found
 
     def groups(self) -> list[set[int]]:
-        """The ids of the parameters of each optimiser that is alive."""
-        alive = [optimizer for known in self.optimizers.values() if (optimizer := known.optimizer()) is not None]
-        return [{id(p) for p in held(optimizer)} for optimizer in alive]
+        """The ids of the parameters of each optimiser, of those that are alive."""
+        alive = self.parameters()
+        return [{id(alive[key]) for key in known.holds if key in alive} for known in self.optimizers.values()]
 
     @property
     def steps(self) -> int:
@@ -208,6 +217,16 @@ class Ledger:
             entry.writers.append(backward)
             self.wrote[backward.loss, key] += 1
             entry.identity, entry.version = id(parameter.grad), version_of(parameter.grad)
+
+    def forget(self) -> None:
+        """Gradients were written, cleared and stepped unseen: who wrote what is there now is not known."""
+        for entry in self.gradients.values():
+            entry.writers.clear()
+            entry.used.clear()
+            entry.asked = None
+            p = entry.parameter()
+            if p is not None and p.grad is not None:
+                entry.identity, entry.version = id(p.grad), version_of(p.grad)
 
     def settle(self) -> bool:
         """Note which gradients were cleared since the last look, by whatever means; forget who died.

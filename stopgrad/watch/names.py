@@ -12,7 +12,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import CodeType, FrameType
 from typing import Any
 
@@ -30,7 +30,14 @@ _LIBRARIES = {"transformers", "accelerate", "peft", "trl", "apex", "deepspeed", 
 
 said: ContextVar[str | None] = ContextVar("stopgrad_loss_name", default=None)  # a loss's name, by loss_name()
 
+@cache
+def _is_library(file: str) -> bool:
+    return is_library(file) or bool(_LIBRARIES & set(file.replace("\\", "/").split("/")))
+
+
 _RUN = os.path.join("stopgrad", "watch", "run.py")
+_IPYTHON = os.path.join("", "IPython", "core", "")
+_CACHES = re.compile(r"In|Out|_+|_\d+|_i+|_i\d+|_[ido]h")  # where IPython keeps inputs and results
 
 
 def user_frames() -> Iterator[FrameType]:
@@ -38,9 +45,9 @@ def user_frames() -> Iterator[FrameType]:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if file.endswith(_RUN):  # what called us is not the script
+        if file.endswith(_RUN) or _IPYTHON in file:  # what called us, or a notebook's cell, is not the script
             return
-        if not is_library(file) and not _LIBRARIES & set(file.replace("\\", "/").split("/")):
+        if not _is_library(file):
             yield frame
         frame = frame.f_back
 
@@ -272,7 +279,7 @@ def variable_of(value: Any) -> str:
     for frame in user_frames():
         owner = frame.f_locals.get("self")
         spaces = [frame.f_locals, vars(owner) if hasattr(owner, "__dict__") else {}, frame.f_globals]
-        for space in spaces:
+        for space in map(_own, spaces):
             for name, held in list(space.items()):
                 if held is value and name != "self":
                     return name
@@ -288,7 +295,14 @@ def spaces() -> Iterator[tuple[FrameType, Mapping[str, Any]]]:
         for space, key in ((frame.f_locals, id(frame)), (own, id(owner)), (frame.f_globals, id(frame.f_globals))):
             if key not in seen:
                 seen.add(key)
-                yield frame, space
+                yield frame, _own(space)
+
+
+def _own(space: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A namespace without what IPython adds to that of a notebook."""
+    if "get_ipython" not in space:
+        return space
+    return {name: value for name, value in list(space.items()) if not _CACHES.fullmatch(name)}
 
 
 def words(name: str) -> list[str]:

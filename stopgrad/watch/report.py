@@ -119,6 +119,16 @@ class Report:
             "notes": list(self.notes),
         }
 
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        from stopgrad.watch.page import notebook_html
+
+        return notebook_html(self)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """For IPython in a terminal."""
+        printer.text(str(self))
+
     def __str__(self) -> str:
         if not self.losses:
             return "stopgrad: nothing to report: no backward ran"

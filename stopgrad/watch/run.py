@@ -14,12 +14,12 @@ from typing import Any
 from stopgrad.watch.children import Child, watched_children
 from stopgrad.watch.findings import SEVERITIES
 from stopgrad.watch.hooks import overhear
+from stopgrad.watch.options import writable
+from stopgrad.watch.page import write
 from stopgrad.watch.report import Report, changes, read, save
-from stopgrad.watch.session import without
 from stopgrad.watch.settings import silenced
+from stopgrad.watch.tracebacks import without_ours
 from stopgrad.watch.watch import Watch
-
-_OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 def run(options: argparse.Namespace) -> int:
@@ -40,7 +40,8 @@ def run(options: argparse.Namespace) -> int:
         cycles=options.cycles,
         every=options.every,
         silenced=(*silent,),
-        json=options.json and os.path.abspath(options.json),
+        json=options.json,
+        html=options.html,
     )
     with overhear(watch), watched_children(watch, template):
         try:
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         finally:
             watch.close(ended=error is None or isinstance(error, AssertionError))  # a check of the script's own
     if error is not None:
-        error.__traceback__ = without(error.__traceback__, _OWN, "<frozen runpy", runpy.__file__)
+        error.__traceback__ = without_ours(error.__traceback__)
         sys.excepthook(type(error), error, error.__traceback__)
         status = 130 if isinstance(error, KeyboardInterrupt) else 1
     if not watch.ranks.is_first:
@@ -64,6 +65,8 @@ def run(options: argparse.Namespace) -> int:
     print(f"\n{report}", file=sys.stderr)
     if options.json:
         save(report, Path(options.json), force=True)
+    if options.html:
+        write(report, Path(options.html))
     if options.save:
         save(report, Path(options.save), force=options.force)
     differ = changes(saved, report) if saved is not None else []
@@ -79,11 +82,11 @@ def _prepare(options: argparse.Namespace) -> tuple[dict[str, Any] | None, dict[s
         raise ValueError(f"{options.script}: no such script")
     if options.module and importlib.util.find_spec(options.script) is None:
         raise ValueError(f"-m {options.script}: no such module")
-    for flag, file in (("--save", options.save), ("--json", options.json)):
-        if file and not os.access(Path(file).absolute().parent, os.W_OK):
-            raise ValueError(f"{flag} {file}: the folder cannot be written")
+    writable(save=options.save, json=options.json, html=options.html)
     if options.save and Path(options.save).exists() and not options.force:
         raise ValueError(f"--save {options.save}: is there already; --force replaces it")
+    for option in ("save", "json", "html"):  # the script may go elsewhere
+        setattr(options, option, (file := getattr(options, option)) and os.path.abspath(file))
     silent = silenced(Path.cwd(), options.silence)
     return (read(Path(options.check)) if options.check else None), silent
 

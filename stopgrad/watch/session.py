@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -13,6 +12,7 @@ from torch.optim import Optimizer
 from stopgrad.watch import hooks
 from stopgrad.watch.report import Report
 from stopgrad.watch.settings import silenced
+from stopgrad.watch.tracebacks import without_ours
 from stopgrad.watch.watch import Watch
 
 
@@ -65,20 +65,4 @@ class Session:
             if self.is_outer:
                 self._hooks.__exit__(None, None, None)
             if error is not None:
-                error.__traceback__ = without(error.__traceback__, hooks.__file__)
-
-
-def without(traceback: TracebackType | None, *files: str) -> TracebackType | None:
-    """The traceback without the frames of files, or of folders that end with a separator."""
-
-    def is_out(at: TracebackType) -> bool:
-        return at.tb_frame.f_code.co_filename.startswith(files)
-
-    while traceback is not None and is_out(traceback):
-        traceback = traceback.tb_next
-    here = traceback
-    while here is not None and here.tb_next is not None:
-        while here.tb_next is not None and is_out(here.tb_next):
-            here.tb_next = here.tb_next.tb_next
-        here = here.tb_next
-    return traceback
+                error.__traceback__ = without_ours(error.__traceback__)

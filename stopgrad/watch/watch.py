@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
+import os
+import traceback
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,7 +19,7 @@ from stopgrad.flow.matrix import FlowMatrix
 from stopgrad.watch.calls import Calls
 from stopgrad.watch.evidence import Evidence
 from stopgrad.watch.graphs import Graphs, Line, nodes_of
-from stopgrad.watch.ledger import Ledger, held
+from stopgrad.watch.ledger import Known, Ledger, held
 from stopgrad.watch.merge import joined, renamed, shown
 from stopgrad.watch.moves import Moves, equal, sample, still_rows
 from stopgrad.watch.names import assigned_name, kept_in_frames, loss_name, standing_values, user_frames, variable_of
@@ -70,7 +71,10 @@ class Watch:
         self.cycle = 0
         self.ended = False
         self.notes: list[str] = []
-        self._cleared: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.quiet = not (self._written() or self._followed())
+        self._pace: Known | None = None  # the optimiser by whose steps quiet cycles are counted
+        self._cleared: set[int] = set()
+        self._known: dict[int, Known] = {}  # by id of an optimiser that has stepped
         self._stepped = False
         self._is_first = True
         self._began = 0  # the cycle in which the span began
@@ -96,9 +100,9 @@ class Watch:
             self._is_first = True
 
     def before_clear(self, owner: Optimizer | nn.Module) -> None:
-        if self._stepped and owner in self._cleared:
+        if self._stepped and id(owner) in self._cleared:
             self._next_cycle()
-        self._cleared.add(owner)
+        self._cleared.add(id(owner))
 
     def after_clear(self, owner: Optimizer | nn.Module) -> None:
         if self._written():
@@ -155,34 +159,49 @@ class Watch:
     def after_grad(self, outputs: Any, finished: bool) -> None:
         self._end_backward(_scalar(outputs), finished)
 
-    def before_step(self, optimizer: Optimizer, closure: bool) -> None:
-        key = self.ledger.meet(optimizer)
-        known = self.ledger.optimizers[key]
+    def counted(self, optimizer: Optimizer) -> bool:
+        """A step in a quiet cycle, in as little time as can be; False where there is more to do than to count it."""
+        known = self._known.get(id(optimizer))
+        if known is None or not known.total & 15:  # now and then it is looked at whether it has grown
+            return False
+        if known is self._pace:
+            if self.every and (self.cycle + 2) % self.every == 0:
+                return False
+            self.cycle += 1
         known.total += 1
-        known.name = known.name or variable_of(optimizer)
-        if self._grew(key, optimizer) or (known.total == 1 and self.cycle > 0):
+        return True
+
+    def before_step(self, optimizer: Optimizer, closure: bool) -> None:
+        self._stepped = True
+        known = self._known.get(id(optimizer))
+        if known is None or known.optimizer() is not optimizer:
+            known = self._known[id(optimizer)] = self.ledger.optimizers[self.ledger.meet(optimizer)]
+            known.name = known.name or variable_of(optimizer)
+        known.total += 1
+        if self.quiet and known is self._pace:
+            self._next_quiet_cycle()
+        self._pace = self._pace or known
+        if known.has_grown(optimizer) or (known.total == 1 and self.cycle > 0):
             self._new_phase()
-        self.ranks.at(self.ledger.steps, self.ledger.parameters().values())
-        if self._written():
+        if not self.quiet:
+            self.ranks.at(self.ledger.steps, self.ledger.parameters().values())
             if not closure:
                 self.ledger.step(optimizer, _line())
-            self._before_move(key, optimizer)
+            self._before_move(self.ledger.meet(optimizer), optimizer)
 
     def after_step(self, optimizer: Optimizer, closure: bool) -> None:
         if self._written():
             if closure:
                 self.ledger.step(optimizer, _line())
             self._after_move(self.ledger.meet(optimizer))
-        self._stepped = True
 
     def called(self, module: nn.Module, args: Any) -> None:
-        if self._written() or not torch.is_grad_enabled():
-            self.calls.called(module, args)
-            if self._is_first and torch.is_grad_enabled():  # by now all of the networks are there
-                self._is_first = False
-                if self.ledger.number == 0:
-                    self._look()
-                    self._begin(only_if_new=True)
+        self.calls.called(module, args)
+        if self._is_first and torch.is_grad_enabled():  # by now all of the networks are there
+            self._is_first = False
+            if self.ledger.number == 0 and self._measured():
+                self._look()
+                self._begin(only_if_new=True)
 
     def set_mode(self, module: nn.Module, training: bool) -> None:
         self.calls.set_mode(module, training)
@@ -190,23 +209,35 @@ class Watch:
     def froze(self, module: nn.Module, requires_grad: bool) -> None:
         self.calls.froze(module, requires_grad)
 
-    def clipped(self, parameters: Any) -> Any:
-        """A gradient's norm is clipped over these; an iterator is replaced by a list."""
-        tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    def clipped(self, parameters: list[Any]) -> None:
+        """A gradient's norm is clipped over these."""
         if self._written():
-            keys = [key for p in tensors if (key := self.ledger.key(p)) is not None]
+            keys = [key for p in parameters if (key := self.ledger.key(p)) is not None]
             self._name()
             self.clips[_line(), tuple(dict.fromkeys(self.home[key] for key in keys))] = None
-        return parameters if isinstance(parameters, Tensor) else tensors
+
+    def failed(self, error: Exception) -> None:
+        """The watch itself has failed: the script goes on without it."""
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        at = f"{os.path.basename(frame.filename)}:{frame.lineno}"
+        self.note(
+            f"the watch failed in cycle {self.cycle + 1} ({type(error).__name__}: {error}, {at}), and saw no more"
+        )
+        self.cycles = self.books = self.every = 0
+        self.quiet = True
+        self.abandon()
 
     def close(self, ended: bool = True) -> None:
         """The script has ended, by itself or not."""
         self.ended = ended
-        self._name()
-        if self._written():
-            self.ledger.settle()
-        self._end()
-        self.ranks.compare()
+        try:
+            self._name()
+            if self._written():
+                self.ledger.settle()
+            self._end()
+            self.ranks.compare()
+        except Exception as error:  # of whatever kind: what was seen before is told
+            self.failed(error)
         self._used = {parameter for _, parameter, _, _ in self.ledger.uses}
 
     def abandon(self) -> None:
@@ -228,11 +259,6 @@ class Watch:
         for tensor in self.parts.tensors():
             self.moves.note(tensor)
         self.ledger.know(self.parts.parameters())
-
-    def _grew(self, key: int, optimizer: Optimizer) -> bool:
-        """Whether an optimiser that has stepped holds more than at its last step, as where a layer is unfrozen."""
-        known, now = self.ledger.optimizers[key], len(held(optimizer))
-        return known.steps > 0 and now > len(known.holds)
 
     def _standing_parameters(self) -> dict[str, tuple[bool, set[int]]]:
         """The variables whose name says that they stand still: whether they are states, and what they hang on.
@@ -340,6 +366,7 @@ class Watch:
             self._more -= 1
             self.cycles = max(self.cycles, self.cycle + 1 + self._first[0])
             self.books = max(self.books, self.cycle + 1 + self._first[1])
+            self._wake()
 
     def _written(self) -> bool:
         return self.cycle < self.books or self._measured()
@@ -361,15 +388,29 @@ class Watch:
             self.home.update((key, name) for key in keys if not known or key not in self.home)
 
     def _next_cycle(self) -> None:
-        if self._written():
+        if self._written() and not self.cycle & (self.cycle + 1):  # cycles 0, 1, 3, 7, 15, ...
             self._name()
         self.cycle += 1
+        self.quiet = not (self._written() or self._followed())
         self._cleared.clear()
         self._stepped = False
         if not self._followed():
             self._end()
         elif self._span is None or self.cycle - self._began >= TOGETHER:
             self._begin()
+
+    def _next_quiet_cycle(self) -> None:
+        """Most cycles of a long run: they are counted by the steps of one optimiser."""
+        self.cycle += 1
+        if self._followed():
+            self._wake()
+            self._begin()
+
+    def _wake(self) -> None:
+        if self.quiet:
+            self.quiet = False
+            self._cleared.clear()
+            self.ledger.forget()
 
     def _begin(self, only_if_new: bool = False) -> None:
         """Follow values from here on; or go on, where no part has come since the last beginning."""

@@ -1,5 +1,5 @@
 """A flow of affine couplings, trained by exact likelihood; its base is a distribution with buffers."""
-# flow: loss -> couplings
+# flow: loss -> flow
 
 import torch
 from digest import digest

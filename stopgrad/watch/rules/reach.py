@@ -110,16 +110,18 @@ def unstepped(watch: Watch) -> Iterator[Finding]:
         name: {key for p in module.parameters() if (key := watch.ledger.key(p)) is not None}
         for name, module in watch.parts.roots().items()
     }
-    stale = _stale(watch, {key for keys in roots.values() for key in keys})
+    known = {key for keys in roots.values() for key in keys}
+    stale = _stale(watch, known)
+    told = {key for _, reached in watch.standing.values() for key in reached}  # by the name of a value: live_target
+    loose = [key for key, p in missed.items() if isinstance(p, nn.Parameter) and key not in known]
     for name, keys in roots.items():
-        told = {key for _, reached in watch.standing.values() for key in reached}  # by the name of a value: live_target
         mine = [key for key in missed if key in keys - told]
         held = [key for key in keys if key in watch.ledger.holders()]
-        if not mine:
-            continue
-        if stale or (held and not _is_head(watch, name, held)):
+        if name in watch.parts.listed:
+            loose += mine
+        elif mine and (stale or (held and not _is_head(watch, name, held))):
             yield _never_held(watch, name, mine, stale)
-        elif (most := max(watch.ledger.piled().get(key, 0) for key in mine)) > 1:
+        elif mine and watch.ledger.uses and (most := max(watch.ledger.piled().get(key, 0) for key in mine)) > 1:
             part = watch.parts_of(mine) if held else name
             loss, file, line = _first_loss(watch, mine)
             yield Finding(
@@ -130,9 +132,6 @@ def unstepped(watch: Watch) -> Iterator[Finding]:
                 file,
                 line,
             )
-    loose = [
-        key for key, p in missed.items() if isinstance(p, nn.Parameter) and not any(key in k for k in roots.values())
-    ]
     if loose:
         loss, file, line = _first_loss(watch, loose)
         what = f"{counted(len(loose), 'parameter')} of {watch.parts_of(loose)}"
@@ -163,12 +162,13 @@ def _first_loss(watch: Watch, parameters: list[int]) -> tuple[str, str, int]:
 
 def _stale(watch: Watch, known: set[int]) -> list[int]:
     """The optimisers that hold a parameter which no module has any more."""
-    alive, written = watch.ledger.parameters(), {parameter for _, parameter in watch.ledger.wrote}
-    return [
-        key
-        for key, optimizer in watch.ledger.optimizers.items()
-        if any(isinstance(alive.get(p), nn.Parameter) and p not in known and p not in written for p in optimizer.holds)
-    ]
+    written = {parameter for _, parameter in watch.ledger.wrote}
+    alive = watch.ledger.parameters()
+
+    def is_left_over(key: int) -> bool:  # dead by now, where nobody but the optimiser held it
+        return key not in known and key not in written and isinstance(alive.get(key, nn.Parameter()), nn.Parameter)
+
+    return [key for key, optimizer in watch.ledger.optimizers.items() if any(map(is_left_over, optimizer.holds))]
 
 
 def _is_head(watch: Watch, root: str, held: list[int]) -> bool:
