@@ -30,6 +30,7 @@ _LIBRARIES = {"transformers", "accelerate", "peft", "trl", "apex", "deepspeed", 
 
 said: ContextVar[str | None] = ContextVar("stopgrad_loss_name", default=None)  # a loss's name, by loss_name()
 
+
 @cache
 def _is_library(file: str) -> bool:
     return is_library(file) or bool(_LIBRARIES & set(file.replace("\\", "/").split("/")))
@@ -56,7 +57,7 @@ def loss_name(fallback: str = "loss") -> tuple[str, str, int]:
     """(name, file, line) of the loss whose backward runs: the variable, or expression, in the calling line.
 
     A helper's argument is named as its caller names it; what a trainer runs the backward of, as ``training_step``
-    returns it. Where no name can be read: ``fallback``. The name that ``stopgrad.lightning.loss_name`` gives comes first.
+    returns it. Where no name can be read: ``fallback``. What ``stopgrad.lightning.loss_name`` says comes first.
     """
     name, file, line = _step_returns() or _called_for(fallback)
     return said.get() or name or fallback, file, line
@@ -68,7 +69,8 @@ def _step_returns() -> tuple[str, str, int] | None:
     while frame is not None and is_library(frame.f_code.co_filename):
         if frame.f_code.co_name == "backward":
             owner = frame.f_locals.get("self")
-            step = getattr(type(owner), "training_step", None) if isinstance(owner, nn.Module) else None
+            automatic = getattr(owner, "automatic_optimization", False)
+            step = getattr(type(owner), "training_step", None) if automatic else None
             code = getattr(inspect.unwrap(step), "__code__", None) if step is not None else None
             if code is not None and not is_library(code.co_filename):
                 return _returned(code)

@@ -17,7 +17,7 @@ from stopgrad.watch.watch import Watch
 
 
 class Session:
-    """Watches from here on, as ``python -m stopgrad run`` does, until :meth:`end`. Where that runs, it is the one watch.
+    """Watches from here on, as ``python -m stopgrad run`` does, until :meth:`end`; inside of that, it reads its watch.
 
     Args:
         name: of the module, where no variable of the script holds it.
