@@ -207,6 +207,7 @@ class TestTransformers:
         assert done.returncode == 0, done.stderr
         assert done.stdout.endswith(CELLS)
         assert done.stdout.count("stopgrad: 6 cycles") == 1
+        assert "stopped by" not in done.stdout  # one line for each layer would say what the part's name says
 
     def test_under_run_the_outer_one_tells_alone(self, tmp_path: Path) -> None:
         done = ran(tmp_path, LORA + SAME.replace("OPTIONS", ""), watched=True)
