@@ -16,7 +16,7 @@ MAY_IMPORT = {layer: LAYERS[: place + 1] for place, layer in enumerate(LAYERS)} 
 for layer in LAYERS[LAYERS.index("watch") :]:  # a finding is named after its exhibit
     MAY_IMPORT[layer].append("museum")
 # What an extra adds to torch is imported late.
-OTHERS = {"torch", "tensorboard", "google", "matplotlib", "PIL", "yaml", "pytest", "IPython"}
+OTHERS = {"torch", "tensorboard", "google", "matplotlib", "PIL", "yaml", "pytest", "IPython", "tomli"}
 MAY_NEED = {
     "lightning": OTHERS | {"lightning"},
     "runner": OTHERS | {"lightning", "hydra", "omegaconf", "pydantic", "numpy"},

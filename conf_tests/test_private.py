@@ -200,6 +200,19 @@ def test_module(internals: Any) -> None:
     assert internals.non_persistent(module) == {"cache"}
 
 
+@rests_on("torch.distributed.distributed_c10d:_get_default_store", "run does not see that ranks drift apart")
+def test_default_store(internals: Any, tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        store = internals.default_store()
+        assert not store.check(["key"])
+        store.set("key", "value")
+        assert store.check(["key"])
+        assert store.get("key") == b"value"
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @rests_on("torch.overrides:_get_current_function_mode", "an audit cannot be left a second time")
 def test_top_mode(internals: Any) -> None:
     assert internals.top_mode() is None
@@ -495,6 +508,7 @@ DOCUMENTED = {  # names that begin with an underscore and are public all the sam
     "_target_",  # Hydra's key
     "sys._getframe",
     "os._exit",
+    "_repr_html_",  # what a notebook asks an object for
     "torch.utils._python_dispatch",  # the notes on extending PyTorch
 }
 BY_NAME = ("getattr", "hasattr", "setattr", "delattr")

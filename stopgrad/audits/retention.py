@@ -59,7 +59,8 @@ def bytes_of(tensor: Tensor) -> int:
     try:
         return tensor.untyped_storage().nbytes()
     except NotImplementedError:
-        return tensor._nnz() * tensor.element_size() if tensor.is_sparse else tensor.numel() * tensor.element_size()
+        values = tensor.detach().coalesce().values() if tensor.is_sparse else tensor
+        return values.numel() * tensor.element_size()
 
 
 @dataclasses.dataclass(frozen=True)

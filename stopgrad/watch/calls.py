@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase as Norm
-from torch.nn.modules.dropout import _DropoutNd as Dropout
 
 from stopgrad.flow.frames import graphless_line, user_line
 from stopgrad.watch.names import user_frames
@@ -85,8 +83,13 @@ def _called_at() -> tuple[str, int] | None:
     return None
 
 
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+NORMS += (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
 def differs(module: nn.Module) -> bool:
     """Whether a module answers otherwise in train mode than in eval mode."""
-    if isinstance(module, Dropout):
+    if isinstance(module, DROPOUTS):
         return module.p > 0
-    return isinstance(module, Norm) and module.track_running_stats
+    return isinstance(module, NORMS) and module.track_running_stats

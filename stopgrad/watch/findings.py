@@ -16,7 +16,7 @@ from stopgrad.flow.values import place
 from stopgrad.museum.explain import find
 
 if TYPE_CHECKING:
-    from stopgrad.watch.watch import Watch
+    from stopgrad.watch.seen import Seen
 
 SEVERITIES = ("error", "warning", "note")
 SHOWN = 3  # names in a message
@@ -49,7 +49,7 @@ class Finding:
         return asdict(self)
 
 
-Rule = Callable[["Watch"], Iterator[Finding]]
+Rule = Callable[["Seen"], Iterator[Finding]]
 RULES: list[Rule] = []
 
 
@@ -58,7 +58,7 @@ def rule(function: Rule) -> Rule:
     return function
 
 
-def findings(watch: Watch) -> list[Finding]:
+def findings(watch: Seen) -> list[Finding]:
     """All findings, errors first."""
     from stopgrad.watch import rules  # they register themselves
 

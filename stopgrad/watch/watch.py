@@ -4,34 +4,29 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from stopgrad.audits.retention import Kept
 from stopgrad.cuts.torch_internals import gradient_hooks, sequence_number
 from stopgrad.cuts.watcher import watcher, yield_by
 from stopgrad.flow.graph import Walk
-from stopgrad.flow.matrix import FlowMatrix
-from stopgrad.watch.calls import Calls
 from stopgrad.watch.evidence import Evidence
-from stopgrad.watch.graphs import Graphs, Line, nodes_of
-from stopgrad.watch.ledger import Known, Ledger, held
-from stopgrad.watch.merge import joined, renamed, shown
-from stopgrad.watch.moves import Moves, equal, sample, still_rows
+from stopgrad.watch.graphs import Line, nodes_of
+from stopgrad.watch.ledger import Known, held
+from stopgrad.watch.merge import joined, renamed
+from stopgrad.watch.moves import equal, sample, still_rows
 from stopgrad.watch.names import assigned_name, kept_in_frames, loss_name, standing_values, user_frames, variable_of
-from stopgrad.watch.parts import Parts
-from stopgrad.watch.ranks import Ranks
+from stopgrad.watch.seen import Seen
 from stopgrad.watch.span import Span
 
 TOGETHER = 3  # cycles that one span may follow
 MOST_PHASES = 10  # of a script, that are looked at like its beginning
 
 
-class Watch:
+class Watch(Seen):
     """Listens to a script that trains (see :func:`stopgrad.watch.hooks.overhear`).
 
     A cycle goes from a clearing of gradients to the last step before the same gradients are cleared again. The matrix
@@ -41,36 +36,12 @@ class Watch:
         cycles: how many cycles from the first are measured.
         every: and then every so many; 0 for none.
         books: so many cycles are written down in full; afterwards, those that are measured.
-
-    Attributes:
-        home: the part of each parameter, by its number in the ledger.
-        evidence: by loss; its parameters by their numbers in the ledger.
-        standing: (loss, variable) -> the line, and the parameters to which a value that is named as if it stood still
-            carries a gradient.
-        clips: (line, parts) of each clipping of a gradient's norm.
-        changed: how and where a value that a backward needed was written to behind autograd's back.
-        terms: the loss of each term that has a row of its own.
-        kept: what held graphs at the first looks, oldest first.
-        ended: the script ended by itself.
-        notes: what was not seen.
     """
 
     def __init__(self, cycles: int = 3, every: int = 100, books: int = 30) -> None:
-        self.cycles, self.every, self.books = cycles, every, books
+        super().__init__(books)
+        self.cycles, self.every = cycles, every
         self._first = cycles, books
-        self.ledger, self.parts, self.calls = Ledger(), Parts(), Calls()
-        self.moves, self.graphs, self.ranks = Moves(), Graphs(), Ranks()
-        self._matrix: FlowMatrix | None = None
-        self.home: dict[int, str] = {}
-        self.evidence: dict[str, Evidence] = {}
-        self.standing: dict[tuple[str, str], tuple[Line, set[int]]] = {}
-        self.clips: dict[tuple[Line, tuple[str, ...]], None] = {}
-        self.changed: dict[tuple[str, Line], None] = {}
-        self.kept: list[list[Kept]] = []
-        self.terms: dict[str, str] = {}
-        self.cycle = 0
-        self.ended = False
-        self.notes: list[str] = []
         self.quiet = not (self._written() or self._followed())
         self._pace: Known | None = None  # the optimiser by whose steps quiet cycles are counted
         self._cleared: set[int] = set()
@@ -82,7 +53,6 @@ class Watch:
         self._span: Span | None = None
         self._looked: set[Line] = set()
         self._before: dict[int, tuple[Tensor, Tensor | None]] = {}
-        self._used: set[int] = set()
         self._numbers: frozenset[int] = frozenset()  # of the nodes of the newest loss
         self._at: tuple[str, Line] = "", ("", 0)  # its name and line
         self._still: dict[str, tuple[bool, set[int]]] = {}
@@ -131,7 +101,7 @@ class Watch:
             return
         self.ledger.after_backward(loss is not None and loss.is_leaf, finished)
         if self.ledger.number <= 2:
-            self._name()
+            self.name()
         if self._span is None and self.ledger.number == 1 and self._measured():  # nothing was made or called before
             self._look()
             self._begin()
@@ -213,7 +183,7 @@ class Watch:
         """A gradient's norm is clipped over these."""
         if self._written():
             keys = [key for p in parameters if (key := self.ledger.key(p)) is not None]
-            self._name()
+            self.name()
             self.clips[_line(), tuple(dict.fromkeys(self.home[key] for key in keys))] = None
 
     def failed(self, error: Exception) -> None:
@@ -231,7 +201,7 @@ class Watch:
         """The script has ended, by itself or not."""
         self.ended = ended
         try:
-            self._name()
+            self.name()
             if self._written():
                 self.ledger.settle()
             self._end()
@@ -245,11 +215,6 @@ class Watch:
         if self._span is not None:
             self._span.close()
             self._span = None
-
-    def note(self, text: str) -> None:
-        """Something that was not seen."""
-        if text not in self.notes:
-            self.notes.append(text)
 
     # ---- what is looked at
 
@@ -309,55 +274,6 @@ class Watch:
                 (self.moves.still if rows is None else self.moves.rows)[number, key] += 1
         self._before.clear()
 
-    # ---- what the rules ask
-
-    def key(self, parameter: Tensor) -> int:
-        """The number of a parameter in the ledger; -1 where it is not there."""
-        key = self.ledger.key(parameter)
-        return -1 if key is None else key
-
-    def parts_of(self, parameters: Iterable[int]) -> str:
-        """The parts of some parameters, in words."""
-        return ", ".join(dict.fromkeys(self.home.get(key, "others") for key in parameters))
-
-    def to_train(self) -> dict[int, Tensor]:
-        """What an optimiser that steps holds; in a script that has no optimiser, everything."""
-        held = {p for known in self.ledger.optimizers.values() if known.steps for p in known.holds}
-        return {key: p for key, p in self.ledger.parameters().items() if key in held or not self.ledger.optimizers}
-
-    def is_stepped(self, parameter: Tensor) -> bool:
-        """Whether some optimiser stepped it on some loss's gradient."""
-        return self.ledger.key(parameter) in self._used
-
-    def candidates(self) -> dict[str, nn.Module]:
-        """The named modules, and those inside of them with parameters, by their full names."""
-        found: dict[str, nn.Module] = {}
-        for name, root in self.parts.names().items():
-            for path, module in root.named_modules():
-                if next(module.parameters(), None) is not None:
-                    found[f"{name}.{path}" if path else name] = module
-        return found
-
-    def like(self, module: nn.Module) -> list[str]:
-        """The names of other modules of the same class and shapes, that neither hold this one nor lie in it."""
-        shapes, inner = [p.shape for p in module.parameters()], set(module.modules())
-        return [
-            name
-            for name, other in self.candidates().items()
-            if type(other) is type(module)
-            and other not in inner
-            and module not in set(other.modules())
-            and [p.shape for p in other.parameters()] == shapes
-        ]
-
-    def modules(self) -> list[nn.Module]:
-        """All modules of the script, each once."""
-        return list({id(m): m for root in self.parts.names().values() for m in root.modules()}.values())
-
-    def name_of(self, module: nn.Module) -> str:
-        """A module's full name, or its class."""
-        return next((name for name, m in self.candidates().items() if m is module), type(module).__name__)
-
     # ---- cycles and spans
 
     def _new_phase(self) -> None:
@@ -378,18 +294,9 @@ class Watch:
         """Values are followed from the cycle before on: a forward may come before the clearing of gradients."""
         return self._measured() or bool(self.every and (self.cycle + 1) % self.every == 0)
 
-    def _name(self) -> None:
-        """Say which part each parameter belongs to, while the modules are alive."""
-        alive = self.ledger.parameters()
-        numbers = {id(p): key for key, p in alive.items()}
-        for name, tensors in self.parts.of(alive.values(), self.ledger.groups()).items():
-            keys = [numbers[id(p)] for p in tensors]
-            known = name in self.parts.loose  # a network may die before its parameters do
-            self.home.update((key, name) for key in keys if not known or key not in self.home)
-
     def _next_cycle(self) -> None:
         if self._written() and not self.cycle & (self.cycle + 1):  # cycles 0, 1, 3, 7, 15, ...
-            self._name()
+            self.name()
         self.cycle += 1
         self.quiet = not (self._written() or self._followed())
         self._cleared.clear()
@@ -428,7 +335,7 @@ class Watch:
             return
         span, self._span = self._span, None
         seen = span.close()
-        self._name()
+        self.name()
         homes = {part: {self.home.get(self.key(t), part) for t in tensors} for part, tensors in span.parts.items()}
         names = {part: home.pop() for part, home in homes.items() if len(home) == 1}
         self.changed.update(dict.fromkeys(span.changed))
@@ -441,17 +348,6 @@ class Watch:
             self.evidence.setdefault(loss, Evidence()).merge(found)
         if seen is not None and seen.losses:
             self._matrix = joined(self._matrix, renamed(seen, names))
-
-    @property
-    def matrix(self) -> FlowMatrix | None:
-        """Of the cycles that were measured; None where no loss was."""
-        if self._matrix is None:
-            return None
-        loose = {key: p for key, p in self.ledger.parameters().items() if not isinstance(p, nn.Parameter)}
-        held = {p for known in self.ledger.optimizers.values() for p in known.holds}
-        inputs = {self.home.get(key) for key, p in loose.items() if key not in held and not self.moves.moved(p)}
-        parts = {part for part in self._matrix.parts if part not in inputs and part in self.home.values()}
-        return shown(self._matrix, parts)
 
 
 def _scalar(tensors: Any) -> Tensor | None:

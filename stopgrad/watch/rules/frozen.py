@@ -8,17 +8,16 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd as Dropout
 
 from stopgrad.flow.parts import adapters
-from stopgrad.watch.calls import Norm
+from stopgrad.watch.calls import DROPOUTS, NORMS
 from stopgrad.watch.findings import Finding, counted, rule, shown
 from stopgrad.watch.names import is_copy, stands_still
-from stopgrad.watch.watch import Watch
+from stopgrad.watch.seen import Seen
 
 
 @rule
-def moved_in_steps(watch: Watch) -> Iterator[Finding]:
+def moved_in_steps(watch: Seen) -> Iterator[Finding]:
     """A frozen parameter that moves in an optimiser's step."""
     groups: dict[int, list[int]] = defaultdict(list)
     for (parameter, optimizer), count in watch.moves.still.items():
@@ -40,7 +39,7 @@ def moved_in_steps(watch: Watch) -> Iterator[Finding]:
 
 
 @rule
-def moved_rows(watch: Watch) -> Iterator[Finding]:
+def moved_rows(watch: Seen) -> Iterator[Finding]:
     """Rows whose gradient a hook sets to zero, and which the step moves all the same."""
     for (parameter, optimizer), count in watch.moves.rows.items():
         known = watch.ledger.optimizers[optimizer]
@@ -56,7 +55,7 @@ def moved_rows(watch: Watch) -> Iterator[Finding]:
 
 
 @rule
-def exchanged(watch: Watch) -> Iterator[Finding]:
+def exchanged(watch: Seen) -> Iterator[Finding]:
     """A module was frozen, and then got a new parameter, which trains."""
     for module, before in watch.calls.frozen.items():
         new = {
@@ -77,13 +76,13 @@ def exchanged(watch: Watch) -> Iterator[Finding]:
 
 
 @rule
-def statistics(watch: Watch) -> Iterator[Finding]:
+def statistics(watch: Seen) -> Iterator[Finding]:
     """A norm whose weights are frozen and whose running statistics move."""
     found: dict[str, tuple[list[str], bool]] = {}
     for name, root in watch.parts.roots().items():
         for path, module in root.named_modules():
             own = list(module.parameters(recurse=False))
-            if not isinstance(module, Norm) or not module.training or not own or module.running_mean is None:
+            if not isinstance(module, NORMS) or not module.training or not own or module.running_mean is None:
                 continue
             frozen = not any(p.requires_grad or watch.ledger.key(p) in watch.ledger.required for p in own)
             if frozen and watch.moves.moved(module.running_mean):
@@ -99,7 +98,7 @@ def statistics(watch: Watch) -> Iterator[Finding]:
 
 
 @rule
-def teacher_dropout(watch: Watch) -> Iterator[Finding]:
+def teacher_dropout(watch: Seen) -> Iterator[Finding]:
     """A frozen network that answers otherwise each time; not the base of adapters, which trains with it."""
     bases = [module for module in watch.parts.roots().values() if adapters(module)]
     adapted = {module for base in bases for module in base.modules()}
@@ -113,7 +112,7 @@ def teacher_dropout(watch: Watch) -> Iterator[Finding]:
         active = [
             path
             for path, module in root.named_modules()
-            if isinstance(module, Dropout)
+            if isinstance(module, DROPOUTS)
             and module.p > 0
             and module.training
             and watch.calls.call_of(module) is not None
@@ -128,7 +127,7 @@ def teacher_dropout(watch: Watch) -> Iterator[Finding]:
 
 
 @rule
-def teacher_trains(watch: Watch) -> Iterator[Finding]:
+def teacher_trains(watch: Seen) -> Iterator[Finding]:
     """A network that is named a teacher, or a target, and is stepped on the loss that trains its like."""
     stepped: dict[int, set[str]] = defaultdict(set)
     for loss, parameter, _, _ in watch.ledger.uses:
@@ -156,7 +155,7 @@ def teacher_trains(watch: Watch) -> Iterator[Finding]:
 
 
 @rule
-def aliased(watch: Watch) -> Iterator[Finding]:
+def aliased(watch: Seen) -> Iterator[Finding]:
     """Two names of one network, one of which says that it stands still."""
     for (one, other), ref in watch.parts.aliases.items():
         module = ref()
@@ -176,7 +175,7 @@ def aliased(watch: Watch) -> Iterator[Finding]:
 
 
 @rule
-def stale(watch: Watch) -> Iterator[Finding]:
+def stale(watch: Seen) -> Iterator[Finding]:
     """A copy of a network that trains, named for a target or an average, which never follows it."""
     if not watch.ended or not watch.ledger.steps:
         return
@@ -207,7 +206,7 @@ def stale(watch: Watch) -> Iterator[Finding]:
         )
 
 
-def _is_synced_somewhere(watch: Watch, name: str) -> bool:
+def _is_synced_somewhere(watch: Seen, name: str) -> bool:
     """Whether the script has more than one line that may write to this network: what has not run may come."""
     last = re.escape(name.rpartition(".")[2])
     line = re.compile(
@@ -220,7 +219,7 @@ def _is_synced_somewhere(watch: Watch, name: str) -> bool:
 
 
 @rule
-def never_eval(watch: Watch) -> Iterator[Finding]:
+def never_eval(watch: Seen) -> Iterator[Finding]:
     """A network with dropout or norms that is tested in train mode, and that ``eval()`` was never called on."""
     if not watch.ledger.steps:
         return
@@ -244,7 +243,7 @@ def never_eval(watch: Watch) -> Iterator[Finding]:
         )
 
 
-def _is_judged_by_another(watch: Watch, root: str) -> bool:
+def _is_judged_by_another(watch: Seen, root: str) -> bool:
     """Whether a network's losses pass through another network that another optimiser holds: a generator."""
     holders = watch.ledger.holders()
     homes = {watch.home.get(key): set(owners) for key, owners in holders.items()}
@@ -261,7 +260,7 @@ def _is_judged_by_another(watch: Watch, root: str) -> bool:
 
 
 @rule
-def ranks(watch: Watch) -> Iterator[Finding]:
+def ranks(watch: Seen) -> Iterator[Finding]:
     """Ranks that began alike and hold other parameters after some steps."""
     if watch.ranks.drifted is not None:
         step, rank = watch.ranks.drifted

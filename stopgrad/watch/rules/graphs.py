@@ -7,13 +7,13 @@ from itertools import pairwise
 
 from stopgrad.watch.findings import Finding, counted, rule, shown
 from stopgrad.watch.names import words
-from stopgrad.watch.watch import Watch
+from stopgrad.watch.seen import Seen
 
 GROWING = 4  # graphs of one line, each holding all of the ones before it
 
 
 @rule
-def standing_values(watch: Watch) -> Iterator[Finding]:
+def standing_values(watch: Seen) -> Iterator[Finding]:
     """A value whose name says that it stands still, with a gradient to parameters that are stepped."""
     train = set(watch.to_train()) | {key for key, count in watch.ledger.piled().items() if count > 1}
     for (loss, variable), ((file, line), parameters) in watch.standing.items():
@@ -39,7 +39,7 @@ def standing_values(watch: Watch) -> Iterator[Finding]:
 
 
 @rule
-def changed(watch: Watch) -> Iterator[Finding]:
+def changed(watch: Seen) -> Iterator[Finding]:
     """A value that a backward needed was written to where autograd does not see it."""
     for how, (file, line) in watch.changed:
         through = "NumPy" if how == "numpy" else f".{how}{'()' if how == 'detach' else ''}"
@@ -54,7 +54,7 @@ def changed(watch: Watch) -> Iterator[Finding]:
 
 
 @rule
-def retained(watch: Watch) -> Iterator[Finding]:
+def retained(watch: Seen) -> Iterator[Finding]:
     """``retain_graph=True`` that nothing needed, or that keeps the whole past."""
     for (file, line), found in watch.graphs.retained.items():
         if len(found.sizes) >= GROWING:
@@ -79,7 +79,7 @@ def retained(watch: Watch) -> Iterator[Finding]:
 
 
 @rule
-def kept(watch: Watch) -> Iterator[Finding]:
+def kept(watch: Seen) -> Iterator[Finding]:
     """Something holds the graphs of more and more steps."""
     if len(watch.kept) < 3:
         return
@@ -97,7 +97,7 @@ def kept(watch: Watch) -> Iterator[Finding]:
 
 
 @rule
-def clipped(watch: Watch) -> Iterator[Finding]:
+def clipped(watch: Seen) -> Iterator[Finding]:
     """One clip over a part and what only looks at it: the probe's gradient scales the other's."""
     for (file, line), parts in watch.clips:
         for found in watch.evidence.values():
@@ -115,7 +115,7 @@ def clipped(watch: Watch) -> Iterator[Finding]:
 
 
 @rule
-def probes(watch: Watch) -> Iterator[Finding]:
+def probes(watch: Seen) -> Iterator[Finding]:
     """A part that is named a probe, whose loss reaches what it is to look at."""
     wrote: dict[str, set[str]] = {}
     for loss, parameter in watch.ledger.wrote:

@@ -10,21 +10,21 @@ from torch import Tensor, nn
 from stopgrad.flow.values import CutSite
 from stopgrad.watch.findings import Finding, counted, rule, shown
 from stopgrad.watch.names import stands_still
-from stopgrad.watch.watch import Watch
+from stopgrad.watch.seen import Seen
 
 ENOUGH = 30  # cycles after which a run that did not end by itself is judged too
 
 
-def _is_judged(watch: Watch) -> bool:
+def _is_judged(watch: Seen) -> bool:
     return watch.ledger.number > 0 and (watch.ended or watch.cycle >= ENOUGH)
 
 
-def _span(watch: Watch) -> str:
+def _span(watch: Seen) -> str:
     return f"in {counted(min(watch.cycle + 1, watch.books), 'cycle')}"
 
 
 @rule
-def rebuilt(watch: Watch) -> Iterator[Finding]:
+def rebuilt(watch: Seen) -> Iterator[Finding]:
     """A loss that is a leaf: it was rebuilt from a number, and nothing lies behind it."""
     for loss, count in watch.ledger.rebuilt.items():
         file, line, times = watch.ledger.losses[loss]
@@ -40,7 +40,7 @@ def rebuilt(watch: Watch) -> Iterator[Finding]:
 
 
 @rule
-def unreached(watch: Watch) -> Iterator[Finding]:
+def unreached(watch: Seen) -> Iterator[Finding]:
     """Parameters that were to be trained, that a loss was computed from, and that no loss's gradient reaches."""
     ledger = watch.ledger
     if not _is_judged(watch):
@@ -70,7 +70,7 @@ def unreached(watch: Watch) -> Iterator[Finding]:
         )
 
 
-def _name_of(watch: Watch, part: str, cut: CutSite, parameters: list[int]) -> str:
+def _name_of(watch: Seen, part: str, cut: CutSite, parameters: list[int]) -> str:
     """The exhibit that shows it, by how and where the gradient was stopped."""
     if cut.kind in ("no_grad", "inference_mode"):
         return "never_moved"
@@ -84,7 +84,7 @@ def _name_of(watch: Watch, part: str, cut: CutSite, parameters: list[int]) -> st
 
 
 @rule
-def constants(watch: Watch) -> Iterator[Finding]:
+def constants(watch: Seen) -> Iterator[Finding]:
     """A term of a loss that hangs on a network and is a constant."""
     for loss, found in watch.evidence.items():
         for cut, parts in found.constants:
@@ -101,7 +101,7 @@ def constants(watch: Watch) -> Iterator[Finding]:
 
 
 @rule
-def unstepped(watch: Watch) -> Iterator[Finding]:
+def unstepped(watch: Seen) -> Iterator[Finding]:
     """A gradient arrives where no optimiser steps."""
     if not watch.ledger.steps or not _is_judged(watch):
         return
@@ -145,7 +145,7 @@ def unstepped(watch: Watch) -> Iterator[Finding]:
         )
 
 
-def _missed(watch: Watch) -> dict[int, Tensor]:
+def _missed(watch: Seen) -> dict[int, Tensor]:
     """The parameters that get gradients, and that neither an optimiser nor the script itself steps."""
     ledger, holders = watch.ledger, watch.ledger.holders()
     written = {parameter for _, parameter in ledger.wrote} - {parameter for _, parameter in ledger.by_hand}
@@ -154,13 +154,13 @@ def _missed(watch: Watch) -> dict[int, Tensor]:
     return {k: p for k, p in alive.items() if p.requires_grad and (piled.get(k, 0) > 1 or not watch.moves.moved(p))}
 
 
-def _first_loss(watch: Watch, parameters: list[int]) -> tuple[str, str, int]:
+def _first_loss(watch: Seen, parameters: list[int]) -> tuple[str, str, int]:
     """A loss that writes there, and its line."""
     loss = next(loss for loss, key in watch.ledger.wrote if key in parameters)
     return loss, *watch.ledger.losses[loss][:2]
 
 
-def _stale(watch: Watch, known: set[int]) -> list[int]:
+def _stale(watch: Seen, known: set[int]) -> list[int]:
     """The optimisers that hold a parameter which no module has any more."""
     written = {parameter for _, parameter in watch.ledger.wrote}
     alive = watch.ledger.parameters()
@@ -171,14 +171,14 @@ def _stale(watch: Watch, known: set[int]) -> list[int]:
     return [key for key, optimizer in watch.ledger.optimizers.items() if any(map(is_left_over, optimizer.holds))]
 
 
-def _is_head(watch: Watch, root: str, held: list[int]) -> bool:
+def _is_head(watch: Seen, root: str, held: list[int]) -> bool:
     """Whether what is held is one child of a network, as where a head is trained on features."""
     children = [{id(p) for p in child.parameters()} for _, child in watch.parts.roots()[root].named_children()]
     alive = watch.ledger.parameters()
     return {id(alive[key]) for key in held} in children
 
 
-def _never_held(watch: Watch, root: str, missed: list[int], stale: list[int]) -> Finding:
+def _never_held(watch: Seen, root: str, missed: list[int], stale: list[int]) -> Finding:
     own = {watch.key(p): name for name, p in watch.parts.roots()[root].named_parameters()}
     loss, file, line = _first_loss(watch, missed)
     message = f"{loss} sends a gradient to {shown(f'{root}.{own[key]}' for key in missed)}, and no optimiser holds it"
@@ -191,7 +191,7 @@ def _never_held(watch: Watch, root: str, missed: list[int], stale: list[int]) ->
 
 
 @rule
-def undetached(watch: Watch) -> Iterator[Finding]:
+def undetached(watch: Seen) -> Iterator[Finding]:
     """A loss's gradient in a part that is cleared before any step: waste where it lies upstream, nature downstream."""
     ledger = watch.ledger
     used: dict[str, Counter[str]] = defaultdict(Counter)  # loss -> the parts that steps used it for
@@ -230,7 +230,7 @@ def undetached(watch: Watch) -> Iterator[Finding]:
                 )
 
 
-def _fed(watch: Watch, part: str) -> tuple[str, int] | None:
+def _fed(watch: Seen, part: str) -> tuple[str, int] | None:
     """The line at which the network of a part was called with what carries a gradient."""
     names = {**watch.candidates(), **watch.parts.names()}
     call = watch.calls.call_of(names[part]) if part in names else None
@@ -238,7 +238,7 @@ def _fed(watch: Watch, part: str) -> tuple[str, int] | None:
 
 
 @rule
-def rounded(watch: Watch) -> Iterator[Finding]:
+def rounded(watch: Seen) -> Iterator[Finding]:
     """A whole part whose gradient is exactly zero in every measured cycle."""
     if watch.matrix is None or not _is_judged(watch):
         return
@@ -260,7 +260,7 @@ def rounded(watch: Watch) -> Iterator[Finding]:
 
 
 @rule
-def flags(watch: Watch) -> Iterator[Finding]:
+def flags(watch: Seen) -> Iterator[Finding]:
     """``module.requires_grad = False`` sets an attribute that nobody reads."""
     for name, root in watch.parts.names().items():
         for path, module in root.named_modules():
@@ -275,7 +275,7 @@ def flags(watch: Watch) -> Iterator[Finding]:
 
 
 @rule
-def unused(watch: Watch) -> Iterator[Finding]:
+def unused(watch: Seen) -> Iterator[Finding]:
     """Layers that an optimiser holds and that are never called."""
     if not _is_judged(watch) or not watch.calls.of or not watch.ledger.steps:
         return

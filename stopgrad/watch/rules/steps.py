@@ -6,10 +6,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from stopgrad.watch.findings import Finding, rule, shown
-from stopgrad.watch.watch import Watch
+from stopgrad.watch.seen import Seen
 
 
-def _by(watch: Watch, kind: str) -> dict[tuple[str, int], Counter[int]]:
+def _by(watch: Seen, kind: str) -> dict[tuple[str, int], Counter[int]]:
     """(loss, optimiser) -> parameter -> how often the optimiser used the loss's gradient in this way."""
     found: dict[tuple[str, int], Counter[int]] = defaultdict(Counter)
     for (loss, parameter, optimizer, how), count in watch.ledger.uses.items():
@@ -19,7 +19,7 @@ def _by(watch: Watch, kind: str) -> dict[tuple[str, int], Counter[int]]:
 
 
 @rule
-def leaks(watch: Watch) -> Iterator[Finding]:
+def leaks(watch: Seen) -> Iterator[Finding]:
     """A gradient that was left by a loss of another optimiser, and stepped."""
     for (loss, optimizer), parameters in _by(watch, "leak").items():
         known = watch.ledger.optimizers[optimizer]
@@ -36,7 +36,7 @@ def leaks(watch: Watch) -> Iterator[Finding]:
 
 
 @rule
-def never_cleared(watch: Watch) -> Iterator[Finding]:
+def never_cleared(watch: Seen) -> Iterator[Finding]:
     """A gradient that was stepped, not cleared, and stepped again."""
     found: dict[int, Counter[int]] = defaultdict(Counter)
     for (_, optimizer), parameters in _by(watch, "again").items():
@@ -55,7 +55,7 @@ def never_cleared(watch: Watch) -> Iterator[Finding]:
 
 
 @rule
-def stepped_by_two(watch: Watch) -> Iterator[Finding]:
+def stepped_by_two(watch: Seen) -> Iterator[Finding]:
     """Two optimisers stepped on one gradient."""
     found: dict[int, Counter[int]] = defaultdict(Counter)
     for (_, optimizer), parameters in _by(watch, "twice").items():
@@ -76,7 +76,7 @@ def stepped_by_two(watch: Watch) -> Iterator[Finding]:
 
 
 @rule
-def empty_steps(watch: Watch) -> Iterator[Finding]:
+def empty_steps(watch: Seen) -> Iterator[Finding]:
     """Steps with no gradient at all."""
     for known in watch.ledger.optimizers.values():
         if not known.steps or known.empty_steps < known.steps or any(watch.ledger.rebuilt.values()):
@@ -103,7 +103,7 @@ def empty_steps(watch: Watch) -> Iterator[Finding]:
 
 
 @rule
-def listed_twice(watch: Watch) -> Iterator[Finding]:
+def listed_twice(watch: Seen) -> Iterator[Finding]:
     """A parameter that one optimiser holds more than once: it is stepped as often."""
     for known in watch.ledger.optimizers.values():
         twice = [p for p, count in Counter(known.holds).items() if count > 1]

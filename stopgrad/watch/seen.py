@@ -1,0 +1,125 @@
+"""What a watch has seen, and the questions that the rules ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from stopgrad.audits.retention import Kept
+from stopgrad.flow.matrix import FlowMatrix
+from stopgrad.watch.calls import Calls
+from stopgrad.watch.evidence import Evidence
+from stopgrad.watch.graphs import Graphs, Line
+from stopgrad.watch.ledger import Ledger
+from stopgrad.watch.merge import shown
+from stopgrad.watch.moves import Moves
+from stopgrad.watch.parts import Parts
+from stopgrad.watch.ranks import Ranks
+
+
+class Seen:
+    """What a watch has seen, and the questions that the rules ask of it.
+
+    Attributes:
+        home: the part of each parameter, by its number in the ledger.
+        evidence: by loss; its parameters by their numbers in the ledger.
+        standing: (loss, variable) -> the line, and the parameters to which a value that is named as if it stood still
+            carries a gradient.
+        clips: (line, parts) of each clipping of a gradient's norm.
+        changed: how and where a value that a backward needed was written to behind autograd's back.
+        terms: the loss of each term that has a row of its own.
+        kept: what held graphs at the first looks, oldest first.
+        cycle: the one that runs, from 0.
+        books: so many cycles are written down in full.
+        ended: the script ended by itself.
+        notes: what was not seen.
+    """
+
+    def __init__(self, books: int) -> None:
+        self.ledger, self.parts, self.calls = Ledger(), Parts(), Calls()
+        self.moves, self.graphs, self.ranks = Moves(), Graphs(), Ranks()
+        self.home: dict[int, str] = {}
+        self.evidence: dict[str, Evidence] = {}
+        self.standing: dict[tuple[str, str], tuple[Line, set[int]]] = {}
+        self.clips: dict[tuple[Line, tuple[str, ...]], None] = {}
+        self.changed: dict[tuple[str, Line], None] = {}
+        self.terms: dict[str, str] = {}
+        self.kept: list[list[Kept]] = []
+        self.cycle, self.books = 0, books
+        self.ended = False
+        self.notes: list[str] = []
+        self._matrix: FlowMatrix | None = None
+        self._used: set[int] = set()
+
+    def note(self, text: str) -> None:
+        """Something that was not seen."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    @property
+    def matrix(self) -> FlowMatrix | None:
+        """Of the cycles that were measured; None where no loss was."""
+        if self._matrix is None:
+            return None
+        loose = {key: p for key, p in self.ledger.parameters().items() if not isinstance(p, nn.Parameter)}
+        held = {p for known in self.ledger.optimizers.values() for p in known.holds}
+        inputs = {self.home.get(key) for key, p in loose.items() if key not in held and not self.moves.moved(p)}
+        parts = {part for part in self._matrix.parts if part not in inputs and part in self.home.values()}
+        return shown(self._matrix, parts)
+
+    def name(self) -> None:
+        """Say which part each parameter belongs to, while the modules are alive."""
+        alive = self.ledger.parameters()
+        numbers = {id(p): key for key, p in alive.items()}
+        for name, tensors in self.parts.of(alive.values(), self.ledger.groups()).items():
+            keys = [numbers[id(p)] for p in tensors]
+            known = name in self.parts.loose  # a network may die before its parameters do
+            self.home.update((key, name) for key in keys if not known or key not in self.home)
+
+    def key(self, parameter: Tensor) -> int:
+        """The number of a parameter in the ledger; -1 where it is not there."""
+        key = self.ledger.key(parameter)
+        return -1 if key is None else key
+
+    def parts_of(self, parameters: Iterable[int]) -> str:
+        """The parts of some parameters, in words."""
+        return ", ".join(dict.fromkeys(self.home.get(key, "others") for key in parameters))
+
+    def to_train(self) -> dict[int, Tensor]:
+        """What an optimiser that steps holds; in a script that has no optimiser, everything."""
+        held = {p for known in self.ledger.optimizers.values() if known.steps for p in known.holds}
+        return {key: p for key, p in self.ledger.parameters().items() if key in held or not self.ledger.optimizers}
+
+    def is_stepped(self, parameter: Tensor) -> bool:
+        """Whether some optimiser stepped it on some loss's gradient."""
+        return self.ledger.key(parameter) in self._used
+
+    def candidates(self) -> dict[str, nn.Module]:
+        """The named modules, and those inside of them with parameters, by their full names."""
+        found: dict[str, nn.Module] = {}
+        for name, root in self.parts.names().items():
+            for path, module in root.named_modules():
+                if next(module.parameters(), None) is not None:
+                    found[f"{name}.{path}" if path else name] = module
+        return found
+
+    def like(self, module: nn.Module) -> list[str]:
+        """The names of other modules of the same class and shapes, that neither hold this one nor lie in it."""
+        shapes, inner = [p.shape for p in module.parameters()], set(module.modules())
+        return [
+            name
+            for name, other in self.candidates().items()
+            if type(other) is type(module)
+            and other not in inner
+            and module not in set(other.modules())
+            and [p.shape for p in other.parameters()] == shapes
+        ]
+
+    def modules(self) -> list[nn.Module]:
+        """All modules of the script, each once."""
+        return list({id(m): m for root in self.parts.names().values() for m in root.modules()}.values())
+
+    def name_of(self, module: nn.Module) -> str:
+        """A module's full name, or its class."""
+        return next((name for name, m in self.candidates().items() if m is module), type(module).__name__)
