@@ -19,7 +19,7 @@ PROGRAMS = {
 
 
 def test_sections_are_found():
-    assert {"A plain loop", "Lightning", "Hugging Face's Trainer", "peft"} <= {*PROGRAMS}
+    assert {"A plain loop", "Lightning", "Hugging Face", "peft"} <= {*PROGRAMS}
     assert {len(blocks) for blocks in PROGRAMS.values()} == {2}
 
 
@@ -34,7 +34,7 @@ def test_it_prints_what_the_page_says(heading: str, tmp_path: Path) -> None:
 
     def shape(text: str) -> list[str]:
         text = re.sub(r"\d+\.\d+(e[-+]\d+)?", "N", text)  # weights and batches are random: all but the norms is fixed
-        return [" ".join(line.split()) for line in text.splitlines()]
+        return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
 
     printed = shape(ran.stdout)
     assert [line for line in printed if line in shape(said)] == shape(said), ran.stdout

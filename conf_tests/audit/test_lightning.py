@@ -147,8 +147,8 @@ def test_unaudited_backward_is_neither_a_row_nor_in_one() -> None:
     assert repeats.matrix.to_dict() == plain.matrix.to_dict()
 
 
-def test_names_without_a_contract_follow_the_optimisers() -> None:
-    callback = FlowAudit(contract=FlowContract({}, frozen=[]))
+def test_names_without_a_watch_follow_the_optimisers() -> None:
+    callback = FlowAudit(contract=FlowContract({}, frozen=[]), watch=False)
     module = Gan(named=False)
     fit(module, callback)
     assert callback.matrix is not None
@@ -173,7 +173,10 @@ def test_what_is_only_recorded_is_not_said(recwarn: pytest.WarningsRecorder) -> 
 
 
 def test_automatic_optimisation_without_touching_the_module() -> None:
-    callback = FlowAudit()
+    watching, callback = FlowAudit(on_violation="record"), FlowAudit(watch=False)
+    fit(Regression(), watching)
+    assert [(f.name, f.severity) for f in watching.findings] == [("never_moved", "error")]
+    assert _states(watching) == {("loss", "backbone"): "blocked", ("loss", "head"): "open"}
     with pytest.warns(UserWarning, match=r"backbone.0.weight, .* never moved in 3 steps of SGD: no gradient arrived"):
         fit(Regression(), callback)
     assert _states(callback) == {("loss", "backbone"): "blocked", ("loss", "head"): "open"}
@@ -361,17 +364,36 @@ class Bare(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-def test_without_contract_and_logger_the_matrix_is_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    fit(Bare(frozen=True), FlowAudit())
-    header, row, *reasons = capsys.readouterr().out.splitlines()
+def test_without_contract_the_report_is_printed_and_logged(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    callback = FlowAudit()
+    fit(Bare(frozen=True), callback, logger=TensorBoardLogger(tmp_path, name="", version=""))
+    _, told, _, header, row, *reasons = capsys.readouterr().out.splitlines()
+    assert told == "stopgrad: 3 cycles"
     assert header.split() == [*(f"layer{i}" for i in range(8)), "head"]
     assert row.split()[:9] == ["loss", *["blocked"] * 8]
-    assert len(reasons) == 6
     assert reasons[0].startswith("  loss -> layer0: stopped by requires_grad")
-    assert reasons[-1] == "  ... and 3 reasons more"
-    fit(Bare(), FlowAudit(), logger=TensorBoardLogger(tmp_path, name="", version=""))
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    (text,) = events.Tensors("flow/report/text_summary")
+    assert str(callback.report).encode() in text.tensor_proto.string_val[0]
+    fit(Bare(), FlowAudit(on_violation="record"))
     fit(Bare(), FlowAudit(contract={"loss": {"head": "open"}}))
     assert capsys.readouterr().out == ""
+
+
+def test_with_a_contract_it_watches_where_that_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    callback, alone = FlowAudit(watch=True), FlowAudit()
+    fit(Gan(), callback)
+    assert capsys.readouterr().out.startswith("\nstopgrad: 3 cycles")
+    fit(Gan(), alone)
+    assert alone.report is None
+    assert callback.matrix is not None
+    assert alone.matrix is not None
+    assert callback.matrix.to_dict() == alone.matrix.to_dict()
+    assert callback.report is not None
+    assert {row.name for row in callback.report.losses} == {"d_loss", "g_loss"}
 
 
 # ---- what Lightning computes itself; parts by names

@@ -24,15 +24,21 @@ from stopgrad.flow.audit import audit
 from stopgrad.flow.contract import FlowContract, Violation, raise_for
 from stopgrad.flow.matrix import FlowMatrix
 from stopgrad.flow.pictures import matrix_figure
-from stopgrad.flow.steps import Finding
+from stopgrad.flow.steps import Finding as OptimizerFinding
 from stopgrad.lightning.audit import Audit, boundaries_of, over_ranks, parts_in, split_groups
 from stopgrad.lightning.names import is_unaudited, loss_being_named
+from stopgrad.watch.findings import Finding
+from stopgrad.watch.report import Report
+from stopgrad.watch.session import Session
 
 OPENING = 20  # batches in which every loss of a contract is awaited
 
 
 class FlowAudit(Audit):
-    """Audit the gradient flow of a training at its first batch, and then every n batches.
+    """Audit the gradient flow of a training at its first batch, and then every n batches; or watch it.
+
+    Without a contract it watches each fit as ``python -m stopgrad run`` does, and prints at its end the matrix and what
+    it found, with losses by the variables in the calling lines. With one it audits, as follows.
 
     A loss that the contract names may come later than the first batch, such as a generator's that steps every third
     time: the first audit goes on until it has seen every one, for 20 batches at most, and judges them together. One
@@ -45,20 +51,21 @@ class FlowAudit(Audit):
     contract has as many losses as there are such names, the contract's names, in order.
 
     It also warns of parameters that get a gradient and that no optimiser holds, that one lists twice, and, at the end,
-    that require grad, are held, and never moved. Without a contract and without a logger the end of the fit prints the
-    matrix.
+    that require grad, are held, and never moved.
 
     Args:
         every_n_steps: audit every n-th batch; None for the beginning of each fit alone.
         on_violation: ``raise`` an error that names loss, part, path and cut, on all ranks; ``warn`` with it; or
-            ``record``: say nothing, and keep it in ``violations`` and ``findings``.
+            ``record``: say nothing, and keep it in ``violations``, ``findings`` and ``report``.
         contract: what to check, a :class:`~stopgrad.FlowContract` or its rows; by default the module's ``FLOW``, if it
             has one.
+        watch: watch the fit, or not, whether there is a contract or not.
 
     Attributes:
-        matrix: the last :class:`~stopgrad.FlowMatrix`, or None.
+        matrix: the last :class:`~stopgrad.FlowMatrix`, or None; without a contract that of ``report``.
+        report: what the watch saw of the last fit, whatever ended it; None without one, and until the end.
         violations: what the last audit found.
-        findings: what was found about the optimisers.
+        findings: those of ``report``; without a watch, what was found about the optimisers.
 
     Raises:
         TypeError: ``contract`` is neither a contract nor rows.
@@ -70,27 +77,46 @@ class FlowAudit(Audit):
         every_n_steps: int | None = None,
         on_violation: str = "raise",
         contract: FlowContract | Mapping[str, Mapping[str, str]] | None = None,
+        watch: bool | None = None,
     ) -> None:
         super().__init__(every_n_steps, on_violation)
         self.contract = None if contract is None else FlowContract.of(contract)
         self.matrix: FlowMatrix | None = None
         self.violations: list[Violation] = []
-        self.findings: list[Finding] = []
+        self.findings: list[Finding | OptimizerFinding] = []
+        self.watch = watch
+        self.report: Report | None = None
+        self._session: Session | None = None
+        self._said: set[tuple[str, tuple[str, ...]]] = set()  # of the optimisers, in this fit
         self._run: _FlowRun | None = None
         self._steps: StepWatch | None = None
         self._opening = OPENING
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begin to watch, before the optimisers are made."""
+        if stage == "fit":
+            self.report = None
+            contract = self._contract(pl_module)
+            if self.watch or (self.watch is None and not (contract or contract.frozen)):
+                declared = split_groups(pl_module)[1] is not None
+                parts = parts_in(pl_module, contract).tensors if declared else None
+                self._session = Session(type(pl_module).__name__, pl_module, self.every_n_steps or 100, parts)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._opening = OPENING
         self.matrix = None
-        self.findings = []
+        self.findings, self._said = [], set()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._steps = StepWatch(pl_module, _plain_optimizers(trainer)).__enter__()
+        if self._session is None:  # its rules tell of the optimisers too
+            self._steps = StepWatch(pl_module, _plain_optimizers(trainer)).__enter__()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        contract = self._contract(pl_module)
+        if self._session is not None and not (contract or contract.frozen):
+            return
         if self._opening or (self.every_n_steps and self.batches % self.every_n_steps == 0):
-            self._run = _FlowRun(trainer, pl_module, self._contract(pl_module))
+            self._run = _FlowRun(trainer, pl_module, contract)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if self._run is not None and not is_unaudited():
@@ -135,8 +161,25 @@ class FlowAudit(Audit):
             if awaited and not unknown and trainer.is_global_zero and self.on_violation != "record":
                 text = "FlowAudit: the run ended before these losses of the contract came, so they are not checked"
                 warnings.warn(f"{text}: {', '.join(awaited)}", stacklevel=2)
-        if trainer.is_global_zero and not (contract or contract.frozen or trainer.loggers):
-            print(_in_short(self.matrix))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._report(trainer)
+
+    def _report(self, trainer: Trainer, error: BaseException | None = None) -> None:
+        """End the watch, and tell what it saw."""
+        if self._session is None:
+            return
+        session, self._session = self._session, None
+        self.report = session.end(error)
+        self.findings = list(self.report.findings)
+        if self.matrix is None:
+            self.matrix = self.report.matrix
+        if not trainer.is_global_zero:
+            return
+        if session.is_outer and self.on_violation != "record":
+            print(f"\n{self.report}", flush=True)
+        for logger in trainer.loggers:
+            _log_report(logger, self.report, self.batches)
 
     def _contract(self, module: LightningModule) -> FlowContract:
         return FlowContract.of(getattr(module, "FLOW", {})) if self.contract is None else self.contract
@@ -177,16 +220,18 @@ class FlowAudit(Audit):
         parts = parts_in(trainer.lightning_module, contract)
         spare = [p for name in barred for p in parts.of(name)]
         for finding in self._steps.findings(spare=spare, over=over):
-            if (finding.name, finding.evidence) not in {(f.name, f.evidence) for f in self.findings}:
+            if (finding.name, finding.evidence) not in self._said:
+                self._said.add((finding.name, finding.evidence))
                 self.findings.append(finding)
                 if trainer.is_global_zero and self.on_violation != "record":
                     self.tell_finding(finding)
 
-    def tell_finding(self, finding: Finding) -> None:
+    def tell_finding(self, finding: OptimizerFinding) -> None:
         """Warn of a finding about the optimisers. A subclass may say it in other words."""
         warnings.warn(str(finding), stacklevel=3)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._report(trainer, exception)
         self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -194,6 +239,7 @@ class FlowAudit(Audit):
             self._off()
         finally:
             self._off()  # what an exception (Ctrl-C) kept from it
+            self._report(trainer)
 
     def _off(self) -> None:
         self._close()
@@ -211,14 +257,6 @@ def _missing(name: str, seen: Sequence[str], batches: int) -> str:
     what = f"the contract names loss {name!r}, which did not come in {batches} batches"
     there = f"there is {', '.join(seen) or 'none'}{nearest(name, seen)}"
     return f"{what}; {there}; name a loss by loss_name({name!r}) around its backward"
-
-
-def _in_short(matrix: FlowMatrix, reasons: int = 5) -> str:
-    """The table, and the first of the reasons."""
-    lines = matrix.text().splitlines()
-    table = len(matrix.losses) + 1
-    more = len(lines) - table - reasons
-    return "\n".join([*lines[: table + reasons], *([f"  ... and {more} reasons more"] if more > 0 else [])])
 
 
 def _plain_optimizers(trainer: Trainer) -> list[Optimizer]:
@@ -331,3 +369,14 @@ def _log(logger: Any, matrix: FlowMatrix, violations: Sequence[Violation], step:
         writer.add_text("flow/matrix", f"```\n{matrix.text([(v.loss, v.part) for v in violations])}\n```", step)
     if hasattr(writer, "add_figure") and find_spec("matplotlib") is not None:
         writer.add_figure("flow/matrix", matrix_figure(matrix), step)
+
+
+def _log_report(logger: Any, report: Report, step: int) -> None:
+    """The report as text, where the logger takes some, and the norms of its matrix."""
+    if report.matrix is not None:
+        _log(logger, report.matrix, [], step)
+    writer: Any = getattr(logger, "experiment", None)
+    if hasattr(writer, "add_text"):
+        writer.add_text("flow/report", f"```\n{report}\n```", step)
+    elif hasattr(logger, "log_text"):  # Weights & Biases
+        logger.log_text("flow/report", columns=["report"], data=[[str(report)]], step=step)

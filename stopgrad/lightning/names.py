@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 
 from stopgrad.flow.sites import recorder
+from stopgrad.watch.names import said
 
-_name: ContextVar[str | None] = ContextVar("stopgrad_loss_name", default=None)
 _skipped: ContextVar[bool] = ContextVar("stopgrad_unaudited", default=False)
 
 
@@ -19,11 +19,11 @@ def loss_name(name: str) -> Iterator[None]:
     with loss_name("d_loss"):
         self.manual_backward(d_loss)
     """
-    token = _name.set(name)
+    token = said.set(name)
     try:
         yield
     finally:
-        _name.reset(token)
+        said.reset(token)
 
 
 @contextlib.contextmanager
@@ -47,7 +47,7 @@ def unaudited() -> Iterator[None]:
 
 def loss_being_named() -> str | None:
     """The name that :func:`loss_name` gives here, or None."""
-    return _name.get()
+    return said.get()
 
 
 def is_unaudited() -> bool:

@@ -36,7 +36,7 @@ class ContractAudit(FlowAudit):
     """
 
     def __init__(self, every_n_steps: int | None = None, on_violation: str = "warn") -> None:
-        super().__init__(every_n_steps, on_violation)
+        super().__init__(every_n_steps, on_violation, watch=False)
         self.flipped: list[str] = []
         self._told: set[str] = set()
 

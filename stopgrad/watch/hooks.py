@@ -64,15 +64,25 @@ class _Guarded:
         return guarded
 
 
+_listening: tuple[int, int, Listener] | None = None  # process, thread, and who was told last to listen there
+
+
+def listening() -> Listener | None:
+    """The one that is told what happens in this thread, or None."""
+    here = (os.getpid(), threading.get_ident())
+    return _listening[2] if _listening is not None and _listening[:2] == here else None
+
+
 Wrapping = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 @contextmanager
 def overhear(listener: Listener) -> Iterator[None]:
     """Tell ``listener`` what happens in this thread, until the block ends."""
+    global _listening
     hears: Any = _Guarded(listener)
     modules = _ModuleCalls(lambda module, args: hears.called(module, args) if mine() else None)
-    thread, process = threading.get_ident(), os.getpid()
+    thread, process, before = threading.get_ident(), os.getpid(), _listening
     inside = [0]  # backwards that run now: a reentrant checkpoint starts one within another
 
     def mine() -> bool:
@@ -205,9 +215,11 @@ def overhear(listener: Listener) -> Iterator[None]:
     modules.listen(not listener.quiet)
     for owner, name, wrap in wrapped:
         setattr(owner, name, wrap(getattr(owner, name)))
+    _listening = process, thread, listener
     try:
         yield
     finally:
+        _listening = before
         for owner, name, original in kept:
             setattr(owner, name, original)
         for handle in handles:

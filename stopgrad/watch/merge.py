@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from stopgrad.flow.matrix import Cell, FlowMatrix
+from stopgrad.flow.parts import FROZEN
 
 
 def renamed(matrix: FlowMatrix, names: Mapping[str, str]) -> FlowMatrix:
@@ -34,6 +36,12 @@ def _merged(one: Cell, other: Cell) -> Cell:
 
 
 def shown(matrix: FlowMatrix, parts: Collection[str]) -> FlowMatrix:
-    """These parts alone, and no ``item()``: a number that left, to be printed, is no proof that it came back."""
+    """These parts alone, and no ``item()``: a number that left, to be printed, is no proof that it came back.
+
+    Of a part that is called frozen no cut is shown: its name says why, and a large model would have one for each layer.
+    """
     told = {key: cell for key, cell in matrix.told().items() if cell.state != "independent"}
+    told = {
+        (loss, part): replace(cell, cuts=()) if part.endswith(FROZEN) else cell for (loss, part), cell in told.items()
+    }
     return FlowMatrix([part for part in matrix.parts if part in parts], told, matrix.losses, matrix.facts)

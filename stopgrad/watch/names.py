@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import itertools
 import linecache
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from functools import cache, lru_cache
 from types import CodeType, FrameType
 from typing import Any
@@ -24,6 +27,8 @@ from stopgrad.flow.frames import is_library
 _HANDS_ON = {"scale", "backward", "manual_backward", "mean", "sum", "float", "to", "_scale_loss"}
 _TORCH_AND_US = tuple(os.path.dirname(os.path.abspath(f)) + os.sep for f in (torch.__file__, os.path.dirname(__file__)))
 _LIBRARIES = {"transformers", "accelerate", "peft", "trl", "apex", "deepspeed", "ignite", "fastai"}
+
+said: ContextVar[str | None] = ContextVar("stopgrad_loss_name", default=None)  # a loss's name, by loss_name()
 
 
 @cache
@@ -51,8 +56,55 @@ def user_frames() -> Iterator[FrameType]:
 def loss_name(fallback: str = "loss") -> tuple[str, str, int]:
     """(name, file, line) of the loss whose backward runs: the variable, or expression, in the calling line.
 
-    A helper's argument is named as its caller names it. Where no name can be read: ``fallback``.
+    A helper's argument is named as its caller names it; what a trainer runs the backward of, as ``training_step``
+    returns it. Where no name can be read: ``fallback``. What ``stopgrad.lightning.loss_name`` says comes first.
     """
+    name, file, line = _step_returns() or _called_for(fallback)
+    return said.get() or name or fallback, file, line
+
+
+def _step_returns() -> tuple[str, str, int] | None:
+    """The loss that the script's ``training_step`` returns; None where no trainer of its runs the backward."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and is_library(frame.f_code.co_filename):
+        if frame.f_code.co_name == "backward":
+            owner = frame.f_locals.get("self")
+            automatic = getattr(owner, "automatic_optimization", False)
+            step = getattr(type(owner), "training_step", None) if automatic else None
+            code = getattr(inspect.unwrap(step), "__code__", None) if step is not None else None
+            if code is not None and not is_library(code.co_filename):
+                return _returned(code)
+        frame = frame.f_back
+    return None
+
+
+@lru_cache(maxsize=64)
+def _returned(code: CodeType) -> tuple[str, str, int]:
+    """The variable that a function returns, also as ``{"loss": variable}``, and where it first does; "" for several."""
+    try:
+        lines, first = inspect.getsourcelines(code)
+        tree = ast.parse(textwrap.dedent("".join(lines)))
+    except (OSError, SyntaxError):
+        return "", code.co_filename, code.co_firstlineno
+    inner = {n for f in ast.walk(tree.body[0]) if f is not tree.body[0] for n in ast.walk(f) if isinstance(f, _SCOPES)}
+    returns = [n for n in ast.walk(tree) if isinstance(n, ast.Return) and n.value is not None and n not in inner]
+    names = {}
+    for value in (n.value for n in returns):
+        if isinstance(value, ast.Dict):
+            pairs = zip(value.keys, value.values, strict=True)
+            value = next((v for k, v in pairs if isinstance(k, ast.Constant) and k.value == "loss"), value)
+        if not (isinstance(value, ast.Constant) and value.value is None):
+            plain = value is not None and all(isinstance(n, _PLAIN) for n in ast.walk(value))
+            names[_spelled(value) if plain and value is not None else ""] = None
+    line = first - 1 + min((n.lineno for n in returns), default=1)
+    return (*names,)[0] if len(names) == 1 else "", code.co_filename, line
+
+
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+_PLAIN = (ast.Name, ast.Attribute, ast.BinOp, ast.operator, ast.Constant, ast.expr_context)
+
+
+def _called_for(fallback: str) -> tuple[str, str, int]:
     frames = list(user_frames())
     if not frames:
         return fallback, "", 0

@@ -21,6 +21,7 @@ class Parts:
     """
 
     def __init__(self) -> None:
+        self.declared: dict[str, Sequence[Tensor]] = {}  # parts that the program has said itself
         self._named: dict[str, nn.Module] = {}
         self._weak: set[str] = set()  # names of a class or a loop's variable, which give way to others
         self._tensors: dict[int, tuple[str, Any]] = {}
@@ -115,6 +116,10 @@ class Parts:
             depth: so many levels of modules down in each root, where it is more than 1.
         """
         wanted = {id(p): p for p in parameters}
+        found: dict[str, list[Tensor]] = {}
+        for name, each in self.declared.items():
+            own = [wanted.pop(id(p)) for p in each if id(p) in wanted]
+            found.update({name: own} if own else {})
         parts: dict[str, list[Tensor]] = {}
         roots = {n: m for n, m in self.roots().items() if any(id(p) in wanted for p in m.parameters())}
         for name, root in roots.items():
@@ -125,7 +130,6 @@ class Parts:
                 continue
             for inner, each in below(name, root, depth).items():
                 parts[inner if inner == name or inner not in {*parts, *roots} else f"{name}.{inner}"] = [*each.values()]
-        found: dict[str, list[Tensor]] = {}
         for name, each in parts.items():
             for p in each:
                 if id(p) in wanted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from stopgrad.cuts.torch_internals import default_store
 from stopgrad.watch.moves import sample
 
+_numbers = itertools.count()  # of the watches of this process, the same on all ranks
 AT = (0, 1, 8, 30)  # steps of the run after which they are compared
 PATIENCE = 5.0  # seconds
 
@@ -30,6 +32,7 @@ class Ranks:
         self.drifted: tuple[int, int] | None = None
         self._store: Any = None  # dist.Store
         self._own: dict[int, str] = {}
+        self._number = next(_numbers)
         self._rank, self._size = 0, 1
 
     @property
@@ -52,7 +55,7 @@ class Ranks:
                 digest.update(str(tuple(p.shape)).encode())
                 digest.update(values.double().cpu().numpy().tobytes())
         self._own[step] = digest.hexdigest()
-        self._store.set(f"stopgrad/{step}/{self._rank}", self._own[step])
+        self._store.set(f"stopgrad/{self._number}/{step}/{self._rank}", self._own[step])
 
     def compare(self) -> None:
         """Rank 0 reads what the others have left. Ranks that never were alike, such as shards, are not compared."""
@@ -71,7 +74,7 @@ class Ranks:
                     return
 
     def _read(self, step: int, rank: int) -> str | None:
-        key = f"stopgrad/{step}/{rank}"
+        key = f"stopgrad/{self._number}/{step}/{rank}"
         try:
             return self._store.get(key).decode() if self._store is not None and self._store.check([key]) else None
         except RuntimeError:  # the store has gone with the process that served it

@@ -1,6 +1,7 @@
 """LoRA on a tiny GPT-2 by the Trainer of transformers."""
 # needs: transformers, peft, accelerate
-# flow: loss -> transformer
+# flow: loss -> lora (trained)
+# cut: loss -> base (frozen)
 
 import tempfile
 

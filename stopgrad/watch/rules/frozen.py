@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from stopgrad.flow.parts import adapters
 from stopgrad.watch.calls import DROPOUTS, NORMS
 from stopgrad.watch.findings import Finding, counted, rule, shown
 from stopgrad.watch.names import is_copy, stands_still
@@ -98,13 +99,15 @@ def statistics(watch: Seen) -> Iterator[Finding]:
 
 @rule
 def teacher_dropout(watch: Seen) -> Iterator[Finding]:
-    """A frozen network that answers otherwise each time."""
+    """A frozen network that answers otherwise each time; not the base of adapters, which trains with it."""
+    bases = [module for module in watch.parts.roots().values() if adapters(module)]
+    adapted = {module for base in bases for module in base.modules()}
     for name, root in watch.candidates().items():
         parameters = list(root.parameters())
         frozen = parameters and not any(
             p.requires_grad or watch.ledger.key(p) in watch.ledger.required for p in parameters
         )
-        if not frozen or any(watch.moves.moved(p) for p in parameters):
+        if not frozen or root in adapted or any(watch.moves.moved(p) for p in parameters):
             continue
         active = [
             path
