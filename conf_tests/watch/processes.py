@@ -29,8 +29,8 @@ def _run(arguments: list[str], cwd: Path) -> None:
 
 
 def python(*arguments: object, cwd: Path) -> Ran:
-    """``python arguments...`` in the folder ``cwd``, which is made."""
-    cwd.mkdir()
+    """``python arguments...`` in the folder ``cwd``, which is made where it is not there."""
+    cwd.mkdir(exist_ok=True)
     process = PROCESSES.Process(target=_run, args=([*map(str, arguments)], cwd))
     process.start()
     process.join(120)

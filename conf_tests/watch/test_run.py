@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+
+from conf_tests.helpers import Ran
+from conf_tests.watch.processes import python
 
 GAN = """
     import torch
@@ -43,9 +44,8 @@ def write(folder: Path, source: str) -> Path:
     return script
 
 
-def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stopgrad", "run", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+def run(*arguments: object, cwd: Path) -> Ran:
+    return python("-m", "stopgrad", "run", *arguments, cwd=cwd)
 
 
 def report(source: str, folder: Path) -> dict:
@@ -61,7 +61,7 @@ def names(content: dict, severity: str) -> list[str]:
 @pytest.mark.parametrize("source", [RIGHT, LEAK], ids=["right", "leak"])
 def test_the_script_prints_what_it_prints_without_it(source, tmp_path):
     script = write(tmp_path, source)
-    alone = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=True)
+    alone = python(script, cwd=tmp_path)
     watched = run(script, cwd=tmp_path)
     assert watched.stdout == alone.stdout  # the weights and the next random number, to the last digit
     assert watched.returncode == 0
