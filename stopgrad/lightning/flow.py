@@ -231,15 +231,16 @@ class FlowAudit(Audit):
         warnings.warn(str(finding), stacklevel=3)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._report(trainer, exception)
-        self.teardown(trainer, pl_module, "fit")
+        self.teardown(trainer, pl_module, "fit", exception)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(
+        self, trainer: Trainer, pl_module: LightningModule, stage: str, error: BaseException | None = None
+    ) -> None:
         try:
             self._off()
         finally:
             self._off()  # what an exception (Ctrl-C) kept from it
-            self._report(trainer)
+            self._report(trainer, error)
 
     def _off(self) -> None:
         self._close()
