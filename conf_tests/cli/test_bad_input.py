@@ -193,3 +193,11 @@ def test_traceback_on_request(tmp_path):
     ran = train("stop.fakes=detatch", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert ran.returncode != 0
     assert "Traceback" in ran.stderr
+
+
+def test_allow_null_allows_nothing(tmp_path):
+    ran = train("recipe=dirac_gan", "allow=null", "recipe._target_=shutil.rmtree", cwd=tmp_path)
+    assert ran.returncode == 2
+    assert "Traceback" not in ran.stderr
+    ran = train("recipe=dirac_gan", "allow=null", "trainer=smoke", "logger=none", "trainer.max_steps=2", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr

@@ -246,3 +246,20 @@ class TestColumnsAndRows:
         assert (ran.returncode, ran.stdout) == (2, "")
         assert ran.stderr.startswith(line)
         assert ran.stderr.count("\n") == 1
+
+
+def test_colour_is_for_terminals_alone(monkeypatch):
+    import io
+
+    from stopgrad.watch.report import for_a_terminal
+
+    text = "        G             D\nd_loss  open 1.0e+00  blocked\n\nerror: gan.py:8: zero gradients  [x]\n    open it"
+    terminal = io.StringIO()
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert for_a_terminal(text, terminal) == text
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    coloured = for_a_terminal(text, terminal)
+    assert coloured.count("\033[32mopen\033[0m") == 1
+    assert "\n\033[31merror\033[0m: gan.py:8: zero gradients" in coloured
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert for_a_terminal(text, terminal) == text

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from stopgrad.flow.matrix import FlowMatrix
 from stopgrad.flow.values import place
@@ -155,6 +157,17 @@ def _by_line(rows: list[OptimizerRow]) -> list[OptimizerRow]:
                 known, steps=known.steps + row.steps, parts=parts, losses=losses, count=known.count + 1
             )
     return list(found.values())
+
+
+_COLOURS = {"error": 31, "warning": 33, "note": 36, "open": 32, "zero": 33, "opaque": 35}
+
+
+def for_a_terminal(text: str, stream: TextIO) -> str:
+    """A report with grades and states in colour, where the stream is a terminal and ``NO_COLOR`` is not set."""
+    if not stream.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    words = r"^(error|warning|note)(?=:)|(?<=  )(open|zero|opaque)(?= \d|  |$)"
+    return re.sub(words, lambda met: f"\033[{_COLOURS[met[0]]}m{met[0]}\033[0m", text, flags=re.M)
 
 
 def save(report: Report, file: Path, force: bool = False) -> None:

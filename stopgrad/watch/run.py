@@ -16,7 +16,7 @@ from stopgrad.watch.findings import SEVERITIES
 from stopgrad.watch.hooks import overhear
 from stopgrad.watch.options import Options, writable
 from stopgrad.watch.page import write
-from stopgrad.watch.report import Report, changes, read, save
+from stopgrad.watch.report import Report, changes, for_a_terminal, read, save
 from stopgrad.watch.settings import silenced
 from stopgrad.watch.tracebacks import without_ours
 from stopgrad.watch.watch import Watch
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
         return status
     report = Report.of(watch, options.script, silent, error)
     sys.stdout.flush()
-    print(f"\n{report}", file=sys.stderr)
+    print(f"\n{for_a_terminal(str(report), sys.stderr)}", file=sys.stderr)
     if options.json:
         save(report, Path(options.json), force=True)
     if options.html:
