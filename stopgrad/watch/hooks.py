@@ -37,6 +37,7 @@ class Listener(Protocol):
     def set_mode(self, module: nn.Module, training: bool) -> None: ...
     def froze(self, module: nn.Module, requires_grad: bool) -> None: ...
     def clipped(self, parameters: list[Any]) -> None: ...
+    def compiles(self) -> None: ...
     def failed(self, error: Exception) -> None: ...
 
 
@@ -123,6 +124,10 @@ def overhear(listener: Listener) -> Iterator[None]:
         hears.made(optimizer)
         modules.listen(not listener.quiet)
 
+    def compiles(*args: Any, **kwargs: Any) -> None:
+        modules.forbid()  # a compiled module would run its hooks twice, and warns of them
+        hears.compiles()
+
     def graphless(listens: bool) -> Callable[..., None]:
         def change(*args: Any) -> None:
             if listener.quiet:
@@ -204,6 +209,8 @@ def overhear(listener: Listener) -> Iterator[None]:
         ),
         (torch.autograd, "backward", backward),
         (torch.autograd, "grad", grad),
+        (torch, "compile", telling(compiles)),
+        (nn.Module, "compile", telling(compiles)),
         (nn.utils, "clip_grad_norm_", clip),
         (nn.utils.clip_grad, "clip_grad_norm_", clip),
     ]
@@ -233,8 +240,14 @@ class _ModuleCalls:
     def __init__(self, called: Callable[[nn.Module, Any], None]) -> None:
         self._called = called
         self._handle: RemovableHandle | None = None
+        self._is_forbidden = False
+
+    def forbid(self) -> None:
+        self.listen(False)
+        self._is_forbidden = True
 
     def listen(self, wanted: bool) -> None:
+        wanted &= not self._is_forbidden
         if wanted and self._handle is None:
             self._handle = register_module_forward_pre_hook(self._tell)
         elif not wanted and self._handle is not None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from stopgrad.audits.retention import Kept
-from stopgrad.flow.matrix import FlowMatrix
+from stopgrad.flow.matrix import Cell, FlowMatrix
 from stopgrad.watch.calls import Calls
 from stopgrad.watch.evidence import Evidence
 from stopgrad.watch.graphs import Graphs, Line
@@ -63,14 +63,25 @@ class Seen:
 
     @property
     def matrix(self) -> FlowMatrix | None:
-        """Of the cycles that were measured; None where no loss was."""
-        if self._matrix is None:
-            return None
+        """Of the cycles that were measured, and of the books for losses that never were; None where no loss was."""
         loose = {key: p for key, p in self.ledger.parameters().items() if not isinstance(p, nn.Parameter)}
         held = {p for known in self.ledger.optimizers.values() for p in known.holds}
         inputs = {self.home.get(key) for key, p in loose.items() if key not in held and not self.moves.moved(p)}
-        parts = {part for part in self._matrix.parts if part not in inputs and part in self.home.values()}
-        return shown(self._matrix, [part for part in parts if re.search(self.options.parts, part)])
+        found = self._booked(self._matrix or FlowMatrix([], {}, []))
+        parts = [part for part in found.parts if part not in inputs and part in self.home.values()]
+        matrix = shown(found, [part for part in parts if re.search(self.options.parts, part)])
+        return matrix if matrix.losses and matrix.parts else None
+
+    def _booked(self, measured: FlowMatrix) -> FlowMatrix:
+        """With a row for each loss that was not measured: the parts into which its backward has written."""
+        cells, parts = measured.told(), dict.fromkeys(measured.parts)
+        missing = [loss for loss in self.ledger.losses if loss not in measured.losses]
+        for loss in missing:
+            wrote = dict.fromkeys(self.home.get(key, "others") for name, key in self.ledger.wrote if name == loss)
+            parts |= wrote
+            unseen = Cell("opaque", note="not measured")
+            cells |= {(loss, part): Cell("open") if part in wrote else unseen for part in parts}
+        return FlowMatrix(list(parts), cells, [*measured.losses, *missing], measured.facts)
 
     def name(self) -> None:
         """Say which part each parameter belongs to, while the modules are alive."""

@@ -49,6 +49,7 @@ class Watch(Seen):
         self._cleared: set[int] = set()
         self._known: dict[int, Known] = {}  # by id of an optimiser that has stepped
         self._stepped = False
+        self._is_compiled = False
         self._is_first = True
         self._began = 0  # the cycle in which the span began
         self._more = MOST_PHASES
@@ -187,6 +188,12 @@ class Watch(Seen):
             keys = [key for p in parameters if (key := self.ledger.key(p)) is not None]
             self.name()
             self.clips[_line(), tuple(dict.fromkeys(self.home[key] for key in keys))] = None
+
+    def compiles(self) -> None:
+        """To follow values, a compiled function would have to run eagerly, with other last bits."""
+        self._end()
+        self._is_compiled = True
+        self.note("the script compiles: no cycle is measured, since that would change its last bits")
 
     def failed(self, error: Exception) -> None:
         """The watch itself has failed: the script goes on without it."""
@@ -328,7 +335,8 @@ class Watch(Seen):
             return
         self._end()
         self._began = self.cycle
-        if watcher() is None and parts and torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+        is_live = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        if parts and is_live and watcher() is None and not self._is_compiled:
             self._span = Span(parts, self.options.terms)
             yield_by(self._end)  # to an audit of the script's own
 
