@@ -263,3 +263,29 @@ def test_colour_is_for_terminals_alone(monkeypatch):
     assert "\n\033[31merror\033[0m: gan.py:8: zero gradients" in coloured
     monkeypatch.setenv("NO_COLOR", "1")
     assert for_a_terminal(text, terminal) == text
+
+
+@pytest.mark.parametrize(("between", "expected"), [("one.zero_grad()", ["note"]), ("pass", ["error"])])
+def test_two_optimisers_of_one_network_are_noted_where_they_share_no_gradient(between, expected, tmp_path):
+    content = report(
+        f"""
+        import torch
+        from torch import nn
+
+        torch.manual_seed(0)
+        net = nn.Linear(4, 1)
+        one, two = torch.optim.SGD(net.parameters(), lr=0.1), torch.optim.Adam(net.parameters())
+        for step in range(6):
+            loss = net(torch.randn(16, 4)).square().mean()
+            one.zero_grad()
+            loss.backward()
+            one.step()
+            {between}
+            if {between!r} != "pass":
+                net(torch.randn(16, 4)).abs().mean().backward()
+            two.step()
+        """,
+        tmp_path,
+    )
+    found = [(f["name"], f["severity"]) for f in content["findings"]]
+    assert found == [("stepped_by_two", grade) for grade in expected]

@@ -76,6 +76,28 @@ def stepped_by_two(watch: Seen) -> Iterator[Finding]:
 
 
 @rule
+def shared_by_two(watch: Seen) -> Iterator[Finding]:
+    """Two optimisers step the same parameters, each on gradients of its own: on purpose, as a rule."""
+    ledger = watch.ledger
+    used = {(parameter, optimizer) for _, parameter, optimizer, _ in ledger.uses}
+    twice = {parameter for _, parameter, _, kind in ledger.uses if kind == "twice"}
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for parameter, owners in ledger.holders().items():
+        stepping = tuple(owner for owner in owners if (parameter, owner) in used)
+        if len(stepping) > 1 and parameter not in twice:
+            groups[stepping].append(parameter)
+    for owners, parameters in groups.items():
+        first, *others = (ledger.optimizers[owner].title for owner in owners)
+        yield Finding(
+            "stepped_by_two",
+            "note",
+            f"{first} and {shown(others)} both step {watch.parts_of(parameters)}, each on gradients of its own",
+            "nothing, if that is meant",
+            *ledger.optimizers[owners[-1]].stepped_at,
+        )
+
+
+@rule
 def empty_steps(watch: Seen) -> Iterator[Finding]:
     """Steps with no gradient at all."""
     for known in watch.ledger.optimizers.values():
