@@ -39,11 +39,18 @@ def python(*arguments: object, cwd: Path) -> Ran:
 
 
 def findings(script: Path, cwd: Path) -> tuple[Ran, list[dict[str, Any]]]:
-    """How the script ran under ``stopgrad run``, and what was found."""
+    """How the script ran under ``stopgrad run``, and what was found; the watch itself has not failed."""
     ran = python("-m", "stopgrad", "run", "--json", "report.json", script, cwd=cwd)
     report = cwd / "report.json"
     assert report.exists(), ran.stderr
-    return ran, json.loads(report.read_text())["findings"]
+    content = json.loads(report.read_text())
+    assert not failures(content)
+    return ran, content["findings"]
+
+
+def failures(content: dict[str, Any]) -> list[str]:
+    """What a report says of the watch itself: a failure never reaches the script, and must not pass in silence here."""
+    return [note for note in content["notes"] if " failed" in note]
 
 
 def grave(found: list[dict[str, Any]]) -> list[dict[str, Any]]:

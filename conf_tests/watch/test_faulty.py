@@ -16,18 +16,7 @@ from conf_tests.watch.processes import findings, grave
 
 SCRIPTS = sorted((Path(__file__).parent / "faulty").glob("*.py"))
 
-DEAD = "the networks of main() are gone when the rules look for them"
-MISSED = {}
-
-
-def params(missed: dict[str, str]) -> list:
-    """The scripts, those of ``missed`` expected to fail."""
-    marks = {name: pytest.mark.xfail(reason=reason, strict=True) for name, reason in missed.items()}
-    return [pytest.param(s, id=s.stem, marks=[marks[s.stem]] if s.stem in marks else []) for s in SCRIPTS]
-
-
-broken = pytest.mark.parametrize("script", params(MISSED))
-each = pytest.mark.parametrize("script", params({}))
+each = pytest.mark.parametrize("script", SCRIPTS, ids=lambda s: s.stem)
 
 
 def mended(source: str) -> str:
@@ -49,7 +38,7 @@ def test_mended():
     assert mended(source) == "a\nb\n    c\n    \nf\n"
 
 
-@broken
+@each
 def test_it_is_found(script, tmp_path):
     source = script.read_text()
     (expected,) = re.findall(r"^# finds: (error|warning|note) (\w+)$", source, re.M)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from conf_tests.helpers import Ran
-from conf_tests.watch.processes import python
+from conf_tests.watch.processes import failures, python
 
 FOLDER = Path(__file__).parent / "healthy"
 REACHED = ("open", "zero")
@@ -56,7 +56,9 @@ def watched(script: Path) -> tuple[Ran, dict]:
         cwd = Path(folder, "watched")
         ran = python("-m", "stopgrad", "run", "--json", "report.json", script, cwd=cwd)
         assert ran.returncode == 0, ran.stderr
-        return ran, json.loads((cwd / "report.json").read_text())
+        content = json.loads((cwd / "report.json").read_text())
+        assert not failures(content)
+        return ran, content
 
 
 def cells(report: dict, *states: str) -> dict[str, set[str]]:

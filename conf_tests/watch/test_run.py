@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from conf_tests.helpers import Ran
-from conf_tests.watch.processes import python
+from conf_tests.watch.processes import failures, python
 
 GAN = """
     import torch
@@ -289,3 +290,71 @@ def test_two_optimisers_of_one_network_are_noted_where_they_share_no_gradient(be
     )
     found = [(f["name"], f["severity"]) for f in content["findings"]]
     assert found == [("stepped_by_two", grade) for grade in expected]
+
+
+class TestItsOwnFailures:
+    """They never reach the script, and are told."""
+
+    def broken(self, patch: str, folder: Path) -> tuple[Ran, Ran]:
+        script = write(folder, RIGHT)
+        alone = python(script, cwd=folder)
+        start = "import sys\nfrom stopgrad.__main__ import main\nsys.exit(main(sys.argv[1:]))"
+        (folder / "broken.py").write_text(f"{patch}\n{start}")
+        return alone, python(folder / "broken.py", "run", "--json", "report.json", script, cwd=folder)
+
+    @pytest.mark.parametrize(
+        ("module", "patch", "note"),
+        [
+            ("ledger", "Ledger.step", "the watch failed in cycle 1 ("),
+            ("span", "Span.end", "the watch failed in cycle 1 ("),
+            ("span", "audit.__enter__", "the watch failed in cycle 1 ("),
+            ("ranks", "Ranks.compare", "the watch failed in cycle 8 ("),
+            ("findings", "RULES[0]", "the rule <lambda> failed: "),
+        ],
+    )
+    def test_the_script_is_what_it_is_alone(self, module, patch, note, tmp_path):
+        load = "import stopgrad.watch.rules\n" if module == "findings" else ""
+        alone, watched = self.broken(
+            f"{load}import stopgrad.watch.{module} as at\nat.{patch} = lambda *_: 1 / 0", tmp_path
+        )
+        assert (watched.returncode, watched.stdout) == (0, alone.stdout)
+        (told,) = failures(json.loads((tmp_path / "report.json").read_text()))
+        assert told.startswith(f"{note}ZeroDivisionError: ")
+
+
+RANKS = """
+    import sys
+
+    import torch
+    import torch.distributed as dist
+    from torch import nn
+    from torch.nn.parallel import DistributedDataParallel
+
+    rank, folder = int(sys.argv[1]), sys.argv[2]
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    net = nn.Linear(4, 1)
+    model = WRAPPED
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.manual_seed(rank)
+    for step in range(10):
+        loss = model(torch.randn(8, 4)).square().mean()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize(("wrapped", "expected"), [("DistributedDataParallel(net)", []), ("net", ["ranks_drift"])])
+def test_of_two_ranks_the_first_tells_whether_they_drift(wrapped, expected, tmp_path):
+    script = write(tmp_path, RANKS.replace("WRAPPED", wrapped))
+    arguments = ["-m", "stopgrad", "run", "--json", "report.json", script]
+    with ThreadPoolExecutor(2) as pool:  # how they exit is torch's: 2.13 aborts one of gloo's ranks now and then
+        ranks = [pool.submit(python, *arguments, rank, tmp_path, cwd=tmp_path / f"rank{rank}") for rank in range(2)]
+    told = [rank.result().stderr.count("stopgrad: 10 cycles") for rank in ranks]
+    assert told == [1, 0], "rank 0 reports"
+    content = json.loads((tmp_path / "rank0" / "report.json").read_text())
+    assert not failures(content)
+    assert [f["name"] for f in content["findings"]] == expected
+    assert content["parts"] == ["net"]

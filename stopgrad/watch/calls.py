@@ -21,14 +21,12 @@ class Call:
         live: at least once with gradients enabled.
         tested: the line at which it first ran without gradients in train mode, where that changes its answer: a
             dropout that drops, a norm that takes its statistics from the batch.
-        evaluated: it ran in eval mode.
         fed: the line at which it was first called with an input that carries a gradient.
     """
 
     module: weakref.ref[nn.Module]
     live: bool = False
     tested: tuple[str, int] | None = None
-    evaluated: bool = False
     fed: tuple[str, int] | None = None
 
 
@@ -48,8 +46,6 @@ class Calls:
         call = self.call_of(module)
         if call is None:
             call = self.of[id(module)] = Call(weakref.ref(module))
-        if not module.training:
-            call.evaluated = True
         if torch.is_grad_enabled():
             call.live = True
             if call.fed is None and any(isinstance(a, Tensor) and a.grad_fn is not None for a in args):

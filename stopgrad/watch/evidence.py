@@ -24,7 +24,6 @@ class Evidence:
         terms: of a loss that is a sum: the name of each term that has one, and its value.
         met: values that stand still by their name, and that an operation takes together with another live one.
         stopped: parameters, by place among the roots, on which the loss hangs without a gradient: the nearest cut.
-        used: parameters, by place, on which the loss hangs at all.
     """
 
     crossings: dict[tuple[str, str], Line] = field(default_factory=dict)
@@ -33,13 +32,11 @@ class Evidence:
     terms: dict[str, int] = field(default_factory=dict)
     met: set[int] = field(default_factory=set)
     stopped: dict[int, CutSite] = field(default_factory=dict)
-    used: set[int] = field(default_factory=set)
 
     def merge(self, other: Evidence) -> None:
         self.crossings = other.crossings | self.crossings
         self.fed = other.fed | self.fed
         self.stopped = other.stopped | self.stopped
-        self.used |= other.used
         self.constants += [constant for constant in other.constants if constant not in self.constants]
 
     def renamed(self, names: Mapping[str, str]) -> Evidence:
@@ -164,7 +161,6 @@ class _Reading:
 
     def _stops(self, loss: int, order: list[int]) -> None:
         values, found = self.values, self.found
-        found.used = set(_places(self.hangs[loss]))
         missing = self.hangs[loss] & ~self.flows[loss]
         exits = {
             p for i in order if i >= values.roots and not values.modes[i] for p in self._parents(i) if values.modes[p]

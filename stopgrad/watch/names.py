@@ -141,12 +141,17 @@ def _calls(file: str, line: int) -> list[ast.Call]:
 
 
 @lru_cache(maxsize=64)
-def _all_calls(file: str) -> list[ast.Call]:
+def _nodes(file: str) -> list[ast.AST]:
+    """Of a file's source; none where it is not Python alone, as a notebook's cell with its own commands."""
     try:
-        tree = ast.parse("".join(linecache.getlines(file)))
-    except (SyntaxError, ValueError):  # a notebook's cell with its own commands
+        return list(ast.walk(ast.parse("".join(linecache.getlines(file)))))
+    except (SyntaxError, ValueError):
         return []
-    return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+@lru_cache(maxsize=64)
+def _all_calls(file: str) -> list[ast.Call]:
+    return [node for node in _nodes(file) if isinstance(node, ast.Call)]
 
 
 def _called_name(call: ast.Call) -> str:
@@ -236,24 +241,16 @@ def assigned_name() -> str:
 @lru_cache(maxsize=256)
 def loop_variables(file: str) -> frozenset[str]:
     """The names that a ``for`` of a file gives to one thing after the other."""
-    try:
-        tree = ast.parse("".join(linecache.getlines(file)))
-    except (SyntaxError, ValueError):
-        return frozenset()
-    targets = [node.target for node in ast.walk(tree) if isinstance(node, ast.For | ast.comprehension)]
+    targets = [node.target for node in _nodes(file) if isinstance(node, ast.For | ast.comprehension)]
     return frozenset(n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name))
 
 
 @lru_cache(maxsize=256)
 def _assignments(file: str, line: int) -> list[ast.Assign | ast.AnnAssign]:
     """The assignments whose value covers a line, the innermost first."""
-    try:
-        tree = ast.parse("".join(linecache.getlines(file)))
-    except (SyntaxError, ValueError):
-        return []
     found = [
         node
-        for node in ast.walk(tree)
+        for node in _nodes(file)
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
         if node.value.lineno <= line <= (node.value.end_lineno or node.value.lineno)
     ]

@@ -58,7 +58,14 @@ class Ranks:
         self._store.set(f"stopgrad/{self._number}/{step}/{self._rank}", self._own[step])
 
     def compare(self) -> None:
-        """Rank 0 reads what the others have left. Ranks that never were alike, such as shards, are not compared."""
+        """Rank 0 reads what the others have left. The store is let go: it must not outlive the process's own end."""
+        try:
+            self._compare()
+        finally:
+            self._store = None
+
+    def _compare(self) -> None:
+        """Ranks that never were alike, such as shards, are not compared."""
         if self._store is None or self._rank or 0 not in self._own:
             return
         end = time.monotonic() + PATIENCE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -48,11 +49,14 @@ class Span:
         self._norms_of: dict[int, dict[int, float]] = {}  # of these values, by id of the parameter
         self._called: dict[int, str] = {}  # the values of the script's scalars, by the names of their variables
         self._terms: dict[str, dict[str, dict[str, Cell]]] = {}  # loss -> term -> part
-        self._saved = Saved()
-        self._saved.__enter__()
-        self.audit = audit(parts)
-        self.audit.__enter__()
         self._handles: dict[int, RemovableHandle] = {}  # by id of a parameter, which the audit keeps alive
+        self._saved, self.audit = Saved(), audit(parts)
+        with ExitStack() as stack:
+            self._saved.__enter__()
+            stack.callback(self._saved.off)
+            stack.push(self.audit.__enter__())
+            stack.callback(self._unhook)
+            self._stack = stack.pop_all()  # where one cannot be entered, those before it are left again
 
     def _hook(self) -> None:
         """Hook what requires grad by now, and was not hooked."""
@@ -130,19 +134,21 @@ class Span:
                     )
                     cells[part] = cells[part].merge(cell) if part in cells else cell
         found.stopped = {places[place]: cut for place, cut in found.stopped.items()}
-        found.used = {places[place] for place in found.used}
         self.met = {self.still[index] for index in found.met}
         self.evidence.setdefault(name, Evidence()).merge(found)
 
-    def close(self) -> FlowMatrix | None:
-        """Stop; the matrix of what was measured, or None."""
+    def _unhook(self) -> None:
         for handle in self._handles.values():
             handle.remove()
-        try:
+
+    def off(self) -> None:
+        """Stop; nothing where that was done."""
+        self._stack.close()
+
+    def close(self) -> FlowMatrix | None:
+        """Stop; the matrix of what was measured, or None."""
+        with self._stack:
             return self._with_terms(self.audit.matrix()) if self.audit.loss_values else None
-        finally:
-            self.audit.__exit__()
-            self._saved.off()
 
     def _with_terms(self, matrix: FlowMatrix) -> FlowMatrix:
         """The matrix with a row for each term below its loss."""

@@ -221,9 +221,9 @@ class Watch(Seen):
 
     def abandon(self) -> None:
         """In a child that was forked: nothing is followed any more."""
-        if self._span is not None:
-            self._span.close()
-            self._span = None
+        span, self._span = self._span, None
+        if span is not None:
+            span.off()
 
     # ---- what is looked at
 
@@ -354,7 +354,6 @@ class Watch(Seen):
         for loss, found in span.evidence.items():
             found = found.renamed(names)
             found.stopped = {numbers[key]: cut for key, cut in found.stopped.items() if key in numbers}
-            found.used = {numbers[key] for key in found.used if key in numbers}
             self.evidence.setdefault(loss, Evidence()).merge(found)
         if seen is not None and seen.losses:
             self._matrix = joined(self._matrix, renamed(seen, names))

@@ -105,7 +105,7 @@ def unstepped(watch: Seen) -> Iterator[Finding]:
     """A gradient arrives where no optimiser steps."""
     if not watch.ledger.steps or not _is_judged(watch):
         return
-    missed = _missed(watch)
+    missed, holders = _missed(watch), watch.ledger.holders()
     roots = {
         name: {key for p in module.parameters() if (key := watch.ledger.key(p)) is not None}
         for name, module in watch.parts.roots().items()
@@ -116,7 +116,7 @@ def unstepped(watch: Seen) -> Iterator[Finding]:
     loose = [key for key, p in missed.items() if isinstance(p, nn.Parameter) and key not in known]
     for name, keys in roots.items():
         mine = [key for key in missed if key in keys - told]
-        held = [key for key in keys if key in watch.ledger.holders()]
+        held = [key for key in keys if key in holders]
         if name in watch.parts.listed:
             loose += mine
         elif mine and (stale or (held and not _is_head(watch, name, held))):
