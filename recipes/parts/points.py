@@ -1,12 +1,14 @@
-"""A data set of one point: for tests whose answer is known exactly."""
+"""Data of a few numbers each: a single point, for tests whose answer is known exactly, and clouds of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import lightning as L
 import torch
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor
 
 from recipes.parts.images import Batches
 
@@ -25,5 +27,57 @@ class Point(L.LightningDataModule):
 
     def val_dataloader(self) -> Batches:
         return Batches(self.point, batch_size=len(self.point))
+
+    test_dataloader = val_dataloader
+
+
+def normal(n: int, dimensions: int, generator: torch.Generator) -> Tensor:
+    """(n, D) from a standard normal."""
+    return torch.randn(n, dimensions, generator=generator)
+
+
+KINDS = {"normal": normal}
+
+
+class Cloud(L.LightningDataModule):
+    """Points (B, D) from a distribution, drawn once by the seed; as many more, in one batch, for validation.
+
+    Args:
+        kind: the distribution.
+        shape: (D,) of a point.
+        points: to train on.
+        batch_size: points a batch on each rank; the config's is that of all ranks together.
+        steps: batches an epoch.
+        seed: of the points and of their order.
+    """
+
+    def __init__(
+        self,
+        *,
+        kind: Literal["normal"] = "normal",
+        shape: Sequence[PositiveInt] = (8,),
+        points: PositiveInt = 256,
+        batch_size: PositiveInt = 64,
+        steps: PositiveInt | None = None,
+        seed: NonNegativeInt = 0,
+    ) -> None:
+        super().__init__()
+        both = KINDS[kind](2 * points, *shape, generator=torch.Generator().manual_seed(seed))
+        self.points, self.held_out_points = both.chunk(2)
+        self.batch_size, self.steps, self.seed = batch_size, steps, seed
+
+    def train_dataloader(self) -> Batches:
+        trainer = self.trainer
+        return Batches(
+            self.points.to(trainer.strategy.root_device if trainer else "cpu"),
+            batch_size=self.batch_size,
+            length=self.steps,
+            seed=self.seed,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
+
+    def val_dataloader(self) -> Batches:
+        return Batches(self.held_out_points, batch_size=len(self.held_out_points))
 
     test_dataloader = val_dataloader
