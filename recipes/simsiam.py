@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recipes.parts.averages import follow
-from recipes.parts.scatter import in_the_plane, scatter
+from recipes.parts.plots import in_the_plane, scatter
 from recipes.parts.views import nearest_label, warped
 from stopgrad import FlowContract, Stops
 from stopgrad.cuts.strategies import CALLS_ONLY

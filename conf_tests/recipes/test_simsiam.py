@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from conf_tests.helpers import build_recipe, final, norms, train
-from recipes.parts.scatter import COLOURS, in_the_plane, scatter
+from recipes.parts.plots import COLOURS, in_the_plane, scatter
 from recipes.parts.views import nearest_label, warped
 from recipes.simsiam import BOUNDARIES, FLOW
 

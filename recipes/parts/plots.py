@@ -1,4 +1,4 @@
-"""Points in the plane as a picture, drawn without a plotting library."""
+"""Small pictures, drawn without a plotting library: points in the plane, and bars."""
 
 from __future__ import annotations
 
@@ -30,3 +30,11 @@ def in_the_plane(features: Tensor) -> Tensor:
     centred = features - features.mean(0)
     _, axes = torch.linalg.eigh(centred.T @ centred)  # in ascending order
     return centred @ axes[:, [-1, -2]]
+
+
+def bars(heights: Tensor, *, pixels: int = 96) -> Tensor:
+    """One picture (1, 1, pixels, 4N) in [-1, 1]: a bar for each of the heights (N,) >= 0, the highest as high as it."""
+    tops = (pixels * (1 - heights.detach().cpu() / heights.max().cpu().clamp_min(1e-12))).round()
+    inside = torch.arange(pixels)[:, None] >= tops  # (pixels, N)
+    filled = inside.repeat_interleave(4, 1) & (torch.arange(4 * len(heights)) % 4 < 3)  # a gap behind each
+    return 1 - 2 * filled.float()[None, None]
