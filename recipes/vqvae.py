@@ -1,9 +1,9 @@
 r"""VQ-VAE: the gradient is carried across a rounding that has none, and each loss has a side that stays put.
 
     images ──> encoder ──> z ──> nearest code e ──> z + ‖(e - z) ──> decoder ──> reconstruction_loss
-                           z ──‖──> |e - z|^2 ──> codebook_loss        ‖ stop.quantised: what carries z to e is constant
-                           z ─────> |z - e|^2 ──> commitment_loss      ‖ stop.codebook: the codes move, the encoder not
-                           e ──‖──────┘                                ‖ stop.commitment: the encoder moves, not the codes
+                           z ──‖──> |e - z|^2 ──> codebook_loss     ‖ stop.quantised: what carries z to e is constant
+                           z ─────> |z - e|^2 ──> commitment_loss   ‖ stop.codebook: the codes move, the encoder not
+                           e ──‖──────┘                             ‖ stop.commitment: the encoder moves, the codes not
 
 van den Oord et al. 2017, arXiv:1711.00937, eq. 3, with the straight-through estimator of Bengio et al. 2013,
 arXiv:1308.3432: z_q = z + sg(e - z). In value that is e. Without the cut it is e as a function too, and a small step of
