@@ -40,12 +40,13 @@ KINDS = {"normal": normal}
 
 
 class Cloud(L.LightningDataModule):
-    """Points (B, D) from a distribution, drawn once by the seed; as many more, in one batch, for validation.
+    """Points (B, D) from a distribution, drawn once by the seed, and others, in one batch, for validation.
 
     Args:
         kind: the distribution.
         shape: (D,) of a point.
         points: to train on.
+        held_out: for validation.
         batch_size: points a batch on each rank; the config's is that of all ranks together.
         steps: batches an epoch.
         seed: of the points and of their order.
@@ -57,13 +58,14 @@ class Cloud(L.LightningDataModule):
         kind: Literal["normal"] = "normal",
         shape: Sequence[PositiveInt] = (8,),
         points: PositiveInt = 256,
+        held_out: PositiveInt = 4096,
         batch_size: PositiveInt = 64,
         steps: PositiveInt | None = None,
         seed: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
-        both = KINDS[kind](2 * points, *shape, generator=torch.Generator().manual_seed(seed))
-        self.points, self.held_out_points = both.chunk(2)
+        generator = torch.Generator().manual_seed(seed)
+        self.points, self.held_out_points = (KINDS[kind](n, *shape, generator=generator) for n in (points, held_out))
         self.batch_size, self.steps, self.seed = batch_size, steps, seed
 
     def train_dataloader(self) -> Batches:
