@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -36,7 +37,24 @@ def normal(n: int, dimensions: int, generator: torch.Generator) -> Tensor:
     return torch.randn(n, dimensions, generator=generator)
 
 
-KINDS = {"normal": normal}
+def eight_gaussians(n: int, dimensions: int, generator: torch.Generator) -> Tensor:
+    """(n, 2): eight on a ring of radius sqrt 2, of standard deviation .1; so either number has a variance near 1."""
+    if dimensions != 2:
+        raise ValueError(f"data.shape=[{dimensions}]: eight_gaussians lie in the plane; choose [2]")
+    angles = torch.randint(8, (n,), generator=generator) * math.pi / 4
+    return math.sqrt(2) * torch.stack([angles.cos(), angles.sin()], 1) + 0.1 * normal(n, 2, generator)
+
+
+KINDS = {"normal": normal, "eight_gaussians": eight_gaussians}
+
+
+def energy_distance(a: Tensor, b: Tensor) -> Tensor:
+    """2 E|a - b| - E|a - a'| - E|b - b'| of samples (N, D) and (M, D), without bias: 0 in the mean of two alike."""
+
+    def within(x: Tensor) -> Tensor:
+        return torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))
+
+    return 2 * torch.cdist(a, b).mean() - within(a) - within(b)
 
 
 class Cloud(L.LightningDataModule):
@@ -55,7 +73,7 @@ class Cloud(L.LightningDataModule):
     def __init__(
         self,
         *,
-        kind: Literal["normal"] = "normal",
+        kind: Literal["normal", "eight_gaussians"] = "normal",
         shape: Sequence[PositiveInt] = (8,),
         points: PositiveInt = 256,
         held_out: PositiveInt = 4096,
