@@ -154,7 +154,7 @@ class VQVAE(L.LightningModule):
         self.decoder = nn.Sequential(nn.Flatten(), mlp(size, width, pixels), nn.Unflatten(1, tuple(shape)))
         self.codebook = nn.Embedding(codes, dimensions)
         nn.init.uniform_(self.codebook.weight, -1 / codes, 1 / codes)
-        self.register_buffer("levels", torch.tensor(levels or [], dtype=torch.float))
+        self.register_buffer("levels", torch.tensor(levels or [], dtype=torch.float), persistent=False)
         self.register_buffer("counts", torch.ones(codes))
         self.register_buffer("sums", self.codebook.weight.detach().clone())
         self.commitment_weight, self.decay, self.optimizer = commitment_weight, decay, optimizer
@@ -170,6 +170,10 @@ class VQVAE(L.LightningModule):
     def parameter_groups(self) -> dict[str, nn.Module]:
         groups: dict[str, nn.Module] = {"encoder": self.encoder, "decoder": self.decoder, "codebook": self.codebook}
         return groups if self.learnt else {name: groups[name] for name in ("encoder", "decoder")}
+
+    def to_compile(self) -> list[nn.Module]:
+        """What is compiled has one backward, and the encoder one for each loss."""
+        return [self.decoder]
 
     # ---- the codes
 
@@ -215,10 +219,9 @@ class VQVAE(L.LightningModule):
 
     def losses(self) -> dict[str, Callable[[Codes], Tensor]]:
         """Those of the kind of codes that there are."""
-        found = {"reconstruction_loss": self.reconstruction_loss}
-        found |= {"codebook_loss": self.codebook_loss} if self.learnt else {}
-        without = self.scalar or not self.commitment_weight
-        return found | ({} if without else {"commitment_loss": self.commitment_loss})
+        found = {"codebook_loss": self.codebook_loss} if self.learnt else {}
+        found |= {"commitment_loss": self.commitment_loss} if self.commitment_weight and not self.scalar else {}
+        return found | {"reconstruction_loss": self.reconstruction_loss}
 
     # ---- the step
 
@@ -228,7 +231,7 @@ class VQVAE(L.LightningModule):
         terms = {name: loss(codes) for name, loss in self.losses().items()}
         for name, loss in terms.items():
             with loss_name(name):
-                self.manual_backward(loss, retain_graph=name != next(reversed(terms)))  # z is behind all of them
+                self.manual_backward(loss, retain_graph=name != "reconstruction_loss")  # z is behind all of them
         optimizer.step()
         if self.stop.update == "average" and not self.scalar:
             self.average(codes)
