@@ -169,7 +169,8 @@ class SimSiam(L.LightningModule):
             target = self.stop.target.cross(z)  # the cut: z is there already, and the encoder is its own teacher
         else:
             target = self.stop.target(self.teacher, views)  # the same cut, on a call
-        self.said = target.detach().mean(0)
+        if self.objective == "cross_entropy":
+            self.said = target.detach().mean(0)
         return self.distance(prediction, target.roll(len(samples), 0))  # each view against the other one
 
     def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
