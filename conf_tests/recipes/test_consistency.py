@@ -128,6 +128,14 @@ class TestLoss:
         assert found["network"] > 0
         assert (found["teacher"] is None) == (strategy != "none")
 
+    def test_an_average_follows_the_function(self):
+        expected = [parameter.detach() for parameter in build_recipe(*AVERAGE).function.parameters()]
+        for steps in (1, 2):
+            now = trained(steps, *AVERAGE)
+            expected = [0.9 * a + 0.1 * b.detach() for a, b in zip(expected, now.function.parameters(), strict=True)]
+        for found, wanted in zip(now.average.parameters(), expected, strict=True):
+            torch.testing.assert_close(found, wanted)
+
     def test_gradients_that_reach_an_average_move_nothing(self):
         assert same(trained(3, *AVERAGE), trained(3, *AVERAGE, "stop.target=none"))
         assert not same(trained(3, *SMALL), trained(3, *SMALL, "stop.target=none"))
