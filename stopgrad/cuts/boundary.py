@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import enum
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -27,6 +27,24 @@ _MAKES = {
     Strategy.FREEZE: "requires_grad",
 }
 _LETS_THROUGH = (Strategy.NONE, *TAKES_FACTOR)
+_switched: dict[str, str] = {}
+_met: set[str] = set()
+
+
+@contextlib.contextmanager
+def switched_boundaries(strategies: Mapping[str, str]) -> Iterator[set[str]]:
+    """Inside, boundaries that are made with these names have these strategies, whatever the program says.
+
+    Yields the names of those that were made.
+    """
+    before = dict(_switched)
+    _switched.update(strategies)
+    _met.clear()
+    try:
+        yield _met
+    finally:
+        _switched.clear()
+        _switched.update(before)
 
 
 class Boundary:
@@ -49,6 +67,9 @@ class Boundary:
 
     def __init__(self, name: str, strategy: str = "detach", *, offered: Iterable[str] = ()) -> None:
         self.name = name
+        if name in _switched:
+            strategy = _switched[name]
+            _met.add(name)
         self.spelled = str(strategy)
         self.strategy, self.factor = parse_strategy(strategy, key=f"stop.{name}", offered=offered)
         self._modules: tuple[nn.Module, ...] = ()

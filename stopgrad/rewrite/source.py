@@ -8,12 +8,12 @@ import importlib.machinery
 import importlib.util
 import io
 import os
+import runpy
 import site
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -118,18 +118,24 @@ def rewriting(rewrite: Rewrite | None) -> Iterator[None]:
         sys.meta_path.remove(finder)
 
 
-def run_script(file: str, rewrite: Rewrite) -> None:
-    """Run a script as ``__main__``, rewritten."""
+def execute(script: str, arguments: Sequence[str], *, module: bool = False, rewrite: Rewrite | None = None) -> None:
+    """Run a script, or a module, as ``python`` does; rewritten, and what it imports of the user's own with it."""
+    sys.argv = [script, *arguments]
+    sys.path.insert(0, os.getcwd() if module else os.path.dirname(os.path.abspath(script)))
+    with rewriting(rewrite):
+        if module:
+            runpy.run_module(script, run_name="__main__", alter_sys=True)
+        elif rewrite is None:
+            runpy.run_path(script, run_name="__main__")
+        else:
+            _run_rewritten(script, rewrite)
+
+
+def _run_rewritten(script: str, rewrite: Rewrite) -> None:
     main = ModuleType("__main__")
-    main.__dict__.update(__file__=file, __builtins__=builtins, __cached__=None)
+    main.__dict__.update(__file__=script, __builtins__=builtins, __cached__=None)
     before, sys.modules["__main__"] = sys.modules["__main__"], main
     try:
-        exec(compiled(file, rewrite), main.__dict__)
+        exec(compiled(script, rewrite), main.__dict__)
     finally:
         sys.modules["__main__"] = before
-
-
-def shown(file: str) -> str:
-    """How a file is named: below the working directory by its way from there."""
-    relative = os.path.relpath(file)
-    return str(Path(file)) if relative.startswith("..") else relative
