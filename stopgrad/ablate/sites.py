@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,12 @@ class Site:
     ran: int = 0
     losses: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Site:
+        """The site of such a dict as :meth:`to_dict` makes."""
+        values: dict[str, Any] = {key: (*value,) if isinstance(value, list) else value for key, value in row.items()}
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "legal": list(self.legal), "losses": list(self.losses), "parts": list(self.parts)}

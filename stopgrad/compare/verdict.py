@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from stopgrad.compare.difference import over_seeds
-from stopgrad.compare.divergence import ENDED_BY, beyond, divergence
+from stopgrad.compare.divergence import ENDED_BY, beyond, divergence, losses
 from stopgrad.compare.read import Found, Run
 from stopgrad.compare.statistics import difference
 from stopgrad.compare.words import number, sentence
@@ -185,7 +185,7 @@ def broken(run: Run, declared: Mapping[str, Any]) -> list[str]:
     found = [
         f"seed {run.seed}: {name} is {value}"
         for name, value in run.metrics.items()
-        if (name.startswith("loss") or name in declared) and not math.isfinite(value)
+        if name in {*losses(run), *declared} and not math.isfinite(value)
     ]
     for name, rule in declared.items():
         value = run.metrics.get(name)

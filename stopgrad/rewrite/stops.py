@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from stopgrad.flow.values import place
 from stopgrad.rewrite.source import parsed
 
 # By kind: what stands in the source, and what it may be switched to, as it stands first.
@@ -29,6 +29,7 @@ LEGAL = {
     "autograd.grad": ["detach", "none"],
 }
 OTHERWISE = {"zero_grad": "late"}  # what an arm does with a stop of this kind; "none" with the others
+_BEGAN = os.getcwd()
 Position = tuple[int, int, int, int]
 
 
@@ -61,8 +62,9 @@ class Stop:
 
     @property
     def name(self) -> str:
-        """``file:id``."""
-        return f"{place(self.file, self.line).rpartition(':')[0]}:{self.id}"
+        """``file:id``, the file from where the process began, since a script may go elsewhere."""
+        relative = os.path.relpath(self.file, _BEGAN)
+        return f"{self.file if relative.startswith('..') else relative}:{self.id}"
 
 
 def position_of(node: ast.expr | ast.stmt) -> Position:
