@@ -21,6 +21,7 @@ def _run(arguments: list[str], cwd: Path) -> None:
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
+        sys.path.insert(0, str(cwd))
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = arguments

@@ -88,10 +88,9 @@ def run(spec: Spec, window: tuple[int, int] | None = None, replay: str | None = 
     seed_all(spec.seed)
     started, steps = time.perf_counter(), window[1] if window else spec.steps
     error: BaseException | None = None
-    torch.compiler.set_stance("force_eager")  # a compiled region would hide its stops
     with work.guarded(), overhear(watch), record.on(), at_most(steps), switches.on() as rewrite:
         try:
-            execute(spec.script, spec.arguments, module=spec.module, rewrite=rewrite)
+            execute(spec.script, spec.arguments, module=spec.module, rewrite=rewrite, folder=spec.source)
         except Enough:
             pass
         except SystemExit as end:
@@ -109,7 +108,7 @@ def run(spec: Spec, window: tuple[int, int] | None = None, replay: str | None = 
         "seconds": time.perf_counter() - started,
         "step_time": record.step_time,
         "flow": watch.matrix.to_dict() if watch.matrix else None,
-        "notes": switches.notes() + (["the script compiles: it ran eagerly"] if watch.has_compiled else []),
+        "notes": switches.notes(),
     }
     if record.taken.steps:
         record.taken.save(folder / FILE)

@@ -53,7 +53,7 @@ def _asked(text: str, script: str) -> Arm:
     name = name.strip()
     if not colon or not name:
         raise ValueError(f'--arm {text}: write "NAME: SITE=STRATEGY, SITE=STRATEGY"')
-    switches = chosen([change.strip() for change in changes.split(",")], script, f"--arm {name}:")
+    switches = chosen(_separated(changes), script, f"--arm {name}:")
     stops = [f"{stop.file}:{stop.id}={strategy}" for stop, strategy in switches.chosen.items()]
     stops += [f"{boundary}={strategy}" for boundary, strategy in switches.boundaries.items()]
     told = {stop.name: strategy for stop, strategy in switches.chosen.items()} | switches.boundaries
@@ -61,11 +61,21 @@ def _asked(text: str, script: str) -> Arm:
     return Arm(name, (*stops,), (*told.items(),), (*default.items(),))
 
 
+def _separated(changes: str) -> list[str]:
+    """What stands between commas, but for commas within brackets, as of a call's arguments."""
+    found, depth = [""], 0
+    for letter in changes:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            found.append("")
+        else:
+            found[-1] += letter
+    return [change.strip() for change in found]
+
+
 def arm_of(site: Site, script: str) -> Arm:
     """The arm that does this site alone otherwise: a cut is left out, gradients are cleared late."""
-    strategy = OTHERWISE.get(site.kind, "none")
-    if strategy == site.legal[0]:  # a boundary that lets through
-        strategy = site.legal[1]
+    strategy = site.legal[1] if site.kind == "boundary" else OTHERWISE.get(site.kind, "none")
     own = os.path.abspath(script) == site.file
     line = site.id.partition(":")[2]
     place = site.id if site.kind == "boundary" else f"{site.file}:{line}"

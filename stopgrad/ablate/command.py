@@ -21,7 +21,7 @@ from stopgrad.compare.fingerprint import FILE, Fingerprints
 from stopgrad.compare.read import Found, find_runs
 from stopgrad.compare.verdict import judge
 from stopgrad.watch.options import writable
-from stopgrad.watch.run import check_script
+from stopgrad.watch.run import check_script, script_file
 
 MOST_METRICS = 6  # of what the script tells, unless some are picked
 Rules = dict[str, dict[str, Any]]
@@ -37,7 +37,8 @@ def ablate_command(options: argparse.Namespace) -> int:
     writable(json=options.json)
     if options.jobs < 1:
         raise ValueError(f"--jobs {options.jobs}: choose a number from 1")
-    asked, rules, seeds = asked_arms(options.arm, options.script), declared(options), _seeds(options.seeds)
+    asked, rules = asked_arms(options.arm, script_file(options)), declared(options)
+    seeds = _seeds(options.seeds)
     runs, progress = Runs(options), Progress()
     first = runs.spec(Arm(REFERENCE), seeds[0], lists_sites=True)
     again = runs.spec(Arm(AGAIN), seeds[0], within=".again")
@@ -49,7 +50,7 @@ def ablate_command(options: argparse.Namespace) -> int:
             raise ValueError(f"{why}{result['message']} ({Path(first.folder) / OUTPUT})")
         arms = [*asked]
         if options.each or not asked:
-            arms += [arm_of(site, options.script) for site in _sites(first) if site.legal]
+            arms += [arm_of(site, script_file(options)) for site in _sites(first) if site.legal]
         specs = [runs.spec(arm, seed) for seed in seeds for arm in (Arm(REFERENCE), *arms)][1:]
         progress.total = len(specs) + 2
         progress.told(again, runs.result(again))

@@ -81,7 +81,7 @@ class Runs:
                         running[_started(spec)] = spec, time.monotonic()
                     else:
                         yield spec, known
-                for process in self._ended(running):
+                for process in self._ended(running) if running else ():
                     spec, _ = running.pop(process)
                     yield spec, self._result(spec, process)
         finally:

@@ -30,7 +30,7 @@ class Site:
     Attributes:
         id: how ``--stop`` names it.
         kind: what stands there: ``detach``, ``no_grad``, ``boundary``, or what cannot be switched, such as ``item``.
-        value: what it stops, as the source spells it.
+        value: what it stops, as the source spells it; of a boundary its strategy.
         legal: the strategies that it may be switched to, as it stands first; none where it cannot be.
         ran: so often; 0 where it was not counted.
         losses, parts: between which it stands, by the measured cycles.
@@ -68,7 +68,9 @@ def sites_command(options: argparse.Namespace) -> int:
     switches, watch = Switches({}, {}, all_noted=True), Watch(cycles=3, every=0)
     with at_most(options.steps):
         status, error = follow(options, watch, switches)
-    found = sites(watch, switches) if watch.ranks.is_first else []
+    if not watch.ranks.is_first:
+        return status
+    found = sites(watch, switches)
     sys.stdout.flush()
     print(f"\n{table(found)}", file=sys.stderr)
     if json_file:
@@ -118,17 +120,21 @@ def _others(between: list[tuple[str, str, CutSite]], switches: Switches) -> Iter
     known = {(stop.file, stop.line) for stop in switches.made}
     names = {stop.name for stop in switches.made}
     pairs: dict[CutSite, list[tuple[str, str]]] = {}
+    crossed: dict[str, list[tuple[str, str, CutSite]]] = {name: [] for name in switches.met if name not in names}
     for loss, part, cut in between:
-        fixed = cut.boundary is None and cut.kind != "requires_grad" and (cut.file, cut.line) not in known
-        if fixed or (cut.boundary is not None and cut.boundary not in names):
+        if cut.boundary in crossed:
+            crossed[cut.boundary].append((loss, part, cut))
+        elif cut.boundary is None and cut.kind != "requires_grad" and (cut.file, cut.line) not in known:
             pairs.setdefault(cut, []).append((loss, part))
+    for name, cells in crossed.items():
+        losses, parts, cuts = ((*dict.fromkeys(each),) for each in zip(*cells, strict=True)) if cells else ((), (), ())
+        file, line = (cuts[0].file, cuts[0].line) if cuts else ("", 0)
+        strategy = switches.met[name]
+        other = "detach" if strategy == "none" else "none"
+        yield Site(name, file, line, "boundary", strategy, (strategy, other), 0, losses, parts)
     for cut, cells in pairs.items():
         losses, parts = ((*dict.fromkeys(each),) for each in zip(*cells, strict=True))
-        at = place(cut.file, cut.line)
-        if cut.boundary is not None:
-            yield Site(cut.boundary, cut.file, cut.line, "boundary", cut.boundary, (cut.kind, "none"), 0, losses, parts)
-        else:
-            yield Site(at, cut.file, cut.line, cut.kind, cut.op, (), 0, losses, parts)
+        yield Site(place(cut.file, cut.line), cut.file, cut.line, cut.kind, cut.op, (), 0, losses, parts)
 
 
 def table(found: list[Site]) -> str:
@@ -142,6 +148,6 @@ def table(found: list[Site]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     fixed = [site for site in found if not site.legal]
-    told = [f"\n{len(found)} stops; switch one with run --stop SITE=STRATEGY"]
+    told = [f"\n{len(found)} stop{'s' * (len(found) != 1)}; switch one with run --stop SITE=STRATEGY"]
     told += [f"{len(fixed)} cannot be switched: {', '.join(dict.fromkeys(s.kind for s in fixed))}"] if fixed else []
     return "\n".join([*lines, *told])

@@ -17,18 +17,12 @@ import torch
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC
 # Events of Python's that change a file, and which of their arguments are paths that change.
 _CHANGES = {
-    "os.mkdir": (0,),
-    "os.remove": (0,),
-    "os.rmdir": (0,),
+    **dict.fromkeys(("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.utime", "os.chmod"), (0,)),
+    **dict.fromkeys(("shutil.rmtree", "sqlite3.connect"), (0,)),
+    **dict.fromkeys(("os.link", "os.symlink"), (1,)),
     "os.rename": (0, 1),
-    "os.link": (1,),
-    "os.symlink": (1,),
-    "os.truncate": (0,),
-    "os.utime": (0,),
-    "os.chmod": (0,),
-    "shutil.rmtree": (0,),
-    "sqlite3.connect": (0,),
 }
+_TAKE_AWAY = ("os.remove", "os.rmdir", "os.rename", "shutil.rmtree")
 
 
 class WritesElsewhere(RuntimeError):
@@ -92,9 +86,13 @@ class Workspace:
             path, mode, flags = args
             if (isinstance(mode, str) and set(mode) & set("wax+")) or (flags or 0) & _WRITES:
                 self._change(path, overwrites="w" in (mode or "") or bool((flags or 0) & os.O_TRUNC))
-        elif event in _CHANGES:
+        elif event in _CHANGES and not any(
+            isinstance(fd, int) and fd >= 0 for fd in args[2:]
+        ):  # in a folder that is open
             for which in _CHANGES[event]:
-                self._change(args[which], removes=event in ("os.remove", "os.rmdir", "os.rename"))
+                self._change(args[which], removes=event in _TAKE_AWAY)
+                if event == "shutil.rmtree":
+                    self._unfold_all(args[which])
 
     def _change(self, path: Any, overwrites: bool = False, removes: bool = False) -> None:
         """Something is about to write, or take away, this path."""
@@ -116,7 +114,9 @@ class Workspace:
         if path.is_symlink() and not removes and path.resolve().is_file():
             target = path.resolve()
             path.unlink()
-            if not overwrites:
+            if overwrites:
+                path.touch()
+            else:
                 shutil.copy2(target, path)
 
     def _unfold(self, folder: Path) -> None:
@@ -127,6 +127,16 @@ class Workspace:
             folder.mkdir()
             for entry in os.scandir(target):
                 os.symlink(entry.path, folder / entry.name)
+
+    def _unfold_all(self, folder: Any) -> None:
+        self._busy = True
+        try:
+            for path, folders, _ in os.walk(folder):
+                self._unfold(Path(path))
+                for name in folders:
+                    self._unfold(Path(path) / name)
+        finally:
+            self._busy = False
 
     def _outside(self, path: str) -> None:
         real = os.path.realpath(path)

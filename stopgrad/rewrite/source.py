@@ -49,10 +49,10 @@ def parsed(file: str) -> ast.Module:
 def compiled(file: str, rewrite: Rewrite) -> CodeType:
     """The code of a file, rewritten."""
     tree = parsed(file)
-    return compile(_finished(rewrite(tree, os.path.abspath(file)) or tree), file, "exec", dont_inherit=True)
+    return compile(finished(rewrite(tree, os.path.abspath(file)) or tree), file, "exec", dont_inherit=True)
 
 
-def _finished(tree: ast.Module) -> ast.Module:
+def finished(tree: ast.Module) -> ast.Module:
     """The tree with the import of what it calls, where it calls it: on the first line that may have one."""
     if not any(isinstance(node, ast.Name) and node.id == ACTS for node in ast.walk(tree)):
         return tree
@@ -118,10 +118,21 @@ def rewriting(rewrite: Rewrite | None) -> Iterator[None]:
         sys.meta_path.remove(finder)
 
 
-def execute(script: str, arguments: Sequence[str], *, module: bool = False, rewrite: Rewrite | None = None) -> None:
-    """Run a script, or a module, as ``python`` does; rewritten, and what it imports of the user's own with it."""
+def execute(
+    script: str,
+    arguments: Sequence[str],
+    *,
+    module: bool = False,
+    rewrite: Rewrite | None = None,
+    folder: str | None = None,
+) -> None:
+    """Run a script, or a module, as ``python`` does; rewritten, and what it imports of the user's own with it.
+
+    Args:
+        folder: where a module is looked for; by default, the working directory.
+    """
     sys.argv = [script, *arguments]
-    sys.path.insert(0, os.getcwd() if module else os.path.dirname(os.path.abspath(script)))
+    sys.path.insert(0, folder or os.getcwd() if module else os.path.dirname(os.path.abspath(script)))
     with rewriting(rewrite):
         if module:
             runpy.run_module(script, run_name="__main__", alter_sys=True)

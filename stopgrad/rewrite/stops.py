@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 import os
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from stopgrad.rewrite.source import parsed
@@ -29,7 +29,6 @@ LEGAL = {
     "autograd.grad": ["detach", "none"],
 }
 OTHERWISE = {"zero_grad": "late"}  # what an arm does with a stop of this kind; "none" with the others
-_BEGAN = os.getcwd()
 Position = tuple[int, int, int, int]
 
 
@@ -45,6 +44,7 @@ class Stop:
         position: of its node: first line and column, last line and column.
         is_call: what it stops is a call, so that it can be put under ``no_grad`` instead.
         id: ``line``, with the value where several stand on one line, and a number where those are equal too.
+        shown: the file as it is named; "" for a notebook's cell.
     """
 
     file: str
@@ -54,6 +54,7 @@ class Stop:
     position: Position
     is_call: bool = False
     id: str = ""
+    shown: str = ""
 
     @property
     def legal(self) -> list[str]:
@@ -62,9 +63,8 @@ class Stop:
 
     @property
     def name(self) -> str:
-        """``file:id``, the file from where the process began, since a script may go elsewhere."""
-        relative = os.path.relpath(self.file, _BEGAN)
-        return f"{self.file if relative.startswith('..') else relative}:{self.id}"
+        """``file:id``."""
+        return f"{self.shown}:{self.id}" if self.shown else self.id
 
 
 def position_of(node: ast.expr | ast.stmt) -> Position:
@@ -72,16 +72,17 @@ def position_of(node: ast.expr | ast.stmt) -> Position:
 
 
 @lru_cache(maxsize=1024)
-def stops_of(file: str) -> tuple[Stop, ...]:
-    """All stops of a file, by line.
+def stops_of(file: str, home: str) -> tuple[Stop, ...]:
+    """All stops of a file, by line; the file is named by its way from ``home``, if it lies below.
 
     Raises:
         SyntaxError, OSError: it cannot be read.
     """
-    return tuple(named(stops_in(parsed(file), file)))
+    relative = os.path.relpath(file, home)
+    return tuple(named(stops_in(parsed(file), file), file if relative.startswith("..") else relative))
 
 
-def named(stops: list[Stop]) -> list[Stop]:
+def named(stops: Sequence[Stop], shown: str = "") -> list[Stop]:
     """With ids, by line."""
     stops = sorted(stops, key=lambda stop: (stop.line, stop.position))
     on_line, alike = Counter(s.line for s in stops), Counter((s.line, s.value) for s in stops)
@@ -92,7 +93,7 @@ def named(stops: list[Stop]) -> list[Stop]:
         counted[key] += 1
         name = f"{stop.line}" if on_line[stop.line] == 1 else f"{stop.line}:{stop.value}"
         name += f"#{counted[key]}" if alike[key] > 1 else ""
-        out.append(Stop(stop.file, stop.line, stop.kind, stop.value, stop.position, stop.is_call, name))
+        out.append(replace(stop, id=name, shown=shown))
     return out
 
 

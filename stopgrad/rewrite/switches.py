@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from stopgrad.cuts.boundary import switched_boundaries
 from stopgrad.cuts.strategies import nearest, parse_strategy, spelling
@@ -26,21 +31,28 @@ class Switches:
 
     Attributes:
         made: of each stop that was compiled in, its switch.
+        met: strategy by name of the boundaries that were made.
     """
 
     def __init__(self, chosen: Mapping[Stop, str], boundaries: Mapping[str, str], all_noted: bool = False) -> None:
         self.chosen, self.boundaries, self.all_noted = dict(chosen), dict(boundaries), all_noted
+        self._home = os.getcwd()  # a script may go elsewhere
         self.made: dict[Stop, Switch] = {}
-        self._met: set[str] = set()
+        self.met: dict[str, str] = {}
+        self._eager = False
 
     def rewrite(self, tree: ast.Module, file: str) -> ast.Module | None:
         """The tree with its chosen stops switched; None where it has none."""
         here = [stop for stop in self.chosen if stop.file == file]
         if self.all_noted:
-            here = [*stops_of(file)]
+            here = [*stops_of(file, self._home)]
         if not here:
             return None
-        wanted = {(stop.position, stop.kind): stop for stop in here}
+        return self.switch(tree, here)
+
+    def switch(self, tree: ast.Module, stops: Sequence[Stop]) -> ast.Module:
+        """The tree with acts in the place of these stops of it."""
+        wanted = {(stop.position, stop.kind): stop for stop in stops}
         _Switching(wanted, self._register).visit(tree)
         return tree
 
@@ -51,18 +63,44 @@ class Switches:
     @contextmanager
     def on(self) -> Iterator[Rewrite | None]:
         """Inside, boundaries are switched; the rewrite of what is compiled. After it, all is as it stands."""
-        with switched_boundaries(self.boundaries) as self._met:
+        rewrites = bool(self.chosen or self.all_noted)
+        with switched_boundaries(self.boundaries) as self.met, self._eagerly() if rewrites else nullcontext():
             try:
-                yield self.rewrite if self.chosen or self.all_noted else None
+                yield self.rewrite if rewrites else None
             finally:
                 for switch in self.made.values():
                     switch.strategy, switch.boundary = switch.stop.legal[0], None
 
+    @contextmanager
+    def _eagerly(self) -> Iterator[None]:
+        """Inside, what is compiled runs eagerly: a compiled region would hide its stops."""
+        kept = [(owner, owner.compile) for owner in (torch, torch.nn.Module)]
+
+        def eagerly(compile: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(compile)
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                self._eager = True
+                torch.compiler.set_stance("force_eager")
+                return compile(*args, **kwargs)
+
+            return wrapper
+
+        for owner, compile in kept:
+            owner.compile = eagerly(compile)  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            yield
+        finally:
+            for owner, compile in kept:
+                owner.compile = compile  # pyright: ignore[reportAttributeAccessIssue]
+            if self._eager:
+                torch.compiler.set_stance("default")
+
     def notes(self) -> list[str]:
-        """What was chosen and did not come into play."""
+        """What was chosen and did not come into play, and what runs otherwise beside."""
         idle = [stop for stop in self.chosen if not (stop in self.made and self.made[stop].ran)]
-        missing = [name for name in self.boundaries if name not in self._met]
+        missing = [name for name in self.boundaries if name not in self.met]
         told = [f"{name}={self.boundaries[name]}: no boundary of this name was made" for name in missing]
+        told += ["the script compiles: it ran eagerly, since a compiled region hides its stops"] if self._eager else []
         return [f"{stop.name}={self.chosen[stop]}: that line never ran" for stop in idle] + told
 
 
@@ -123,68 +161,64 @@ def chosen(texts: Sequence[str], script: str, flag: str = "--stop") -> Switches:
     Raises:
         ValueError: no such file, a line without a stop, several where one is meant, an illegal strategy; one line.
     """
+
+    def stops_at(file: str) -> Sequence[Stop]:
+        if not Path(file or script).is_file():
+            raise ValueError(f"{file or script}: no such file")
+        if not is_users(file or script):
+            raise ValueError(f"{file or script}: installed code is left as it is")
+        try:
+            return stops_of(os.path.abspath(file or script), os.getcwd())
+        except SyntaxError as error:
+            raise ValueError(f"{file or script}: {error.msg}, line {error.lineno}") from None
+
+    return read(texts, stops_at, flag)
+
+
+def read(texts: Sequence[str], stops_at: Callable[[str], Sequence[Stop]], flag: str = "--stop") -> Switches:
+    """The same, with the stops of a file by its name, or of the script by ""."""
     stops: dict[Stop, str] = {}
     boundaries: dict[str, str] = {}
     for text in texts:
-        place, equals, strategy = text.partition("=")
-        if not equals or not place or not strategy:
+        place, _, strategy = text.rpartition("=")
+        if not place or not strategy:
             raise ValueError(f"{flag} {text}: write LINE=STRATEGY, FILE:LINE=STRATEGY or BOUNDARY=STRATEGY")
-        file, line, rest = _split(place, script)
+        file, line, value = _split(place)
         if line is None:
             parse_strategy(strategy, key=f"{flag} {place}")
             boundaries[place.removeprefix("stop.")] = strategy
-        else:
-            stop = _find(file, line, rest, text, flag)
-            _check(stop, strategy, text, flag)
-            stops[stop] = strategy
+            continue
+        try:
+            stop = _find(stops_at(file), line, value)
+            _check(stop, strategy)
+        except ValueError as error:
+            raise ValueError(f"{flag} {text}: {error}") from None
+        if stop.kind in VALUES:
+            parse_strategy(strategy, key=f"{flag} {place}")
+        stops[stop] = strategy
     return Switches(stops, boundaries)
 
 
-def _split(place: str, script: str) -> tuple[str, int | None, str]:
-    """(file, line, the rest of the id) of a place; the line is None for a boundary's name."""
-    head, _, rest = place.partition(":")
-    if _number(head) is not None:
-        return script, _number(head), rest
-    line, _, rest = rest.partition(":")
-    return head, _number(line), rest
+def _split(place: str) -> tuple[str, int | None, str]:
+    """(file, line, value) of a place; the file is "" for the script's own, the line None for a boundary."""
+    met = re.fullmatch(r"(?:(.+?):)?(\d+)(?:#\d+)?(?::(.*))?", place)
+    return (met[1] or "", int(met[2]), met[3] or "") if met else ("", None, "")
 
 
-def _number(text: str) -> int | None:
-    digits = text.partition("#")[0]
-    return int(digits) if digits.isdigit() else None
-
-
-def _find(file: str, line: int, value: str, text: str, flag: str) -> Stop:
-    path = Path(file)
-    if not path.is_file():
-        raise ValueError(f"{flag} {text}: {file}: no such file")
-    if not is_users(str(path)):
-        raise ValueError(f"{flag} {text}: {file}: installed code is left as it is")
-    try:
-        stops = stops_of(os.path.abspath(path))
-    except SyntaxError as error:
-        raise ValueError(f"{flag} {text}: {file}: {error.msg}, line {error.lineno}") from None
+def _find(stops: Sequence[Stop], line: int, value: str) -> Stop:
     here = [stop for stop in stops if stop.line == line]
     found = [stop for stop in here if value in ("", stop.id.partition(":")[2], stop.value)]
     if len(found) == 1:
         return found[0]
     if here:
-        raise ValueError(f"{flag} {text}: line {line} has {_listed(here)}; choose one of them")
+        raise ValueError(f"choose one of {', '.join(f'{stop.id} ({stop.kind})' for stop in here)}")
     if not stops:
-        raise ValueError(f"{flag} {text}: {file} has no stop")
+        raise ValueError("there is no stop in the file")
     near = min(stops, key=lambda stop: abs(stop.line - line))
-    raise ValueError(f"{flag} {text}: line {line} has no stop; the nearest is {near.id} ({near.kind} of {near.value})")
+    raise ValueError(f"line {line} has no stop; the nearest is {near.id} ({near.kind} of {near.value})")
 
 
-def _listed(stops: Sequence[Stop]) -> str:
-    return ", ".join(f"{stop.id} ({stop.kind})" for stop in stops)
-
-
-def _check(stop: Stop, strategy: str, text: str, flag: str) -> None:
-    legal = stop.legal
-    if strategy.partition(":")[0] not in legal:
-        raise ValueError(
-            f"{flag} {text}: this {stop.kind} can be {', '.join(map(spelling, legal))}{nearest(strategy, legal)}"
-        )
-    if stop.kind in VALUES:
-        parse_strategy(strategy, key=f"{flag} {text.partition('=')[0]}")
+def _check(stop: Stop, strategy: str) -> None:
+    if strategy.partition(":")[0] not in stop.legal:
+        choices = ", ".join(map(spelling, stop.legal))
+        raise ValueError(f"this {stop.kind} can be {choices}{nearest(strategy, stop.legal)}")

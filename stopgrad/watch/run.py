@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
         ValueError: no such script; a file of ``--save`` or ``--check`` that will not do. Before the script runs.
     """
     saved, silent = _prepare(options)
-    switches = chosen(options.stop, options.script)
+    switches = chosen(options.stop, script_file(options))
     watch = Watch(cycles=options.cycles, every=options.every, options=Options.of(options))
     template = partial(
         Child,
@@ -113,3 +113,9 @@ def check_script(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.script}: no such script")
     if options.module and importlib.util.find_spec(options.script) is None:
         raise ValueError(f"-m {options.script}: no such module")
+
+
+def script_file(options: argparse.Namespace) -> str:
+    """The script's file, also where it is named as a module; "" of a module that has none."""
+    spec = importlib.util.find_spec(options.script) if options.module else None
+    return options.script if not options.module else (spec and spec.origin) or ""
