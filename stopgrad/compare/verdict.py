@@ -81,6 +81,7 @@ def judge(found: Found, reference: str | None = None, measured: Mapping[str, Any
         "reference": chosen,
         "seeds": sorted({seed for seeds in arms.values() for seed in seeds}),
         "metrics_declared": declared,
+        "losses": first.get("losses", []),
         "arms": judged,
         "curves": {tag: {name: curves[name][tag] for name in order if tag in curves[name]} for tag in tags},
         "notes": notes(found.runs) + arm_notes(judged) + curve_notes(arms),

@@ -230,7 +230,7 @@ def rows(comparison: Mapping[str, Any]) -> list[list[str]]:
         first, cost = arm["first_difference"], arm["cost"]
         since = "" if first is None else str(first["step"]) if first["exact"] else f"{first['after']}..{first['step']}"
         ratios = [times(cost[f"{key}_ratio"]) for key in ("step_time", "saved_bytes", "graph_nodes")]
-        shown = values_words(arm, metric).partition(" ")[2] if metric in arm["metrics"] else ""
+        shown = values_words(arm, metric).removeprefix(f"{metric} ") if metric in arm["metrics"] else ""
         table.append([arm["name"], verdict_words(arm), contract_word(arm["contract"]), shown, since, *ratios])
     return table
 

@@ -88,9 +88,9 @@ def _as_it_stands(kind: str, value: Tensor) -> Tensor:
 def produce(key: str, producer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """``producer(...).detach()``, with the call itself under the strategy."""
     switch = _switches[key]
-    switch.note(torch.is_grad_enabled())
-    if switch.strategy.partition(":")[0] not in CALLS or switch.boundary is None:
+    if switch.strategy not in CALLS or switch.boundary is None:
         return cross(key, producer(*args, **kwargs))
+    switch.note(torch.is_grad_enabled())
     return switch.boundary(producer, *args, **kwargs)
 
 
