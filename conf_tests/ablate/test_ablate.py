@@ -120,6 +120,17 @@ def test_seeds_margins_and_lines(tmp_path):
     assert {arm["verdict"] for arm in arms.values()} == {"broken"}
 
 
+def test_arms_of_other_arguments_are_left_out(tmp_path):
+    (tmp_path / "gan.py").write_text(gan(seed="int(__import__('sys').argv[1])"))
+    _, arms = ablate(tmp_path, "--arm", "old: 19=late", "gan.py", "3")
+    assert set(arms) == {"reference", "old"}
+    ran, arms = ablate(tmp_path, "--arm", "new: 19=late", "gan.py", "4")
+    assert set(arms) == {"reference", "new"}
+    assert "old/seed-0: of another version of the script, or other arguments" in ran.stdout
+    ran, arms = ablate(tmp_path, "--arm", "more: 14=late", "gan.py", "4")
+    assert set(arms) == {"reference", "new", "more"}
+
+
 def test_a_script_that_seeds_itself_is_told(script):
     ran, arms = ablate(script, "--seeds", "0,1", "--arm", "late: 14=late", "gan.py")
     assert "note: the script seeds itself, so that all seeds are one" in ran.stdout

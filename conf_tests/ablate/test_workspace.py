@@ -76,6 +76,20 @@ def test_what_is_written_stays_in_the_folder(name, tmp_path, source):
     assert not file or not (source / file).exists() or file in before
 
 
+def test_a_folder_that_holds_the_arm_s_own_is_found_as_well(tmp_path, source):
+    (source / "runs" / "before").mkdir(parents=True)
+    (source / "runs" / "before" / "model.txt").write_text("kept")
+    text = BEGIN.format(allow=False).replace('"arm" / "work"', '"source" / "runs" / "arm" / "work"')
+    (tmp_path / "script.py").write_text(text)
+    (tmp_path / "body.py").write_text(
+        "assert open('runs/before/model.txt').read() == 'kept'\n"
+        "assert os.listdir('runs') == ['before']\nopen('runs/new.txt', 'w').write('1')\n"
+    )
+    ran = python("script.py", tmp_path, tmp_path / "body.py", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert sorted(path.name for path in (source / "runs").iterdir()) == ["arm", "before"]
+
+
 @pytest.mark.parametrize("how", ["open({!r}, 'w')", "os.mkdir({!r})", "import torch; torch.save(1, {!r})"])
 def test_writing_elsewhere_is_refused_with_the_flag_that_allows_it(how, tmp_path, source):
     elsewhere = str(source / "out")  # absolute: a link does not help

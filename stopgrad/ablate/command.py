@@ -60,6 +60,9 @@ def ablate_command(options: argparse.Namespace) -> int:
         interrupted = True
         print("interrupted: what is finished is compared", file=sys.stderr)
     found = find_runs([runs.out])
+    others = [run for run in found.runs if not runs.are_current(run.folder)]
+    found.left_out += [(run.folder, "of another version of the script, or other arguments") for run in others]
+    found.runs = [run for run in found.runs if run not in others]
     compared = judged(found, rules, Path(first.folder), Path(again.folder))
     compared.write(runs.out)
     print(f"\n{compared}\n\n{runs.out / 'comparison.html'}")
@@ -136,7 +139,7 @@ def judged(found: Found, rules: Rules, first: Path, again: Path) -> Comparison:
     repeats = len(ends) > 1 == len({*ends})
     if repeats:
         notes.append("the script seeds itself, so that all seeds are one; it can be given {seed} as an argument")
-    runs = [run for run in found.runs if run.arm != AGAIN and (run.seed == reference.seed or not repeats)]
+    runs = [run for run in found.runs if run.seed == reference.seed or not repeats]
     for run in runs:
         run.result["metrics_declared"] = rules
         run.notes += run.result.get("notes", [])

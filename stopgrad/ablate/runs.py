@@ -62,6 +62,16 @@ class Runs:
             lists_sites=lists_sites,
         )
 
+    def are_current(self, folder: Path) -> bool:
+        """Whether the run that lies there is of this script as it is now, with these arguments and steps."""
+        try:
+            before = Spec(**json.loads((folder / "spec.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return False
+        now = self.spec(Arm(before.arm), before.seed)
+        kept = ("arm", "seed", "folder", "stops", "changes", "default", "lists_sites")
+        return before == replace(now, **{name: getattr(before, name) for name in kept})
+
     def result(self, spec: Spec) -> dict[str, Any]:
         """What one run came to."""
         return next(self.results([spec]))[1]
@@ -160,6 +170,7 @@ def _clear(folder: Path) -> None:
 
 def _end(process: BaseProcess) -> None:
     """End a process that still runs, and all that it has started."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # all have ended
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # all have ended, or it has not begun
         os.killpg(process.pid or 0, signal.SIGKILL)
+    process.kill()
     process.join()

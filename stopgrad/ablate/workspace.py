@@ -47,11 +47,18 @@ class Workspace:
         self._busy = False
 
     def fill(self) -> None:
-        """Link all that is in the source, except what hides the folder itself."""
+        """Link all that is in the source, but for the folder itself."""
         self.folder.mkdir(parents=True)
-        for entry in os.scandir(self.source):
-            if not self.folder.is_relative_to(Path(entry.path).resolve()):
-                os.symlink(entry.path, self.folder / entry.name)
+        self._link(self.source, self.folder)
+
+    def _link(self, source: Path, folder: Path) -> None:
+        for entry in os.scandir(source):
+            path = Path(entry.path)
+            if not self.folder.is_relative_to(path.resolve()):
+                os.symlink(path, folder / entry.name)
+            elif path.resolve() != self.folder.parent:
+                (folder / entry.name).mkdir()
+                self._link(path, folder / entry.name)
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
