@@ -254,13 +254,13 @@ class audit:
         self._escapes.update(recorder.escapes, value)
         found = Trace(recorder.values, value)
         arrived = self._arrived(norms or {}, crossings)
-        largest = max([0.0, *(norms or {}).values(), *(n for ns in crossings.values() for n in ns)])
-        floor = self._rtol * largest
-        self._reached.update([key for key, norm in (norms or {}).items() if norm > floor])
+        every = [*(norms or {}).values(), *(n for ns in crossings.values() for n in ns)]
+        floor = self._rtol * max([0.0, *filter(math.isfinite, every)])  # beside an overflow, no gradient is zero
+        self._reached.update([key for key, norm in (norms or {}).items() if not norm <= floor])
         for part, got in arrived.items():
             bit, norm = self._bit(part), math.sqrt(sum(n * n for n in got))
             path, cuts = self._path(loss, found, part), found.cuts_of(bit)
-            if norm > floor:
+            if not norm <= floor:  # NaN arrives too
                 self._enter(name, part, Cell("open", norm, cuts, path))
                 continue
             known = self._cells.get((name, part))
