@@ -158,6 +158,13 @@ class TestCommand:
         assert "stopgrad/watch" not in ran.stderr
         assert "runpy" not in ran.stderr
 
+    def test_a_script_that_is_no_python(self, tmp_path):
+        """Its traceback has no frame at all."""
+        ran = run(write(tmp_path, "print 'as it was'"), cwd=tmp_path)
+        assert ran.returncode == 1
+        assert "SyntaxError" in ran.stderr
+        assert "nothing to report: no backward ran" in ran.stderr
+
     def test_check_passes_and_fails(self, tmp_path):
         script = write(tmp_path, RIGHT)
         assert run("--save", "flow.json", script, cwd=tmp_path).returncode == 0

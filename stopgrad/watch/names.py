@@ -311,6 +311,7 @@ def words(name: str) -> list[str]:
 
 _COPIES = ("targ", "ema", "averag", "momentum", "shadow", "avg", "swa")
 _TEACHERS = ("teacher", "ref", "reference", "old", "frozen")
+_SOURCES = ("source", "src", "context")
 _STANDS = ("target", "targets", "goal", "teacher", "ref", "label", "labels", "pseudo", "advantage", "advantages")
 _POLICY = {"log", "logp", "logprob", "logprobs", "prob", "probs", "logits", "pi", "policy"}  # of an old policy
 _STATES = ("prev", "previous")
@@ -325,6 +326,11 @@ def is_copy(name: str) -> bool:
 def stands_still(name: str) -> bool:
     """Whether a network's name says that no optimiser is to step it."""
     return is_copy(name) or any(word in _TEACHERS for word in words(name))
+
+
+def is_source(name: str) -> bool:
+    """Whether the name is of what has a target beside it: of a translation, of another domain."""
+    return any(word in _SOURCES for word in words(name))
 
 
 def standing_values() -> Iterator[tuple[str, Tensor, bool]]:

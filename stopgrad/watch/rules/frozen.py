@@ -12,7 +12,7 @@ from torch import nn
 from stopgrad.flow.parts import adapters
 from stopgrad.watch.calls import DROPOUTS, NORMS
 from stopgrad.watch.findings import Finding, counted, rule, shown
-from stopgrad.watch.names import is_copy, stands_still
+from stopgrad.watch.names import is_copy, is_source, stands_still
 from stopgrad.watch.seen import Seen
 
 
@@ -137,11 +137,16 @@ def teacher_trains(watch: Seen) -> Iterator[Finding]:
         return {loss for p in module.parameters() for loss in stepped.get(watch.key(p), ())}
 
     told: list[str] = []
-    for name, module in watch.candidates().items():
-        if not stands_still(name) or name.startswith(tuple(f"{outer}." for outer in told)):
+    networks = watch.candidates()
+    moving = {module for name, module in networks.items() if not stands_still(name)}  # by one of its names
+    for name, module in networks.items():
+        if module in moving or name.startswith(tuple(f"{outer}." for outer in told)):
             continue
-        student = next((n for n in watch.like(module) if not stands_still(n)), None)
-        both = losses(module) & losses(watch.candidates()[student]) if student else set()
+        alike = watch.like(module)
+        student = next((n for n in alike if not stands_still(n)), None)
+        if student is None or any(map(is_source, alike)) or not _may_copy(watch, module, networks[student]):
+            continue
+        both = losses(module) & losses(networks[student])
         if both:
             told.append(name)
             loss = sorted(both)[0]
@@ -152,6 +157,12 @@ def teacher_trains(watch: Seen) -> Iterator[Finding]:
                 f"compute what {name} says under torch.no_grad(), and hand {name} to no optimiser",
                 *watch.ledger.losses[loss][:2],
             )
+
+
+def _may_copy(watch: Seen, module: nn.Module, other: nn.Module) -> bool:
+    """A network is taken at its name; a layer, such as an embedding of what is to come out, where both began alike."""
+    pairs = zip(module.parameters(), other.parameters(), strict=True)
+    return any(True for _ in module.children()) or all(watch.moves.began_alike(p, q) for p, q in pairs)
 
 
 @rule
@@ -229,7 +240,7 @@ def never_eval(watch: Seen) -> Iterator[Finding]:
         tested = [call for m in inner if (call := watch.calls.call_of(m)) is not None and call.tested]
         if not tested or any(m in watch.calls.evaluated for m in root.modules()):
             continue
-        if not any(watch.is_stepped(p) for p in root.parameters()):
+        if not any(watch.is_stepped(p) for p in root.parameters()) or _feeds_a_loss(watch, root):
             continue
         sampler = _is_judged_by_another(watch, name)
         kinds = shown(sorted({type(m).__name__ for call in tested if (m := call.module()) is not None}))
@@ -241,6 +252,15 @@ def never_eval(watch: Seen) -> Iterator[Finding]:
             f"{name}.eval() before the test, {name}.train() after it",
             *tested[0].tested,
         )
+
+
+def _feeds_a_loss(watch: Seen, root: nn.Module) -> bool:
+    """Whether what a network says without gradients goes into a loss: a target, a pseudo label, an old probability."""
+    own = {watch.home.get(watch.key(p)) for p in root.parameters()}
+    cells = watch.matrix.items() if watch.matrix is not None else ()
+    return any(
+        cut.kind in ("no_grad", "inference_mode") for (_, part), cell in cells if part in own for cut in cell.cuts
+    )
 
 
 def _is_judged_by_another(watch: Seen, root: str) -> bool:

@@ -243,20 +243,23 @@ def rounded(watch: Seen) -> Iterator[Finding]:
     if watch.matrix is None or not _is_judged(watch):
         return
     train = {watch.home.get(key, "others") for key in watch.to_train()}
+    found: dict[str, list[str]] = defaultdict(list)
     for part in watch.matrix.parts:
-        cells = [(loss, watch.matrix[loss, part]) for loss in watch.matrix.losses]
-        zero = [(loss, cell) for loss, cell in cells if cell.state == "zero"]
-        if part in train and zero and not any(cell.state in ("open", "opaque") for _, cell in cells):
-            loss, cell = zero[0]
-            file, line, _ = watch.ledger.losses.get(loss, ("", 0, 0))
-            yield Finding(
-                "rounded",
-                "warning",
-                f"{loss}'s gradient arrives at {part} and is exactly zero{f': {cell.note}' if cell.note else ''}",
-                "pass the gradient straight through (z + (q - z).detach()), or take away what saturates",
-                file,
-                line,
-            )
+        cells = [(loss, watch.matrix[loss, part].state) for loss in watch.matrix.losses]
+        zero = [loss for loss, state in cells if state == "zero"]
+        if part in train and zero and not any(state in ("open", "opaque") for _, state in cells):
+            found[zero[0]].append(part)
+    for loss, parts in found.items():
+        note = watch.matrix[loss, parts[0]].note
+        file, line, _ = watch.ledger.losses.get(loss, ("", 0, 0))
+        yield Finding(
+            "rounded",
+            "warning",
+            f"{loss}'s gradient arrives at {shown(parts)} and is exactly zero{f': {note}' if note else ''}",
+            "pass the gradient straight through (z + (q - z).detach()), or take away what saturates",
+            file,
+            line,
+        )
 
 
 @rule
