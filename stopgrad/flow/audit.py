@@ -20,6 +20,7 @@ from stopgrad.flow.contract import FlowContract, named_parts
 from stopgrad.flow.escapes import Escapes
 from stopgrad.flow.frames import user_line
 from stopgrad.flow.graph import Walk
+from stopgrad.flow.lookup import parameters_of
 from stopgrad.flow.matrix import Cell, FlowMatrix
 from stopgrad.flow.measure import zero_parameters
 from stopgrad.flow.parts import Modules, find_parts, module_names, modules_in
@@ -349,7 +350,7 @@ class audit:
         """What is wrong with the optimisers: a gradient arrived where none of them steps, or one lists it twice."""
         if not self._optimizers:
             return []
-        model = [p for module in modules_in(self._modules) for p in module.parameters()]
+        model = [p for module in modules_in(self._modules) for p in parameters_of(module)]
         model += [p for part in self.parts.values() for p in part]
         twice = listed_twice(self.names, self._optimizers)
         return twice + unstepped(self.names, self._reached, self._optimizers, model)

@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from stopgrad.cuts.torch_internals import backward_task
 from stopgrad.flow.frames import is_library, user_line
+from stopgrad.flow.lookup import parameters_of
 from stopgrad.flow.values import place
 
 
@@ -64,7 +65,7 @@ class OtherThreads:
     def _module(self, module: nn.Module, args: Any) -> None:
         if threading.get_ident() == self._own or backward_task() >= 0:  # a checkpoint that runs again makes no value
             return
-        if any(id(p) in self._parameters for p in module.parameters(recurse=False)):
+        if any(id(p) in self._parameters for p in parameters_of(module, recurse=False)):
             self._found(*user_line())
 
     def _profile(self, frame: FrameType, event: Any, arg: Any) -> None:
