@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from conf_tests.helpers import Ran
 from conf_tests.watch.processes import failures, python
+from stopgrad.watch.names import returned
 
 GAN = """
     import torch
@@ -157,6 +161,13 @@ class TestCommand:
         assert "Trying to backward through the graph a second time" in ran.stderr
         assert "stopgrad/watch" not in ran.stderr
         assert "runpy" not in ran.stderr
+
+    def test_a_script_that_is_no_python(self, tmp_path):
+        """Its traceback has no frame at all."""
+        ran = run(write(tmp_path, "print 'as it was'"), cwd=tmp_path)
+        assert ran.returncode == 1
+        assert "SyntaxError" in ran.stderr
+        assert "nothing to report: no backward ran" in ran.stderr
 
     def test_check_passes_and_fails(self, tmp_path):
         script = write(tmp_path, RIGHT)
@@ -358,3 +369,20 @@ def test_of_two_ranks_the_first_tells_whether_they_drift(wrapped, expected, tmp_
     assert not failures(content)
     assert [f["name"] for f in content["findings"]] == expected
     assert content["parts"] == ["net"]
+
+
+def test_a_returned_loss_is_named_whatever_else_is_imported(monkeypatch):
+    """A lazy module of something that is not installed raises when it is asked for its file."""
+
+    class Lazy(ModuleType):
+        def __getattr__(self, name: str) -> None:
+            raise ImportError(name)
+
+    def training_step(batch: int) -> dict[str, int]:
+        q_loss = 2 * batch
+        return {"loss": q_loss, "steps": 1}
+
+    monkeypatch.setattr(inspect, "modulesbyfile", {})  # it remembers
+    monkeypatch.setitem(sys.modules, "lazy", Lazy("lazy"))
+    line = training_step.__code__.co_firstlineno + 2
+    assert returned(training_step.__code__) == ("q_loss", __file__, line)
