@@ -386,3 +386,24 @@ def test_a_returned_loss_is_named_whatever_else_is_imported(monkeypatch):
     monkeypatch.setitem(sys.modules, "lazy", Lazy("lazy"))
     line = training_step.__code__.co_firstlineno + 2
     assert returned(training_step.__code__) == ("q_loss", __file__, line)
+
+
+def test_a_stop_is_switched_on_every_rank(tmp_path):
+    cut = RANKS.replace(
+        "model(torch.randn(8, 4))", "(model(torch.randn(8, 4)) + head(net(torch.randn(8, 4)).detach()))"
+    )
+    cut = cut.replace("    opt = ", "    head = nn.Linear(1, 1)\n    opt = ").replace(
+        "WRAPPED", "DistributedDataParallel(net)"
+    )
+    script = write(tmp_path, cut + "    print(net.weight.tolist())\n")
+    line = next(n for n, text in enumerate(Path(script).read_text().splitlines(), 1) if ".detach()" in text)
+    said = {}
+    for stop in ([], ["--stop", f"{line}=none"]):
+        arguments = ["-m", "stopgrad", "run", "--json", "report.json", *stop, script]
+        folder = tmp_path / f"run{len(stop)}"
+        folder.mkdir()
+        with ThreadPoolExecutor(2) as pool:
+            ranks = [pool.submit(python, *arguments, rank, folder, cwd=folder / f"rank{rank}") for rank in range(2)]
+        said[len(stop)] = [rank.result().stdout for rank in ranks]
+        assert not failures(json.loads((folder / "rank0" / "report.json").read_text()))
+    assert said[0][0] == said[0][1] != said[2][0] == said[2][1]  # in step, and otherwise
