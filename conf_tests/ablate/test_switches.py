@@ -294,6 +294,34 @@ def test_a_strategy_that_is_none(strategy, said, tmp_path):
         assert said in ran.stderr or "this detach can be" in ran.stderr
 
 
+CHILD = """\
+import multiprocessing
+import torch
+
+
+def child():
+    net = torch.nn.Linear(1, 1)
+    loss = net(torch.ones(1)).detach().sum() + net.bias.sum()
+    print("live" if loss.grad_fn.next_functions[0][0] is not None else "cut", flush=True)
+    loss.backward()
+
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context("METHOD").Process(target=child)
+    process.start()
+    process.join()
+"""
+
+
+@pytest.mark.parametrize(("method", "said"), [("fork", "live"), ("spawn", "cut")])
+def test_a_child_that_is_forked_is_switched_and_of_a_spawned_one_it_is_said(method, said, tmp_path):
+    (tmp_path / "script.py").write_text(CHILD.replace("METHOD", method))
+    ran = python("-m", "stopgrad", "run", "--stop", "7=none", tmp_path / "script.py", cwd=tmp_path)
+    assert ran.stdout.split()[:1] == [said], ran.stderr
+    told = "note: a child process that is spawned imports its files anew: in it no stop is switched"
+    assert (told in ran.stderr) == (method == "spawn")
+
+
 def test_nothing_stays_behind(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["test"])

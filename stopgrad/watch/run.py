@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
         json=options.json,
         html=options.html,
     )
-    with watched_children(watch, template):
+    with watched_children(watch, template, switches=bool(switches.chosen)):
         status, error = follow(options, watch, switches)
     if not watch.ranks.is_first:
         return status
