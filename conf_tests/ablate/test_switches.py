@@ -178,11 +178,12 @@ EDITS = {
         "",
     ),
     "compiled": (
-        "f = torch.compile(lambda x: head(net(x).detach()), backend='eager')\nupdate(f(torch.ones(2, 4)).sum())",
+        "def backend(graph, inputs): raise KeyError('compiled')\n"
+        "f = torch.compile(lambda x: head(net(x).detach()), backend=backend)\nupdate(f(torch.ones(2, 4)).sum())",
         "detach",
         "none",
-        ".detach()",
-        "",
+        "head(net(x).detach()), backend=backend",
+        "head(net(x)), backend='eager'",
     ),
     "a thread": (
         "import threading\n"
