@@ -80,8 +80,9 @@ class Switches:
             @functools.wraps(compile)
             def wrapper(*args: Any, **kwargs: Any) -> Any:
                 self._eager = True
-                torch.compiler.set_stance("force_eager")
-                return compile(*args, **kwargs)
+                result = compile(*args, **kwargs)
+                torch.compiler.set_stance("force_eager")  # by now an audit that had a stance of its own has ended
+                return result
 
             return wrapper
 
