@@ -154,6 +154,16 @@ def test_a_script_that_does_not_equal_itself_is_judged_by_its_spread(tmp_path):
     assert arms["same"]["verdict"] == "cannot_tell"
 
 
+def test_all_arms_of_a_script_that_compiles_run_eagerly(tmp_path):
+    text = gan().replace("for step", "def wrong(graph, inputs): return lambda *x: [1.5 * y for y in graph(*x)]\n"
+                         "C = torch.compile(D, backend=wrong)\nfor step", 1).replace("D(real)", "C(real)")  # fmt: skip
+    (tmp_path / "gan.py").write_text(text)
+    ran, arms = ablate(tmp_path, "--arm", "same: 15=none", "gan.py")
+    assert arms["same"]["verdict"] == "identical"
+    assert "does not equal itself" not in ran.stdout
+    assert "the script compiles: it ran eagerly" in ran.stdout
+
+
 def test_numbers_that_are_logged_and_losses_that_are_none(tmp_path):
     body = gan().replace(
         "with torch.no_grad():",

@@ -82,7 +82,7 @@ def run(spec: Spec, window: tuple[int, int] | None = None, replay: str | None = 
     work = Workspace(folder / "work", Path(spec.source), spec.allow_writes)
     record, result = Record(window), begun(spec)
     switches = chosen(spec.stops, spec.script)
-    switches.all_noted = spec.lists_sites
+    switches.all_noted, switches.eager = spec.lists_sites, True
     watch = Watch(cycles=3, every=0, books=3)
     work.fill()
     seed_all(spec.seed)

@@ -30,6 +30,7 @@ class Switches:
         all_noted: stops that are not switched note as well whether they ran.
 
     Attributes:
+        eager: what the script compiles runs eagerly even if no stop is switched.
         made: of each stop that was compiled in, its switch.
         met: strategy by name of the boundaries that were made.
     """
@@ -39,7 +40,8 @@ class Switches:
         self._home = os.getcwd()  # a script may go elsewhere
         self.made: dict[Stop, Switch] = {}
         self.met: dict[str, str] = {}
-        self._eager = False
+        self.eager = False
+        self._has_compiled = False
 
     def rewrite(self, tree: ast.Module, file: str) -> ast.Module | None:
         """The tree with its chosen stops switched; None where it has none."""
@@ -64,7 +66,8 @@ class Switches:
     def on(self) -> Iterator[Rewrite | None]:
         """Inside, boundaries are switched; the rewrite of what is compiled. After it, all is as it stands."""
         rewrites = bool(self.chosen or self.all_noted)
-        with switched_boundaries(self.boundaries) as self.met, self._eagerly() if rewrites else nullcontext():
+        eagerly = self._eagerly() if rewrites or self.eager else nullcontext()
+        with switched_boundaries(self.boundaries) as self.met, eagerly:
             try:
                 yield self.rewrite if rewrites else None
             finally:
@@ -79,7 +82,7 @@ class Switches:
         def eagerly(compile: Callable[..., Any]) -> Callable[..., Any]:
             @functools.wraps(compile)
             def wrapper(*args: Any, **kwargs: Any) -> Any:
-                self._eager = True
+                self._has_compiled = True
                 result = compile(*args, **kwargs)
                 torch.compiler.set_stance("force_eager")  # by now an audit that had a stance of its own has ended
                 return result
@@ -93,7 +96,7 @@ class Switches:
         finally:
             for owner, compile in kept:
                 owner.compile = compile  # pyright: ignore[reportAttributeAccessIssue]
-            if self._eager:
+            if self._has_compiled:
                 torch.compiler.set_stance("default")
 
     def notes(self) -> list[str]:
@@ -101,7 +104,11 @@ class Switches:
         idle = [stop for stop in self.chosen if not (stop in self.made and self.made[stop].ran)]
         missing = [name for name in self.boundaries if name not in self.met]
         told = [f"{name}={self.boundaries[name]}: no boundary of this name was made" for name in missing]
-        told += ["the script compiles: it ran eagerly, since a compiled region hides its stops"] if self._eager else []
+        told += (
+            ["the script compiles: it ran eagerly, since a compiled region hides its stops"]
+            if self._has_compiled
+            else []
+        )
         return [f"{stop.name}={self.chosen[stop]}: that line never ran" for stop in idle] + told
 
 
