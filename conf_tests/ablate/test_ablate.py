@@ -101,6 +101,21 @@ def test_the_reference_and_an_arm_for_each_cut(script):
     assert same == arms
 
 
+def test_the_exact_step_is_found_by_running_again(tmp_path):
+    late = gan(steps=60).replace("fake.detach()", "(fake.detach() if step == 45 else fake.data)")
+    (tmp_path / "gan.py").write_text(late.replace("g_opt.zero_grad()", "g_opt.zero_grad() if step != 45 else None"))
+    ran, arms = ablate(tmp_path, "--arm", "half: 13:fake#1=scale:0.5", "gan.py")
+    assert arms["half"]["step"] == 100
+    assert "weights differ between steps 64 and 100" in ran.stdout
+    for _ in range(2):
+        ran = python("-m", "stopgrad", "compare", "--replay", "runs/ablate/gan", cwd=tmp_path)
+        assert ran.returncode == 0, ran.stderr
+    table, told = ran.stdout.rpartition("\narm ")[2].split("\n\n")[:2]
+    assert "half       cannot_tell  " in table
+    assert "half: weights differ from step 92 (" in told
+    assert "1 seed cannot tell: score " in told
+
+
 def test_the_cut_that_a_shared_graph_needs_raises(tmp_path):
     (tmp_path / "gan.py").write_text(gan().replace("D(G(torch.randn(32, 4)))", "D(fake)", 1))
     _, arms = ablate(tmp_path, "--arm", "open: 13=none", "--arm", "both: 13=none, 19=late", "gan.py")

@@ -24,7 +24,7 @@ import torch
 import stopgrad
 from stopgrad.ablate.record import Record
 from stopgrad.ablate.sites import sites
-from stopgrad.ablate.workspace import Workspace, WritesElsewhere
+from stopgrad.ablate.workspace import Workspace, WritesElsewhere, clear
 from stopgrad.compare.fingerprint import FILE
 from stopgrad.compare.read import scalars
 from stopgrad.rewrite.source import execute
@@ -199,17 +199,20 @@ def in_a_process(spec: Spec) -> None:
             stream.flush()
             os.dup2(output.fileno(), stream.fileno())
     os.chdir(spec.source)
-    result = run(spec)
-    file = Path(spec.folder) / "result.json"
-    half_written = file.with_name(".result.json.tmp")
+    write(Path(spec.folder), run(spec))
+
+
+def write(folder: Path, result: dict[str, Any]) -> None:
+    """Leave ``result.json`` in a folder, whole."""
+    half_written = folder / ".result.json.tmp"
     half_written.write_text(json.dumps(result, indent=1) + "\n")
-    half_written.replace(file)
+    half_written.replace(folder / "result.json")
 
 
 def main(arguments: list[str]) -> None:
     """Run an arm again: SPEC.json, the first and the last step, and where its fingerprints go."""
     file, first, last, folder = arguments
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    clear(Path(folder))
     run(Spec(**json.loads(Path(file).read_text())), (int(first), int(last)), folder)
 
 

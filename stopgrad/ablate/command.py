@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stopgrad.ablate.arm import OUTPUT, SITES, Spec
+from stopgrad.ablate.arm import OUTPUT, SITES, Spec, write
 from stopgrad.ablate.arms import AGAIN, REFERENCE, Arm, arm_of, asked_arms
 from stopgrad.ablate.runs import Runs
 from stopgrad.ablate.sites import Site
@@ -141,8 +141,8 @@ def judged(found: Found, rules: Rules, first: Path, again: Path) -> Comparison:
         notes.append("the script seeds itself, so that all seeds are one; it can be given {seed} as an argument")
     runs = [run for run in found.runs if run.seed == reference.seed or not repeats]
     for run in runs:
-        run.result["metrics_declared"] = rules
-        run.notes += run.result.get("notes", [])
+        run.result |= {"metrics_declared": rules, "compare": {"reference": REFERENCE, "arms": []}}
+        write(run.folder, run.result)  # for `compare`
     content = judge(Found(runs, found.left_out), REFERENCE)
     content["notes"] += notes
     return Comparison(content, found)

@@ -19,8 +19,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from stopgrad.ablate.arm import OUTPUT, Spec, begun, in_a_process
+from stopgrad.ablate.arm import OUTPUT, Spec, begun, in_a_process, write
 from stopgrad.ablate.arms import Arm
+from stopgrad.ablate.workspace import clear
 from stopgrad.rewrite.source import is_users
 
 
@@ -121,7 +122,7 @@ class Runs:
 
 
 def _started(spec: Spec) -> BaseProcess:
-    _clear(Path(spec.folder))
+    clear(Path(spec.folder))
     spec.write()
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     process = context.Process(target=in_a_process, args=(spec,))
@@ -151,21 +152,8 @@ def _known(folder: Path, spec: Spec) -> dict[str, Any] | None:
 
 def _failed(spec: Spec, error: str, message: str) -> dict[str, Any]:
     result = begun(spec) | {"status": "raised", "error": error, "message": message, "steps": None}
-    (Path(spec.folder) / "result.json").write_text(json.dumps(result) + "\n")
+    write(Path(spec.folder), result)
     return result
-
-
-def _clear(folder: Path) -> None:
-    """Take away what an earlier run has left: links, and not what they lead to."""
-    for path, folders, files in os.walk(folder, topdown=False):
-        for name in files:
-            os.unlink(os.path.join(path, name))
-        for name in folders:
-            inner = os.path.join(path, name)
-            if os.path.islink(inner):
-                os.unlink(inner)
-            else:
-                os.rmdir(inner)
 
 
 def _end(process: BaseProcess) -> None:

@@ -152,3 +152,16 @@ class Workspace:
         if not Path(real).is_relative_to(self.source) and any(Path(real).is_relative_to(free) for free in self._free):
             return
         raise WritesElsewhere(f"the script writes {path}, outside of its arm's folder: --allow-writes lets it")
+
+
+def clear(folder: Path) -> None:
+    """Take away what an earlier run has left: links, and not what they lead to."""
+    for path, folders, files in os.walk(folder, topdown=False):
+        for name in files:
+            os.unlink(os.path.join(path, name))
+        for name in folders:
+            inner = os.path.join(path, name)
+            if os.path.islink(inner):
+                os.unlink(inner)
+            else:
+                os.rmdir(inner)
