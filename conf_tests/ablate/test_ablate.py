@@ -167,6 +167,9 @@ def test_a_script_that_does_not_equal_itself_is_judged_by_its_spread(tmp_path):
     ran, arms = ablate(tmp_path, "--arm", "same: 19=late", "gan.py")
     assert "note: the script, run twice alike, does not equal itself from step 0 on, in G.0.weight" in ran.stdout
     assert arms["same"]["verdict"] == "cannot_tell"
+    content = json.loads((tmp_path / "runs" / "ablate" / "gan" / "comparison.json").read_text())
+    assert content["metrics_declared"]["score"]["margin"] > 0
+    assert content["metrics_declared"]["score"]["margin"] < 10
 
 
 def test_all_arms_of_a_script_that_compiles_run_eagerly(tmp_path):
@@ -194,8 +197,8 @@ def test_numbers_that_are_logged_and_losses_that_are_none(tmp_path):
 
 def test_a_loss_that_is_no_number_is_broken(tmp_path):
     text = gan().replace("fake.detach()", "fake.detach() * (1 if not fake.detach().requires_grad else float('nan'))")
-    (tmp_path / "gan.py").write_text(text)
-    _, arms = ablate(tmp_path, "--arm", "13=none: 13:fake#2=none", "gan.py")
+    (tmp_path / "gan.py").write_text(text + "\nprint('fine: 1')\n")
+    _, arms = ablate(tmp_path, "--metric", "fine", "--arm", "13=none: 13:fake#2=none", "gan.py")
     assert arms["13=none"]["verdict"] == "broken"
 
 
