@@ -102,6 +102,9 @@ class Variational(L.LightningModule):
         family: of q.
     """
 
+    x: Tensor  # (patients, features)
+    y: Tensor  # (patients,)
+
     def __init__(
         self,
         *,

@@ -33,14 +33,16 @@ def gradient(recipe, noise):
     return torch.cat([part.flatten() for part in gradients])
 
 
-def moments(recipe):
-    """Mean, and variance summed over all, of the gradient of one draw.
-
-    Exactly: 3 nodes in each of 4 directions do for a polynomial of degree 5, and its square is one of degree 4.
-    """
+def cubature():
+    """Draws (81, 4) and weights (81,) that integrate exactly: 3 nodes in each direction do for a degree of 5."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(3)
     grid = torch.tensor(list(itertools.product(nodes, repeat=4)))
-    weights = torch.tensor([np.prod(each) for each in itertools.product(weights / weights.sum(), repeat=4)])
+    return grid, torch.tensor([np.prod(each) for each in itertools.product(weights / weights.sum(), repeat=4)])
+
+
+def moments(recipe):
+    """Mean, and variance summed over all, of the gradient of one draw, whose square is of degree 4: exactly."""
+    grid, weights = cubature()
     gradients = torch.stack([gradient(recipe, point[None]) for point in grid])
     mean = weights @ gradients
     return mean, float(weights @ (gradients - mean).square().sum(1))
@@ -74,6 +76,10 @@ class TestAtThePosterior:
         evidence = MultivariateNormal(torch.zeros(40, dtype=torch.float64), covariance).log_prob(recipe.y)
         for draw in Noise(dimensions=4).held_out[:5]:
             assert recipe.elbo_loss(draw[None]).item() == pytest.approx(-evidence.item(), rel=1e-12)
+        grid, weights = cubature()
+        closed = placed(1, "stop.entropy=closed")  # no draw gives it, and all together do
+        whole = weights @ torch.stack([closed.elbo_loss(draw[None]) for draw in grid])
+        assert whole.item() == pytest.approx(-evidence.item(), rel=1e-12)
 
 
 class TestAnywhere:
