@@ -74,6 +74,12 @@ class TestGradient:
         torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-12)
         assert not torch.allclose(found[0], found[2], rtol=1e-2)
 
+    def test_without_gradients_implicit_finds_the_same_point(self):
+        images, _ = batch()
+        with torch.no_grad():
+            scores = [build_recipe(RECIPE, f"stop.backward={each}")(images) for each in ("steps", "implicit")]
+        assert torch.equal(*scores)
+
     @pytest.mark.parametrize("cut", ["detach", "data"])
     def test_every_cut_is_the_same_bit_for_bit(self, cut):
         gradients = []
