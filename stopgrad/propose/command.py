@@ -1,0 +1,298 @@
+"""``python -m stopgrad propose SCRIPT --not LOSS:PART``: the smallest set of edits, tried before it is told."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from stopgrad.flow.matrix import FlowMatrix
+from stopgrad.propose.edits import Edit, Source
+from stopgrad.propose.graph import Cell, Flow
+from stopgrad.propose.record import Job, Record
+from stopgrad.propose.solve import Found, Proposal, Question
+from stopgrad.propose.wishes import ValuePart, Wishes, values_among
+from stopgrad.watch.options import writable
+
+TRIED = 3  # of equal answers, by a run each
+TOLD = 8  # of equal answers
+REACHED = ("open", "zero")
+
+
+def propose(options: argparse.Namespace) -> int:
+    """Print the smallest set of edits that meets the wishes; 0 if there is one or none is needed, else 1.
+
+    Raises:
+        ValueError: bad input, or a script that shows nothing.
+    """
+    if not os.path.isfile(options.script):
+        raise ValueError(f"{options.script}: no such script")
+    writable(json=options.json)
+    wishes = Wishes.of(options.apart, options.reach, options.contract)
+    values = values_among(wishes.parts, options.script)
+    runs = Runs(options.script, tuple(options.arguments), tuple(wishes.losses), values, options.timeout)
+    record = runs.probed()
+    study = Study(runs, record, wishes)
+    told = study.tell()
+    if options.json:
+        Path(options.json).write_text(json.dumps(told.to_dict(runs.sources), indent=1) + "\n", encoding="utf-8")
+    print(told.text)
+    if options.write and told.answer is not None and told.verified:
+        files = {edit.file for edit in told.answer.edits}
+        for file in sorted(files):
+            runs.sources[file].write(told.answer.edits)
+        print(f"\nwritten: {', '.join(map(os.path.relpath, sorted(files)))}")
+    return 0 if told.met or told.answer is not None else 1
+
+
+class Runs:
+    """Runs of one script, each in a process of its own."""
+
+    def __init__(
+        self,
+        script: str,
+        arguments: tuple[str, ...],
+        losses: tuple[str, ...],
+        values: Sequence[ValuePart],
+        timeout: float,
+    ) -> None:
+        self._values, self._timeout = values, timeout
+        self._job = Job(os.path.abspath(script), arguments, losses, self._parts({}))
+        self.sources: dict[str, Source] = {}
+        self.count = 0
+
+    def _parts(self, lines: dict[ValuePart, int]) -> dict[str, list[tuple[int, str, str]]]:
+        parts: dict[str, list[tuple[int, str, str]]] = {}
+        for value in self._values:
+            parts.setdefault(value.file, []).append((lines.get(value, value.line), value.variable, value.name))
+        return parts
+
+    def probed(self) -> Record:
+        """The script as it stands, every value of it followed.
+
+        Raises:
+            ValueError: it showed nothing that could be measured.
+        """
+        record = self._run(self._job)
+        if record.error and not self._shows(record):
+            record = self._run(replace(self._job, light=True))
+        if not self._shows(record):
+            reason = f"it ended with {record.error}" if record.error else "no backward of it was seen"
+            raise ValueError(f"{self._job.script}: nothing was measured: {reason}")
+        self.sources = {file: Source(file) for file in record.files}
+        return record
+
+    @staticmethod
+    def _shows(record: Record) -> bool:
+        return record.matrix is not None and bool(record.spans)
+
+    def tried(self, edits: Sequence[Edit]) -> Record:
+        """The script with these edits."""
+        texts = {
+            file: source.with_edits(edits).decode()
+            for file, source in self.sources.items()
+            if any(edit.file == file for edit in edits)
+        }
+        lines = {}
+        for value in self._values:
+            source = self.sources.get(value.file)
+            if source is not None:
+                lines[value] = source.line_of(value.line, value.variable, edits)
+        return self._run(replace(self._job, texts=texts, parts=self._parts(lines), probes=False))
+
+    def _run(self, job: Job) -> Record:
+        self.count += 1
+        with tempfile.TemporaryDirectory(prefix="stopgrad-propose-") as folder:
+            (Path(folder) / "job.pickle").write_bytes(pickle.dumps(job))
+            command = [sys.executable, "-m", "stopgrad.propose.record", folder]
+            try:
+                ran = subprocess.run(command, capture_output=True, timeout=self._timeout, check=False)
+            except subprocess.TimeoutExpired:
+                raise ValueError(
+                    f"{job.script}: had not shown {', '.join(job.losses)} after {self._timeout:g} s; --timeout SECONDS"
+                ) from None
+            kept = Path(folder) / "record.pickle"
+            if not kept.exists():
+                last = (ran.stderr.decode(errors="replace").strip().splitlines() or [f"status {ran.returncode}"])[-1]
+                raise ValueError(f"{job.script}: the run ended before anything was measured: {last}")
+            return pickle.loads(kept.read_bytes())
+
+
+@dataclass
+class Told:
+    """What is told at the end.
+
+    Attributes:
+        met: nothing is to be done.
+        answer: the edits.
+        equal: other smallest sets, with whether each was tried.
+    """
+
+    text: str
+    met: bool = False
+    answer: Proposal | None = None
+    verified: bool = False
+    equal: list[tuple[Proposal, bool]] = field(default_factory=list)
+
+    def to_dict(self, sources: dict[str, Source]) -> dict[str, Any]:
+        return {
+            "edits": [] if self.answer is None else _edits(self.answer, sources),
+            "verified": self.verified,
+            "equal": [_edits(proposal, sources) for proposal, _ in self.equal],
+            "equal_verified": [tried for _, tried in self.equal],
+            "met": self.met,
+            "text": self.text,
+        }
+
+
+def _edits(proposal: Proposal, sources: dict[str, Source]) -> list[dict[str, Any]]:
+    return [
+        {
+            "file": edit.file,
+            "line": edit.line,
+            "kind": edit.kind,
+            "value": edit.value,
+            "diff": sources[edit.file].diff([edit]),
+        }
+        for edit in proposal.edits
+    ]
+
+
+class Study:
+    """One question, from what was recorded to what is told."""
+
+    def __init__(self, runs: Runs, record: Record, wishes: Wishes) -> None:
+        assert record.matrix is not None
+        self._runs, self._record = runs, record
+        self._before = states(record)
+        matrix = record.matrix
+        self.apart, self.reach = wishes.cells(matrix.losses, matrix.parts)
+        self._barred = [cell for cell in self.apart if self._before[cell] in REACHED]
+        self._wanted = [cell for cell in self.reach if self._before[cell] != "open"]
+        self._keep = [c for c, state in self._before.items() if state == "open" and c not in self.apart]
+
+    def tell(self) -> Told:
+        if not self._barred and not self._wanted:
+            return Told("nothing is to be done: it is so already\n\n" + str(self._record.matrix), met=True)
+        unseen = [c for c in self._barred if not Flow(self._record.spans).reaches(*c)]
+        if unseen:
+            loss, part = unseen[0]
+            return Told(
+                f"none: {loss} reaches {part} on a way that was not followed (a custom Function, another thread)"
+            )
+        found = Question(self._record, self._runs.sources, self._barred, self._wanted, self._keep).answer()
+        tried: list[tuple[Proposal, Record | None, str]] = []
+        answer = None
+        for proposal in found.proposals[: 2 * TRIED]:
+            after = self._runs.tried(proposal.edits)
+            wrong = self._wrong(proposal, after)
+            tried.append((proposal, after, wrong))
+            if not wrong and answer is None:
+                answer = proposal, after
+            if sum(not wrong for *_, wrong in tried) >= TRIED:
+                break
+        if answer is None:
+            return Told("\n".join(["none", *self._none(found, tried)]))
+        return self._told(found, answer[0], answer[1], tried)
+
+    def _wrong(self, proposal: Proposal, after: Record) -> str:
+        """What a run with the edits shows that is not as wished; "" where all is."""
+        if after.matrix is None:
+            return f"with it, nothing was measured: {after.error}"
+        now = states(after)
+        for loss, part in self._barred:
+            if now.get((loss, part), "blocked") in REACHED or not _is_there(loss, self._record, after):
+                return f"with it, {loss} -> {part} is {now.get((loss, part), 'not there')}"
+        for loss, part in self._wanted:
+            if now.get((loss, part)) != "open":
+                return f"with it, {loss} -> {part} is {now.get((loss, part), 'not there')}"
+        for loss, part in self._keep:
+            if now.get((loss, part)) != "open" and (loss, part) in self._must_stay:
+                return f"with it, {loss} -> {part} is {now.get((loss, part), 'not there')}"
+        if after.error and not self._record.error:
+            return f"with it, the script ends with {after.error}"
+        return ""
+
+    @property
+    def _must_stay(self) -> set[Cell]:
+        flow = Flow(self._record.spans)
+        keep = [c for c in self._keep if c[0] in flow.losses and c[1] in flow.parts]
+        return {cell for cell, on in flow.kept(self._barred, keep, self._record.terms).items() if on}
+
+    def _none(self, found: Found, tried: Sequence[tuple[Proposal, Record | None, str]]) -> list[str]:
+        lines = [found.why] if found.why else []
+        for proposal, _, wrong in tried:
+            lines.append(f"  {'; '.join(map(str, proposal.edits))}: {wrong}")
+        return lines
+
+    def _told(
+        self, found: Found, answer: Proposal, after: Record, tried: Sequence[tuple[Proposal, Record | None, str]]
+    ) -> Told:
+        sources = self._runs.sources
+        lines = [str(edit) for edit in answer.edits]
+        lines += [""] + [sources[file].diff(answer.edits).rstrip() for file in sorted({e.file for e in answer.edits})]
+        lines += ["", "measured with it:", *self._effects(after)]
+        if answer.weakens:
+            lines += [f"  by fewer ways than before: {', '.join(f'{a} -> {b}' for a, b in answer.weakens)}"]
+        if len(answer.edits) > 1 or not found.proven:
+            count = len(answer.edits)
+            lines += [
+                "",
+                f"{count} edits: no {'smaller set' if count > 2 else 'single one'} does it"
+                if found.proven
+                else f"{count} edits: the smallest that was found; the search was not exhaustive",
+            ]
+        good = [p for p, _, wrong in tried if not wrong]
+        bad = [p for p, _, wrong in tried if wrong]
+        equal = [(p, p in good) for p in found.proposals if p is not answer and p not in bad]
+        if equal:
+            lines += ["", f"as small{', and tried' if all(t for _, t in equal) else ''}:"]
+            for proposal, is_tried in equal[:TOLD]:
+                mark = "" if is_tried else "  (not tried)"
+                lines.append(f"  {'; '.join(map(str, proposal.edits))}{mark}")
+            more = len(equal) - TOLD
+            lines += [f"  and {more} more: --json has all"] if more > 0 else []
+        return Told("\n".join(lines), answer=answer, verified=True, equal=equal)
+
+    def _effects(self, after: Record) -> list[str]:
+        now = states(after)
+        cells = list(dict.fromkeys([*self._before, *now]))
+        changed = [c for c in cells if self._before.get(c) != now.get(c)]
+        lines = [
+            f"  {loss} -> {part}: {_cell(self._record, (loss, part), self._before)} -> {_cell(after, (loss, part), now)}"
+            for loss, part in changed
+        ]
+        left = len(cells) - len(changed)
+        return [*lines, f"  the other {left} cell{'s are' if left > 1 else ' is'} as before"] if left else lines
+
+
+def _cell(record: Record, cell: Cell, known: dict[Cell, str]) -> str:
+    if cell not in known:
+        return "no such term"
+    matrix: FlowMatrix | None = record.matrix
+    return str(matrix[cell]) if matrix is not None and known[cell] == matrix[cell].state else known[cell]
+
+
+def _is_there(loss: str, before: Record, after: Record) -> bool:
+    assert after.matrix is not None
+    return loss in after.matrix.losses or before.terms.get(loss) in after.matrix.losses
+
+
+def states(record: Record) -> dict[Cell, str]:
+    """The state of each cell. Of a term and a value, or boundary, it is read from the values."""
+    assert record.matrix is not None
+    found = {cell: record.matrix[cell].state for cell in record.matrix}
+    flow = Flow(record.spans)
+    for loss in record.terms:
+        for part in record.matrix.parts:
+            if (loss, part) in found and ("@" in part or part.startswith("stop.")):
+                found[loss, part] = "open" if flow.reaches(loss, part) else "blocked"
+    return found
