@@ -5,10 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pickle
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +13,7 @@ from typing import Any
 from stopgrad.flow.matrix import FlowMatrix
 from stopgrad.propose.edits import Edit, Source
 from stopgrad.propose.graph import Cell, Flow
+from stopgrad.propose.process import recorded
 from stopgrad.propose.record import Job, Record
 from stopgrad.propose.solve import Found, Proposal, Question
 from stopgrad.propose.wishes import ValuePart, Wishes, values_among
@@ -110,20 +107,12 @@ class Runs:
 
     def _run(self, job: Job) -> Record:
         self.count += 1
-        with tempfile.TemporaryDirectory(prefix="stopgrad-propose-") as folder:
-            (Path(folder) / "job.pickle").write_bytes(pickle.dumps(job))
-            command = [sys.executable, "-m", "stopgrad.propose.record", folder]
-            try:
-                ran = subprocess.run(command, capture_output=True, timeout=self._timeout, check=False)
-            except subprocess.TimeoutExpired:
-                raise ValueError(
-                    f"{job.script}: had not shown {', '.join(job.losses)} after {self._timeout:g} s; --timeout SECONDS"
-                ) from None
-            kept = Path(folder) / "record.pickle"
-            if not kept.exists():
-                last = (ran.stderr.decode(errors="replace").strip().splitlines() or [f"status {ran.returncode}"])[-1]
-                raise ValueError(f"{job.script}: the run ended before anything was measured: {last}")
-            return pickle.loads(kept.read_bytes())
+        try:
+            return recorded(job, self._timeout)
+        except TimeoutError:
+            raise ValueError(
+                f"{job.script}: had not shown {', '.join(job.losses)} after {self._timeout:g} s; --timeout SECONDS"
+            ) from None
 
 
 @dataclass

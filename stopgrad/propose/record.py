@@ -204,7 +204,7 @@ def record(job: Job, folder: Path) -> None:
     watch.record.files = files
     script = os.path.abspath(job.script)
     sys.argv = [job.script, *job.arguments]
-    sys.path[0] = os.path.dirname(script)
+    sys.path.insert(0, os.path.dirname(script))
     with overhear(watch), rewriting(rewrite), _own_gradients():
         try:
             run_script(script, rewrite)

@@ -126,7 +126,8 @@ class Question:
         """Where a loss is assembled rather than deep in a function; what saves a graph; what reads best."""
         source = self._sources[choice.key[0]]
         node = source.sites[choice.key[1]].node
-        kind = {"no_grad": 0 if effect.calls else 2, "detach": 1, "freeze": 3}[choice.kind]
+        is_call = effect.calls and isinstance(getattr(node, "value", None), ast.Call | ast.BinOp)
+        kind = {"no_grad": 0 if is_call else 2, "detach": 1, "freeze": 3}[choice.kind]
         plain = isinstance(node, ast.Name) or isinstance(source.parents.get(node), ast.Assign)
         reads = 0 if plain else 2 if isinstance(node, ast.BinOp | ast.UnaryOp) else 1
         return effect.depth, kind, -effect.spared, reads, choice.key[0], node.lineno, len(source.spelled(node))
