@@ -274,8 +274,7 @@ def _add_propose(commands: Any) -> None:
         description="A PART is one of run's matrix, a value such as target@train.py:40, or a boundary, stop.NAME.",
     )
     add_options(parser)
-    parser.add_argument("script", metavar="SCRIPT")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="options too, and the script's own, after --")
+    _add_script(parser)
     parser.set_defaults(run=propose_command)
 
 
@@ -294,7 +293,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command. Exit status: 0 fine, 1 the answer is no, 2 the question was wrong."""
     parser = argparse.ArgumentParser(prog="python -m stopgrad", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    each = (_add_ablate, _add_audit, _add_compare, _add_explain, _add_museum, _add_new, _add_propose, _add_run, _add_sites)
+    each = (
+        _add_ablate,
+        _add_audit,
+        _add_compare,
+        _add_explain,
+        _add_museum,
+        _add_new,
+        _add_propose,
+        _add_run,
+        _add_sites,
+    )
     for add in each:
         add(commands)
     options = parser.parse_args(arguments)

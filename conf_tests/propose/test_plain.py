@@ -68,7 +68,10 @@ CASES = {
     ),
     "gan d": Case(
         "gan",
-        ("generator(torch.randn(BATCH, LATENT)).detach()  # the cut", "generator(torch.randn(BATCH, LATENT))  # the cut"),
+        (
+            "generator(torch.randn(BATCH, LATENT)).detach()  # the cut",
+            "generator(torch.randn(BATCH, LATENT))  # the cut",
+        ),
         ("d_loss + PENALTY * penalty:generator",),
         ("--steps", "2"),
         also=(("for _ in range(30):", "for _ in range(1):"),),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -33,7 +33,7 @@ def backwards(graph: Graph) -> list[list[int]]:
     return turned
 
 
-def path(graph: Graph, starts: Iterable[int], ends: set[int], closed: set[int] | frozenset[int]) -> list[int] | None:
+def path(graph: Graph, starts: Iterable[int], ends: Collection[int], closed: set[int] | frozenset[int]) -> list[int] | None:
     """A shortest way from a start to an end that leads through no closed vertex; None where there is none."""
     came: dict[int, int] = {start: -1 for start in starts if start not in closed}
     queue = deque(came)
@@ -54,10 +54,29 @@ def path(graph: Graph, starts: Iterable[int], ends: set[int], closed: set[int] |
 
 @dataclass(frozen=True)
 class Wish:
-    """Vertices between which there is to be no way, or one at least."""
+    """Vertices between which there is to be no way, or one at least; of those alone that lead through ``via``, if given."""
 
     starts: frozenset[int]
     ends: frozenset[int]
+    via: frozenset[int] = frozenset()
+
+    def way(self, graph: Graph, closed: set[int] | frozenset[int]) -> list[int] | None:
+        """A short way that leads through no closed vertex; None where there is none."""
+        if not self.via:
+            return path(graph, self.starts, self.ends, closed)
+        further = path(graph, reached(graph, self.starts, closed) & self.via, self.ends, closed)
+        if further is None:
+            return None
+        first = path(graph, self.starts, {further[0]}, closed)
+        return None if first is None else [*first, *further[1:]]
+
+    def between(self, graph: Graph, back: Graph) -> set[int]:
+        """All vertices on its ways."""
+        if not self.via:
+            return reached(graph, self.starts) & reached(back, self.ends)
+        via = reached(graph, self.starts) & reached(back, self.ends) & self.via
+        first = reached(graph, self.starts) & reached(back, via)
+        return first | (reached(graph, via) & reached(back, self.ends))
 
 
 @dataclass
@@ -91,8 +110,8 @@ class Separation(Generic[Cut]):
         self, graph: Graph, apart: Sequence[Wish], cuts: Mapping[Cut, frozenset[int]], joined: Sequence[Wish] = ()
     ) -> None:
         back = backwards(graph)
-        self._apart = [(wish, reached(graph, wish.starts) & reached(back, wish.ends)) for wish in apart]
-        on_ways = set().union(*(between for _, between in self._apart)) if self._apart else set()
+        self._apart = apart
+        on_ways = set().union(*(wish.between(graph, back) for wish in apart))
         self._graph, self._joined = graph, joined
         self._narrow = [[v for v in following if v in on_ways] for following in graph]
         self._cuts = {cut: closes for cut, closes in cuts.items() if closes & on_ways}
@@ -123,9 +142,9 @@ class Separation(Generic[Cut]):
 
     def _open(self, closed: set[int]) -> list[int] | None:
         """A way that is still open."""
-        for wish, between in self._apart:
+        for wish in self._apart:
             self._paths += 1
-            if found := path(self._narrow, wish.starts & between, set(wish.ends), closed):
+            if found := wish.way(self._narrow, closed):
                 return found
         return None
 
@@ -145,7 +164,7 @@ class Separation(Generic[Cut]):
 
     def _breaks(self, closed: set[int]) -> bool:
         """A way that is to stay is gone."""
-        return any(path(self._graph, wish.starts, set(wish.ends), closed) is None for wish in self._joined)
+        return any(wish.way(self._graph, closed) is None for wish in self._joined)
 
     def _search(self, chosen: frozenset[Cut], left: int, found: dict[frozenset[Cut], None]) -> bool:
         """Find all sets of so many more cuts; False where there were too many ways to look at."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 from collections.abc import Sequence
@@ -13,11 +14,13 @@ from typing import Any
 from stopgrad.flow.matrix import FlowMatrix
 from stopgrad.propose.edits import Edit, Source
 from stopgrad.propose.graph import Cell, Flow
+from stopgrad.propose.options import with_further
 from stopgrad.propose.process import recorded
 from stopgrad.propose.record import Job, Record
 from stopgrad.propose.solve import Found, Proposal, Question
 from stopgrad.propose.wishes import ValuePart, Wishes, values_among
 from stopgrad.watch.options import writable
+from stopgrad.watch.run import check_script
 
 TRIED = 3  # of equal answers, by a run each
 TOLD = 8  # of equal answers
@@ -30,12 +33,14 @@ def propose(options: argparse.Namespace) -> int:
     Raises:
         ValueError: bad input, or a script that shows nothing.
     """
-    if not os.path.isfile(options.script):
-        raise ValueError(f"{options.script}: no such script")
+    options = with_further(options)
+    check_script(options)
     writable(json=options.json)
     wishes = Wishes.of(options.apart, options.reach, options.contract)
-    values = values_among(wishes.parts, options.script)
-    runs = Runs(options.script, tuple(options.arguments), tuple(wishes.losses), values, options.timeout)
+    values = values_among(wishes.parts, script_file(options))
+    script = options.script if options.module else os.path.abspath(options.script)
+    job = Job(script, options.module, tuple(options.arguments), tuple(wishes.losses))
+    runs = Runs(job, values, options.timeout)
     record = runs.probed()
     study = Study(runs, record, wishes)
     told = study.tell()
@@ -50,19 +55,20 @@ def propose(options: argparse.Namespace) -> int:
     return 0 if told.met or told.answer is not None else 1
 
 
+def script_file(options: argparse.Namespace) -> str:
+    """The script's file, also where it is named as a module."""
+    if not options.module:
+        return options.script
+    spec = importlib.util.find_spec(options.script)
+    return (spec.origin if spec is not None else None) or options.script
+
+
 class Runs:
     """Runs of one script, each in a process of its own."""
 
-    def __init__(
-        self,
-        script: str,
-        arguments: tuple[str, ...],
-        losses: tuple[str, ...],
-        values: Sequence[ValuePart],
-        timeout: float,
-    ) -> None:
+    def __init__(self, job: Job, values: Sequence[ValuePart], timeout: float) -> None:
         self._values, self._timeout = values, timeout
-        self._job = Job(os.path.abspath(script), arguments, losses, self._parts({}))
+        self._job = replace(job, parts=self._parts({}))
         self.sources: dict[str, Source] = {}
         self.count = 0
 
@@ -260,7 +266,7 @@ class Study:
             for loss, part in changed
         ]
         left = len(cells) - len(changed)
-        return [*lines, f"  the other {left} cell{'s are' if left > 1 else ' is'} as before"] if left else lines
+        return [*lines, f"  the other {f'{left} cells are' if left > 1 else 'cell is'} as before"] if left else lines
 
 
 def _cell(record: Record, cell: Cell, known: dict[Cell, str]) -> str:

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stopgrad.flow.values import place
 from stopgrad.propose.graph import Choice
 from stopgrad.propose.places import Site, assigned, mode_of, sites_of
-from stopgrad.rewrite.source import shown
 
 _ATOMS = (ast.Name, ast.Attribute, ast.Call, ast.Subscript)
 Change = tuple[int, int, str]  # the bytes from the one to before the other become this text
@@ -41,7 +41,7 @@ class Edit:
             "freeze": f"freeze {self.value} during {self.during}",
             "remove": f"remove {self.value}",
         }[self.kind]
-        return f"{shown(self.file)}:{self.line}: {what}"
+        return f"{place(self.file, self.line)}: {what}"
 
 
 class Source:
@@ -49,6 +49,7 @@ class Source:
 
     def __init__(self, file: str) -> None:
         self.file = file
+        self.name = place(file, 0).rpartition(":")[0]
         self.text = Path(file).read_bytes()
         self.tree = ast.parse(self.text, file)
         self.sites: list[Site] = sites_of(self.tree)
@@ -226,8 +227,7 @@ class Source:
     def diff(self, edits: Iterable[Edit]) -> str:
         """A unified diff."""
         before, after = (text.decode().splitlines(True) for text in (self.text, self.with_edits(edits)))
-        name = shown(self.file)
-        lines = difflib.unified_diff(before, after, name, name)
+        lines = difflib.unified_diff(before, after, self.name, self.name)
         return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
 
     def write(self, edits: Iterable[Edit]) -> None:
@@ -237,7 +237,7 @@ class Source:
             ValueError: the file is not what was read.
         """
         if Path(self.file).read_bytes() != self.text:
-            raise ValueError(f"--write {shown(self.file)}: the file was changed meanwhile; nothing is written")
+            raise ValueError(f"--write {self.name}: the file was changed meanwhile; nothing is written")
         half = Path(f"{self.file}.stopgrad.tmp")
         half.write_bytes(self.with_edits(edits))
         half.chmod(os.stat(self.file).st_mode & 0o7777)

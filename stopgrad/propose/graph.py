@@ -125,7 +125,16 @@ class Flow:
         return {(loss, part) for loss in self.losses for part, ends in self.parts.items() if found[loss] & ends}
 
     def wish(self, cell: Cell) -> Wish:
-        return Wish(frozenset(self.losses.get(cell[0], ())), frozenset(self.parts.get(cell[1], ())))
+        """Its ways. To a value that is a part they lead on to a parameter: else it carries no gradient at all."""
+        starts, ends = frozenset(self.losses[cell[0]]), frozenset(self.parts[cell[1]])
+        return Wish(starts, self._roots, ends) if self._is_value(cell[1]) else Wish(starts, ends)
+
+    def _is_value(self, part: str) -> bool:
+        return "@" in part or part.startswith("stop.")
+
+    @cached_property
+    def _roots(self) -> frozenset[int]:
+        return frozenset(v for part, ends in self.parts.items() if not self._is_value(part) for v in ends)
 
     # ---- what must stay
 
@@ -151,6 +160,8 @@ class Flow:
             if key not in upstream:
                 upstream[key] = reached(self.after, self.losses[loss], closed)
             found[loss, part] = upstream[key] & reached(self.before, self.parts[part], closed)
+            if self._is_value(part):
+                found[loss, part] |= reached(self.after, found[loss, part] & self.parts[part])
         return found
 
     # ---- what edits do

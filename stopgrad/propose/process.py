@@ -29,7 +29,9 @@ def recorded(job: Job, timeout: float) -> Record:
         with (folder / "out").open("wb") as out:
             # A fork has torch already. Where that may fail, a new process begins.
             can_fork = sys.platform == "linux" and not torch.cuda.is_initialized()
-            status = _forked(job, folder, out.fileno(), timeout) if can_fork else _started(folder, out.fileno(), timeout)
+            status = (
+                _forked(job, folder, out.fileno(), timeout) if can_fork else _started(folder, out.fileno(), timeout)
+            )
         kept = folder / "record.pickle"
         if not kept.exists():
             said = (folder / "out").read_text(encoding="utf-8", errors="replace").strip().splitlines()

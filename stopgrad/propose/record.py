@@ -23,7 +23,7 @@ from stopgrad.flow.values import Values
 from stopgrad.propose import probe
 from stopgrad.propose.probe import Key, Notes
 from stopgrad.propose.rewritten import Parts, edited, probed, with_parts
-from stopgrad.rewrite.source import rewriting, run_script
+from stopgrad.rewrite.source import execute
 from stopgrad.watch.hooks import overhear
 from stopgrad.watch.span import Span
 from stopgrad.watch.watch import Watch
@@ -44,6 +44,7 @@ class Job:
     """
 
     script: str
+    module: bool = False
     arguments: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()
     parts: Parts = field(default_factory=dict)
@@ -202,12 +203,9 @@ def record(job: Job, folder: Path) -> None:
 
     watch, error = Recording(job.losses, lambda made: _write(made, folder)), ""
     watch.record.files = files
-    script = os.path.abspath(job.script)
-    sys.argv = [job.script, *job.arguments]
-    sys.path.insert(0, os.path.dirname(script))
-    with overhear(watch), rewriting(rewrite), _own_gradients():
+    with overhear(watch), _own_gradients():
         try:
-            run_script(script, rewrite)
+            execute(job.script, job.arguments, module=job.module, rewrite=rewrite)
         except (Enough, SystemExit):
             pass
         except BaseException as raised:  # the script's own, of whatever kind: it is told

@@ -136,7 +136,7 @@ class Question:
         """Which wishes contradict each other, and on which way."""
         if not way:
             return ""
-        loss, part = next((c for c in apart if way[0] in flow.losses[c[0]] and way[-1] in flow.parts[c[1]]), apart[0])
+        loss, part = next((c for c in apart if way[0] in flow.losses[c[0]] and (way[-1] in flow.parts[c[1]] or not flow.parts[c[1]].isdisjoint(way))), apart[0])
         cuttable = set().union(*(effect.closes for effect in flow.effects.values())) & set(way)
         shared = max(kept, key=lambda cell: (len(kept[cell] & cuttable), cell in self._reach), default=None)
         told = " <- ".join(self._told(flow, way))

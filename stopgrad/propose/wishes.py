@@ -10,10 +10,10 @@ from pathlib import Path
 from stopgrad.cuts.strategies import nearest
 from stopgrad.flow.contract import FlowContract
 from stopgrad.flow.parts import FROZEN, TRAINED
+from stopgrad.flow.values import place
 from stopgrad.propose.edits import Source
 from stopgrad.propose.graph import Cell
 from stopgrad.propose.places import assigned
-from stopgrad.rewrite.source import shown
 
 _VALUE = re.compile(r"(?P<variable>[\w.]+)@(?P<file>[^@]+):(?P<line>\d+)")
 
@@ -150,7 +150,7 @@ def values_among(parts: Iterable[str], script: str) -> list[ValuePart]:
                 if same
                 else f"that line gives {', '.join(here) or 'none'} one"
             )
-            raise ValueError(f"{name}: {variable} gets no value in {shown(file)}:{line}; {hint}")
+            raise ValueError(f"{name}: {variable} gets no value in {place(file, line)}; {hint}")
         found.append(ValuePart(name, file, at[0].lineno, variable))
     return found
 
