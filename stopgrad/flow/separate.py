@@ -33,7 +33,9 @@ def backwards(graph: Graph) -> list[list[int]]:
     return turned
 
 
-def path(graph: Graph, starts: Iterable[int], ends: Collection[int], closed: set[int] | frozenset[int]) -> list[int] | None:
+def path(
+    graph: Graph, starts: Iterable[int], ends: Collection[int], closed: set[int] | frozenset[int]
+) -> list[int] | None:
     """A shortest way from a start to an end that leads through no closed vertex; None where there is none."""
     came: dict[int, int] = {start: -1 for start in starts if start not in closed}
     queue = deque(came)

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ class Study:
             return Told(
                 f"none: {loss} reaches {part} on a way that was not followed (a custom Function, another thread)"
             )
-        found = Question(self._record, self._runs.sources, self._barred, self._wanted, self._keep).answer()
+        found = Question(self._record, self._runs.sources, self.apart, self.reach, self._keep).answer()
         tried: list[tuple[Proposal, Record | None, str]] = []
         answer = None
         for proposal in found.proposals[: 2 * TRIED]:
@@ -203,24 +204,23 @@ class Study:
         if after.matrix is None:
             return f"with it, nothing was measured: {after.error}"
         now = states(after)
-        for loss, part in self._barred:
-            if now.get((loss, part), "blocked") in REACHED or not _is_there(loss, self._record, after):
-                return f"with it, {loss} -> {part} is {now.get((loss, part), 'not there')}"
-        for loss, part in self._wanted:
-            if now.get((loss, part)) != "open":
-                return f"with it, {loss} -> {part} is {now.get((loss, part), 'not there')}"
-        for loss, part in self._keep:
-            if now.get((loss, part)) != "open" and (loss, part) in self._must_stay:
-                return f"with it, {loss} -> {part} is {now.get((loss, part), 'not there')}"
+        closed = [(cell, ("blocked", "independent")) for cell in self.apart]
+        opened = [(cell, ("open",)) for cell in (*self.reach, *self._must_stay)]
+        for cell, wanted in (*closed, *opened):
+            loss, part = cell
+            state = now.get(cell, "not there")
+            if cell not in now and loss in self._record.terms and part in after.matrix.parts and wanted[0] == "blocked":
+                continue  # a term that carries no gradient has no row
+            if state not in wanted:
+                return f"with it, {loss} -> {part} is {state}"
         if after.error and not self._record.error:
             return f"with it, the script ends with {after.error}"
         return ""
 
-    @property
-    def _must_stay(self) -> set[Cell]:
+    @cached_property
+    def _must_stay(self) -> list[Cell]:
         flow = Flow(self._record.spans)
-        keep = [c for c in self._keep if c[0] in flow.losses and c[1] in flow.parts]
-        return {cell for cell, on in flow.kept(self._barred, keep, self._record.terms).items() if on}
+        return [cell for cell, on in flow.kept(self._barred, self._keep, self._record.terms).items() if on]
 
     def _none(self, found: Found, tried: Sequence[tuple[Proposal, Record | None, str]]) -> list[str]:
         lines = [found.why] if found.why else []
@@ -274,11 +274,6 @@ def _cell(record: Record, cell: Cell, known: dict[Cell, str]) -> str:
         return "no such term"
     matrix: FlowMatrix | None = record.matrix
     return str(matrix[cell]) if matrix is not None and known[cell] == matrix[cell].state else known[cell]
-
-
-def _is_there(loss: str, before: Record, after: Record) -> bool:
-    assert after.matrix is not None
-    return loss in after.matrix.losses or before.terms.get(loss) in after.matrix.losses
 
 
 def states(record: Record) -> dict[Cell, str]:

@@ -35,12 +35,14 @@ class Edit:
     during: str = ""
 
     def __str__(self) -> str:
+        strategy = "none" if self.kind == "remove" else self.kind
         what = {
             "detach": f"detach {self.value}",
             "no_grad": f"torch.no_grad() around {self.value}",
             "freeze": f"freeze {self.value} during {self.during}",
             "remove": f"remove {self.value}",
         }[self.kind]
+        what = f"set {self.value}={strategy}" if self.value.startswith("stop.") else what
         return f"{place(self.file, self.line)}: {what}"
 
 
@@ -67,8 +69,9 @@ class Source:
     def end(self, node: ast.expr | ast.stmt) -> int:
         return self._starts[(node.end_lineno or node.lineno) - 1] + (node.end_col_offset or 0)
 
-    def spelled(self, node: ast.AST, most: int = 60) -> str:
-        text = ast.unparse(node).splitlines()[0]
+    def spelled(self, node: ast.expr | ast.stmt, most: int = 60) -> str:
+        first, *more = self.text[self.start(node) : self.end(node)].decode().splitlines()
+        text = f"{first} ..." if more else first
         return text if len(text) <= most else f"{text[: most - 3]}..."
 
     def _line_at(self, number: int) -> bytes:
@@ -191,19 +194,19 @@ class Source:
                 changes.append((at, at + width, ""))
         return changes
 
-    def open_boundary(self, name: str) -> Edit | None:
-        """The edit that lets gradient through a boundary of this name, where the source makes it."""
+    def boundary(self, name: str, strategy: str) -> Edit | None:
+        """The edit that gives a boundary another strategy, where the source makes it."""
         for node in ast.walk(self.tree):
-            is_boundary = (
+            if not (
                 isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "Boundary"
-            )
-            if not (is_boundary and isinstance(node, ast.Call) and node.args):
+            ):
                 continue
-            if isinstance(node.args[0], ast.Constant) and node.args[0].value == name:
-                at = (self.end(node.args[0]), self.end(node.args[0]), ', "none"')
+            if node.args and isinstance(node.args[0], ast.Constant) and node.args[0].value == name:
+                at = (self.end(node.args[0]), self.end(node.args[0]), f', "{strategy}"')
                 if len(node.args) > 1:
-                    at = self.start(node.args[1]), self.end(node.args[1]), '"none"'
-                return Edit(self.file, node.lineno, "remove", f"the cut of stop.{name}", (at,))
+                    at = self.start(node.args[1]), self.end(node.args[1]), f'"{strategy}"'
+                kind = "remove" if strategy == "none" else strategy
+                return Edit(self.file, node.lineno, kind, f"stop.{name}", (at,))
         return None
 
     # ---- the whole

@@ -143,11 +143,13 @@ class Flow:
 
         A way is barred that has a barred one in it: from a loss, or a term of it, to a part, or a value that is one.
         """
-        barred = set(barred)
+        barred = {cell for cell in barred if cell[0] in self.losses and cell[1] in self.parts}
         found: dict[Cell, set[int]] = {}
         behind = {loss: reached(self.after, starts) for loss, starts in self.losses.items()}
         upstream: dict[tuple[str, frozenset[int]], set[int]] = {}
         for loss, part in keep:
+            if loss not in self.losses or part not in self.parts:
+                continue
             if loss in terms and any(p == part and self.losses[loss] & behind[other] for other, p in barred):
                 continue  # of one that may not reach this part
             closed: set[int] = set()
@@ -159,9 +161,12 @@ class Flow:
             key = loss, frozenset(closed)
             if key not in upstream:
                 upstream[key] = reached(self.after, self.losses[loss], closed)
-            found[loss, part] = upstream[key] & reached(self.before, self.parts[part], closed)
-            if self._is_value(part):
-                found[loss, part] |= reached(self.after, found[loss, part] & self.parts[part])
+            if not self._is_value(part):
+                found[loss, part] = upstream[key] & reached(self.before, self.parts[part], closed)
+                continue
+            ends = self._roots.difference(*(self.parts[p] for other, p in barred if other == loss))
+            behind_it = reached(self.after, upstream[key] & self.parts[part]) & reached(self.before, ends)
+            found[loss, part] = behind_it | (upstream[key] & reached(self.before, self.parts[part] & behind_it, closed))
         return found
 
     # ---- what edits do
@@ -179,6 +184,11 @@ class Flow:
                 effect.closes.add(at[value])
                 effect.times += 1
                 effect.depth = min(effect.depth, depth)
+            for vertex, parts in span.starts.items():
+                for part in (part for part in parts if part.startswith("stop.") and at[vertex] in behind):
+                    effect = found.setdefault(Choice("detach", (part, 0)), Effect(depth=0))
+                    effect.closes.add(at[vertex])
+                    effect.times += 1
             for key, first, last, depth in span.notes.ran:
                 effect = found.setdefault(Choice("no_grad", key), Effect())
                 made = {value for value in range(first, last) if value not in uses and self._live[number][value]}
@@ -198,7 +208,15 @@ class Flow:
                 effect.legal &= whole
                 effect.times += 1
                 effect.depth = min(effect.depth, depth)
-        return {choice: effect for choice, effect in found.items() if effect.closes & behind and effect.legal}
+        found = {choice: effect for choice, effect in found.items() if effect.closes & behind and effect.legal}
+        frozen: dict[tuple[Key, frozenset[int]], list[Choice]] = {}
+        for choice in found:
+            if choice.kind == "freeze":
+                frozen.setdefault((choice.key, frozenset(found[choice].closes)), []).append(choice)
+        for alike in frozen.values():  # other names of one module, and what holds it
+            for choice in sorted(alike, key=lambda choice: choice.module == "self")[1:]:
+                del found[choice]
+        return found
 
 
 def _stops(span: Recorded) -> dict[int, frozenset[Key]]:
@@ -207,6 +225,10 @@ def _stops(span: Recorded) -> dict[int, frozenset[Key]]:
     blocks = sorted(span.notes.blocks, key=lambda block: block[2] - block[1])
     for value in range(values.roots, len(values)):
         kind, mode = values.kinds[values.cuts[value]], values.kinds[values.modes[value]]
+        crosses = values.op(value).startswith("stop.") and "@" not in values.op(value)
+        if crosses and not values.flags[value] & LIVE:
+            found[value] = frozenset([(values.op(value), 0)])
+            continue
         if not kind and (not mode or values.flags[value] & LIVE):
             continue
         key: Key | None = OTHER

@@ -133,7 +133,7 @@ def leave(file: str, index: int, is_block: bool) -> None:
     on = recorder()
     if on is None:
         return
-    first, last = (first if began is on else 0), len(on.values)
+    first, last = (first if began is on else on.values.roots), len(on.values)
     if is_block:
         notes().blocks.append((key, first, last))
     elif last > first:
@@ -167,11 +167,18 @@ def _modules_in(frame: FrameType, mentioned: Sequence[str]) -> list[tuple[str, n
     found = [(name, module) for name in mentioned if isinstance(module := _looked_up(frame, name), nn.Module)]
     owner = frame.f_locals.get("self")
     spaces: list[tuple[str, Mapping[str, Any]]] = [("", frame.f_locals), ("", frame.f_globals)]
-    if owner is not None and hasattr(owner, "__dict__"):
-        spaces.append(("self.", {**vars(owner), **vars(owner).get("_modules", {})}))
+    spaces.append(("self.", _held(owner)))
     for prefix, space in spaces:
-        found += [(prefix + name, m) for name, m in list(space.items()) if isinstance(m, nn.Module) and name != "self"]
+        found += [(prefix + name, m) for name, m in list(space.items()) if isinstance(m, nn.Module)]
+    for name, module in list(found):
+        found += [(f"{name}.{inner}", m) for inner, m in module.named_modules() if _can_be_written(inner)]
     return found
+
+
+def _can_be_written(path: str) -> bool:
+    """A submodule's dotted name is what a source would write, and not far down."""
+    steps = path.split(".")
+    return len(steps) <= 2 and all(step.isidentifier() for step in steps)
 
 
 def _looked_up(frame: FrameType, name: str) -> Any:
@@ -179,6 +186,11 @@ def _looked_up(frame: FrameType, name: str) -> Any:
     first, *rest = name.split(".")
     found = frame.f_locals.get(first, frame.f_globals.get(first))
     for attribute in rest:
-        held = getattr(found, "__dict__", {})
-        found = held.get(attribute, held.get("_modules", {}).get(attribute))
+        found = _held(found).get(attribute)
     return found
+
+
+def _held(owner: Any) -> Mapping[str, Any]:
+    """What an object holds by name, a module its submodules too."""
+    held = getattr(owner, "__dict__", {})
+    return {**held, **owner._modules} if isinstance(owner, nn.Module) else held

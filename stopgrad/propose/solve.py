@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Any
 
 from stopgrad.flow.separate import Separation
 from stopgrad.flow.values import Values
@@ -45,8 +46,8 @@ class Question:
     """What is to be found, on what was recorded.
 
     Args:
-        apart: cells that are open and are to be closed.
-        reach: cells that are closed and are to be opened.
+        apart: cells that are to be closed.
+        reach: cells that are to be open.
         keep: cells that are open and are to stay so.
     """
 
@@ -71,7 +72,7 @@ class Question:
             return Found(why=self._unreachable())
         for opened in openings:
             flow = Flow(self._record.spans, frozenset(opened)) if opened else self._flow
-            removed = tuple(self._removal(key) for key in sorted(opened))
+            removed = tuple(self._edit(Choice("remove", key)) for key in sorted(opened))
             found = self._closings(flow, tuple(edit for edit in removed if edit is not None))
             size = len(found.proposals[0].edits) if found.proposals else 0
             if best is None or (found.proposals and (not best.proposals or size < len(best.proposals[0].edits))):
@@ -87,56 +88,81 @@ class Question:
         apart = [cell for cell in self._apart if flow.reaches(*cell)]
         if not apart:
             return Found([Proposal(removed)])
-        keep = [c for c in self._keep if c[0] in flow.losses and c[1] in flow.parts]
-        kept = flow.kept(apart, keep, self._record.terms)
-        forbidden = set().union(*kept.values()) if kept else set()
-        effects = {c: e for c, e in flow.effects.items() if self._edit(c) is not None}
-        wishes = [flow.wish(cell) for cell in apart]
-        pure = {choice: frozenset(e.closes) for choice, e in effects.items() if not e.closes & forbidden}
-        answer = Separation(flow.after, wishes, pure).smallest()
-        weakens: dict[frozenset[Choice], tuple[Cell, ...]] = {}
-        why = self._conflict(flow, apart, kept, answer.left)
-        if not answer.sets:
-            joined = [flow.wish(cell) for cell, on in kept.items() if on]
-            answer = Separation(
-                flow.after, wishes, {c: frozenset(e.closes) for c, e in effects.items()}, joined
-            ).smallest()
-            for chosen in answer.sets:
-                closes = set().union(*(effects[choice].closes for choice in chosen))
-                weakens[chosen] = tuple(cell for cell, on in kept.items() if on & closes)
-        ranked = sorted(
-            answer.sets, key=lambda s: (len(weakens.get(s, ())), sorted(self._rank(c, effects[c]) for c in s))
-        )
-        proposals = [
-            Proposal(
-                (*removed, *sorted((e for c in chosen if (e := self._edit(c))), key=lambda e: (e.file, e.line))),
-                weakens.get(chosen, ()),
+        kept = flow.kept(apart, self._keep, self._record.terms)
+        lost = next((cell for cell in self._reach if cell in kept and not kept[cell]), None)
+        if lost is not None:
+            told = ", ".join(f"{loss} -> {part} is not to be reached" for loss, part in apart)
+            return Found(
+                why=f"{told}, and {lost[0]} -> {lost[1]} is to be: they contradict each other, since it leads nowhere else"
             )
-            for chosen in ranked
-        ]
-        return Found(proposals, answer.proven, answer.complete, "" if proposals else why)
+        forbidden = set().union(*kept.values())
+        effects = {choice: effect for choice, effect in flow.effects.items() if self._edit(choice) is not None}
+        closes = {choice: frozenset(effect.closes) for choice, effect in effects.items()}
+        wishes = [flow.wish(cell) for cell in apart]
+        harmless = {choice: closed for choice, closed in closes.items() if not closed & forbidden}
+        answer = Separation(flow.after, wishes, harmless).smallest()
+        why = "" if answer.sets else self._conflict(flow, apart, kept, answer.left)
+        if not answer.sets:  # then one that leaves a way at least to all that must be reached
+            answer = Separation(
+                flow.after, wishes, closes, [flow.wish(cell) for cell, on in kept.items() if on]
+            ).smallest()
+
+        def proposal(chosen: frozenset[Choice]) -> Proposal:
+            edits = [edit for choice in chosen if (edit := self._edit(choice)) is not None]
+            closed = set().union(*(closes[choice] for choice in chosen))
+            weakens = tuple(cell for cell, on in kept.items() if on & closed)
+            return Proposal((*removed, *sorted(edits, key=lambda edit: (edit.file, edit.line))), weakens)
+
+        offered = {choice: effects[choice] for chosen in answer.sets for choice in chosen}
+        rank = {choice: self._rank(choice, offered) for choice in offered}
+        ranked = sorted(answer.sets, key=lambda chosen: sorted(rank[choice] for choice in chosen))
+        proposals = sorted(map(proposal, ranked), key=lambda made: len(made.weakens))
+        return Found(proposals, answer.proven, answer.complete, why)
 
     def _edit(self, choice: Choice) -> Edit | None:
-        source = self._sources.get(choice.key[0])
         if choice not in self._edits:
-            self._edits[choice] = None if source is None else source.edit(choice)
+            file, _ = choice.key
+            if file.startswith("stop."):
+                strategy = "none" if choice.kind == "remove" else choice.kind
+                each = (source.boundary(file.removeprefix("stop."), strategy) for source in self._sources.values())
+                self._edits[choice] = next(filter(None, each), None)
+            else:
+                source = self._sources.get(file)
+                self._edits[choice] = None if source is None else source.edit(choice)
         return self._edits[choice]
 
-    def _rank(self, choice: Choice, effect: Effect) -> tuple[object, ...]:
-        """Where a loss is assembled rather than deep in a function; what saves a graph; what reads best."""
-        source = self._sources[choice.key[0]]
+    def _rank(self, choice: Choice, effects: Mapping[Choice, Effect]) -> tuple[Any, ...]:
+        """What saves most of a forward's graph; else where the loss is assembled, not deep in a function; what reads well.
+
+        Args:
+            effects: of all edits that are in some answer.
+        """
+        if choice.key[0].startswith("stop."):
+            return -1, 0, 0, 0, *choice.key, 0
+        source, effect = self._sources[choice.key[0]], effects[choice]
         node = source.sites[choice.key[1]].node
-        is_call = effect.calls and isinstance(getattr(node, "value", None), ast.Call | ast.BinOp)
-        kind = {"no_grad": 0 if is_call else 2, "detach": 1, "freeze": 3}[choice.kind]
+        spared = {c: e.spared for c, e in effects.items() if c.kind == "no_grad" and e.calls}
+        is_call = isinstance(getattr(node, "value", None), ast.Call | ast.BinOp)
+        where = choice.key[0], node.lineno, len(source.spelled(node))
+        if choice in spared and is_call and 2 * effect.spared >= max(spared.values()):  # not a small piece of it
+            return 0, -effect.spared, effect.depth, 0, *where
+        kind = {"detach": 0, "no_grad": 1, "freeze": 2}[choice.kind]
         plain = isinstance(node, ast.Name) or isinstance(source.parents.get(node), ast.Assign)
         reads = 0 if plain else 2 if isinstance(node, ast.BinOp | ast.UnaryOp) else 1
-        return effect.depth, kind, -effect.spared, reads, choice.key[0], node.lineno, len(source.spelled(node))
+        return 1, effect.depth, kind, reads, *where
 
     def _conflict(self, flow: Flow, apart: Sequence[Cell], kept: Mapping[Cell, set[int]], way: Sequence[int]) -> str:
         """Which wishes contradict each other, and on which way."""
         if not way:
             return ""
-        loss, part = next((c for c in apart if way[0] in flow.losses[c[0]] and (way[-1] in flow.parts[c[1]] or not flow.parts[c[1]].isdisjoint(way))), apart[0])
+        loss, part = next(
+            (
+                c
+                for c in apart
+                if way[0] in flow.losses[c[0]] and (way[-1] in flow.parts[c[1]] or not flow.parts[c[1]].isdisjoint(way))
+            ),
+            apart[0],
+        )
         cuttable = set().union(*(effect.closes for effect in flow.effects.values())) & set(way)
         shared = max(kept, key=lambda cell: (len(kept[cell] & cuttable), cell in self._reach), default=None)
         told = " <- ".join(self._told(flow, way))
@@ -190,14 +216,7 @@ class Question:
                         found.update(dict.fromkeys(self._flow.stops[number].get(value, ())))
                 for root in ends & span.frozen.keys():
                     found[span.frozen[root] or OTHER] = None
-        return [key for key in found if key != OTHER and self._removal(key) is not None]
-
-    def _removal(self, key: Key) -> Edit | None:
-        file, _ = key
-        if file.startswith("stop."):
-            name = file.removeprefix("stop.")
-            return next((e for source in self._sources.values() if (e := source.open_boundary(name))), None)
-        return self._edit(Choice("remove", key))
+        return [key for key in found if key != OTHER and self._edit(Choice("remove", key)) is not None]
 
     def _unreachable(self) -> str:
         """Why no removal of a stop opens what is to be reached."""
