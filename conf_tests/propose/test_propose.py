@@ -379,8 +379,19 @@ def test_a_way_on_which_everything_carries_what_must_stay(script):
         "total():pair[0]",
     )
     assert said.status == 1, said.out
-    assert "total() -> pair[0] is not to be reached, and total() -> pair[1] is open and must stay so: they contradict" in said.out
-    assert " <- cat (train.py:15) <- " in said.out
+    assert (
+        "total() -> pair[0] is not to be reached, and total() -> pair[1] is open and must stay so: they contradict"
+        in said.out
+    )
+    assert " <- cat (train.py:13) <- " in said.out
+
+
+def test_a_loss_that_would_reach_nothing(script):
+    said = script(
+        STEP.format(d_loss="D(torch.randn(8, 4)).mean()", g_loss="-G(torch.randn(8, 4)).mean()"), "--not", "d_loss:D"
+    )
+    assert said.status == 1
+    assert "d_loss would reach nothing at all: leave its backward out" in said.out
 
 
 @pytest.mark.parametrize(

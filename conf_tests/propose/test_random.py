@@ -188,9 +188,9 @@ def contract(seed):
         evaluated = Evaluated(network)
         before = evaluated.gradients([])
         reached = [cell for cell, gradient in before.items() if gradient is not None]
-        if len(reached) >= 6:
-            barred = random.Random(seed).sample(reached, 1 + seed % 2)
-            return network, evaluated, before, barred
+        barred = random.Random(seed).sample(reached, min(len(reached), 1 + seed % 2))
+        if len(reached) >= 6 and {loss for loss, _ in barred} <= {loss for loss, _ in {*reached} - {*barred}}:
+            return network, evaluated, before, barred  # a loss that reaches nothing has no backward
 
 
 def smallest(network, evaluated, before, barred, whole):

@@ -226,6 +226,11 @@ class Study:
         lines = [found.why] if found.why else []
         for proposal, _, wrong in tried:
             lines.append(f"  {'; '.join(map(str, proposal.edits))}: {wrong}")
+        for loss in dict.fromkeys(loss for loss, _ in self._barred):
+            if tried and all(
+                cell in self.apart for cell, state in self._before.items() if cell[0] == loss and state == "open"
+            ):
+                lines.append(f"{loss} would reach nothing at all: leave its backward out")
         return lines
 
     def _told(
