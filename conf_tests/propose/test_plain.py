@@ -1,4 +1,4 @@
-"""Each plain script of a recipe with a cut of its taken out: an edit of that size is found, tried, and the cut is among them."""
+"""Each plain script of a recipe with its cut taken out: an edit of that size is found and tried, the cut among them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ class Case:
     """A cut that is taken out, and what is then asked for.
 
     Attributes:
-        cut: what stands in the script, and what stands there without the cut; the first line of the latter, counted from
-            0, on which an edit is the script's own cut, and how many lines that are.
-        wishes: with LINE for the line of the cut, and more where it is followed by a number.
+        cut: what stands in the script, and what stands there without the cut.
+        wishes: with LINE for the line of the cut.
+        lines: on so many lines, from that one of them on, an edit is the script's own cut.
+        also: what makes the script quick.
     """
 
     name: str
@@ -25,7 +26,7 @@ class Case:
     wishes: tuple[str, ...]
     arguments: tuple[str, ...] = ()
     lines: tuple[int, int] = (0, 1)
-    also: tuple[tuple[str, str], ...] = field(default=())  # what makes it quick
+    also: tuple[tuple[str, str], ...] = field(default=())
 
 
 FREEZE = "{0}.requires_grad_(False)  # the cut"
@@ -46,7 +47,8 @@ CASES = {
     "actor_critic": Case(
         "actor_critic",
         (
-            "        with torch.no_grad():  # the cut: neither loss may teach the critic through its own estimates\n    ",
+            "        with torch.no_grad():  # the cut: neither loss may teach the critic "
+            "through its own estimates\n    ",
             "",
         ),
         ("policy_loss + VALUE_WEIGHT * value_loss:values@actor_critic.py:LINE",),

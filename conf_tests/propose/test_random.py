@@ -92,7 +92,7 @@ class Network:
         return "\n".join(lines)
 
     def edits(self) -> list[tuple[str, object, str]]:
-        """Everything that one edit can be: detach an expression, no_grad around a statement, freeze a part during one."""
+        """All that one edit can be: detach an expression, no_grad around a statement, freeze a part during one."""
         found: list[tuple[str, object, str]] = []
         for name, expression in [*self.body, *self.helper]:
             stack = [expression]
@@ -175,9 +175,10 @@ def meets(after, before, barred, whole=True):
         if cell in barred:
             if after[cell] is not None:
                 return False
-        elif gradient is not None:
-            if after[cell] is None or (whole and not torch.allclose(after[cell], gradient, rtol=1e-9, atol=1e-12)):
-                return False
+        elif gradient is not None and after[cell] is None:
+            return False
+        elif gradient is not None and whole and not torch.allclose(after[cell], gradient, rtol=1e-9, atol=1e-12):
+            return False
     return True
 
 
@@ -196,7 +197,7 @@ def contract(seed):
 def smallest(network, evaluated, before, barred, whole):
     """The size of the smallest set of one or two edits that meets the contract; 3 where none does.
 
-    A cut takes ways away, and no other one gives them back: what does harm alone is in no set, and so is what does nothing.
+    A cut takes ways away, and no other gives them back: what does harm alone is in no set, nor is what does nothing.
     """
     harmless = []
     for edit in network.edits():

@@ -1,4 +1,4 @@
-"""The smallest sets of cuts that part some vertices of a graph from others, where one cut may close several vertices."""
+"""The smallest sets of cuts that part vertices of a graph from others, where one cut may close several vertices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 Cut = TypeVar("Cut", bound=Hashable)
 Graph = Sequence[Sequence[int]]  # of vertex i: the vertices that follow it
-MOST_PATHS = 20_000  # that are looked for in one search
+MOST_PATHS = 20_000
 
 
 def reached(graph: Graph, starts: Iterable[int], closed: frozenset[int] | set[int] = frozenset()) -> set[int]:
@@ -56,7 +56,7 @@ def path(
 
 @dataclass(frozen=True)
 class Wish:
-    """Vertices between which there is to be no way, or one at least; of those alone that lead through ``via``, if given."""
+    """Vertices between which there is to be no way, or one at least; through ``via``, where that is given."""
 
     starts: frozenset[int]
     ends: frozenset[int]
@@ -106,11 +106,18 @@ class Separation(Generic[Cut]):
         apart: between these there is to be no way.
         cuts: the vertices that each cut closes.
         joined: between these one way at least is to stay.
+        most_paths: that are looked for.
     """
 
     def __init__(
-        self, graph: Graph, apart: Sequence[Wish], cuts: Mapping[Cut, frozenset[int]], joined: Sequence[Wish] = ()
+        self,
+        graph: Graph,
+        apart: Sequence[Wish],
+        cuts: Mapping[Cut, frozenset[int]],
+        joined: Sequence[Wish] = (),
+        most_paths: int = MOST_PATHS,
     ) -> None:
+        self._most = most_paths
         back = backwards(graph)
         self._apart = apart
         on_ways = set().union(*(wish.between(graph, back) for wish in apart))
@@ -154,7 +161,7 @@ class Separation(Generic[Cut]):
         return list(dict.fromkeys(cut for vertex in way for cut in self._at.get(vertex, ())))
 
     def _disjoint(self, closed: set[int]) -> tuple[int, list[int]]:
-        """How many open ways are found no two of which share a cut: so many cuts it takes. And one that has none on it."""
+        """How many open ways are found no two of which share a cut: so many it takes. And one that has none on it."""
         closed, count = set(closed), 0
         while (way := self._open(closed)) is not None:
             cuts = self._cuts_on(way)
@@ -173,7 +180,7 @@ class Separation(Generic[Cut]):
         if chosen in self._seen:
             return True
         self._seen.add(chosen)
-        if self._paths > MOST_PATHS:
+        if self._paths > self._most:
             return False
         closed = self._closed(chosen)
         if self._joined and self._breaks(closed):
@@ -184,7 +191,10 @@ class Separation(Generic[Cut]):
             return True
         if left == 0 or (left > 1 and self._disjoint(closed)[0] > left):
             return True
-        return all([self._search(chosen | {cut}, left - 1, found) for cut in self._cuts_on(way)])
+        complete = True
+        for cut in self._cuts_on(way):
+            complete &= self._search(chosen | {cut}, left - 1, found)
+        return complete
 
     def _greedy(self) -> list[frozenset[Cut]]:
         """One set that does it, as small as is found without going back; none where one is not found."""

@@ -1,1 +1,1 @@
-"""The smallest set of edits of a script that stops a loss from reaching a part: found on its values, tried, then told."""
+"""The smallest set of edits of a script that stops a loss from reaching a part: found on its values, and tried."""

@@ -12,9 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from stopgrad.flow.flows import Cell
 from stopgrad.flow.matrix import FlowMatrix
 from stopgrad.propose.edits import Edit, Source
-from stopgrad.propose.graph import Cell, Flow
+from stopgrad.propose.graph import Flow
 from stopgrad.propose.options import with_further
 from stopgrad.propose.process import recorded
 from stopgrad.propose.record import Job, Record
@@ -266,17 +267,17 @@ class Study:
         now = states(after)
         cells = list(dict.fromkeys([*self._before, *now]))
         changed = [c for c in cells if self._before.get(c) != now.get(c)]
-        lines = [
-            f"  {loss} -> {part}: {_cell(self._record, (loss, part), self._before)} -> {_cell(after, (loss, part), now)}"
-            for loss, part in changed
-        ]
+        lines = []
+        for cell in changed:
+            was, is_now = _cell(self._record, cell, self._before), _cell(after, cell, now)
+            lines.append(f"  {cell[0]} -> {cell[1]}: {was} -> {is_now}")
         left = len(cells) - len(changed)
         return [*lines, f"  the other {f'{left} cells are' if left > 1 else 'cell is'} as before"] if left else lines
 
 
 def _cell(record: Record, cell: Cell, known: dict[Cell, str]) -> str:
     if cell not in known:
-        return "no such term"
+        return "not there"
     matrix: FlowMatrix | None = record.matrix
     return str(matrix[cell]) if matrix is not None and known[cell] == matrix[cell].state else known[cell]
 

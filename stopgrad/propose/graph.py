@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from stopgrad.flow.separate import Wish, backwards, reached
+from stopgrad.flow.flows import Flows
+from stopgrad.flow.separate import reached
 from stopgrad.flow.values import ESCAPES, LIVE
 from stopgrad.propose.probe import Key
 from stopgrad.propose.record import Recorded
 
-Cell = tuple[str, str]  # a loss, and a part
 OTHER = ("", -1)  # what stops a gradient there can be removed by no edit of the script
 
 
@@ -47,8 +47,8 @@ class Effect:
     legal: bool = True
 
 
-class Flow:
-    """The graph, from losses to parts.
+class Flow(Flows):
+    """The graph, from losses to parts, and how each vertex came about.
 
     Args:
         spans: what was recorded.
@@ -56,13 +56,9 @@ class Flow:
     """
 
     def __init__(self, spans: Sequence[Recorded], opened: frozenset[Key] = frozenset()) -> None:
+        super().__init__([], {}, {})
         self.spans, self._opened = spans, opened
-        self.after: list[list[int]] = []
-        self.losses: dict[str, set[int]] = {}
-        self.parts: dict[str, set[int]] = {}
-        self.origin: list[
-            tuple[int, int]
-        ] = []  # of each vertex: its span, and its value; of a use, that of who uses it
+        self.origin: list[tuple[int, int]] = []  # of each vertex: its span and value; of a use, that of who uses it
         self.stops: list[dict[int, frozenset[Key]]] = []  # of each span: what stops the gradient at a value
         self._live: list[bytearray] = []
         self._at: list[list[int]] = []
@@ -83,8 +79,7 @@ class Flow:
         for value in range(len(values)):
             parents = values.parents[values.first[value] : values.first[value + 1]]
             if value < values.roots:
-                live[value] = value not in span.frozen or span.frozen[value] in self._opened
-                fresh[value] = value in span.frozen and live[value]
+                live[value] = True
                 continue
             needs = stops.get(value)
             if needs is None:
@@ -93,9 +88,8 @@ class Flow:
             else:
                 live[value] = is_fresh = needs <= self._opened and any(live[p] for p in parents)
             fresh[value] = is_fresh
-            for parent in dict.fromkeys(parents) if live[value] else ():
-                if live[parent]:
-                    self.after[at[value]].append(self._use(number, value, parent, at) if parent in mine else at[parent])
+            following = [parent for parent in dict.fromkeys(parents) if live[value] and live[parent]]
+            self.after[at[value]] = [self._use(number, value, p, at) if p in mine else at[p] for p in following]
         for value, parts in span.starts.items():
             for part in parts:
                 self.parts.setdefault(part, set()).add(at[value])
@@ -111,63 +105,6 @@ class Flow:
         self.after.append([at[parameter]])
         self.origin.append((number, value))
         return len(self.after) - 1
-
-    @cached_property
-    def before(self) -> list[list[int]]:
-        return backwards(self.after)
-
-    def reaches(self, loss: str, part: str) -> bool:
-        return not reached(self.after, self.losses.get(loss, ())).isdisjoint(self.parts.get(part, ()))
-
-    def open_cells(self) -> set[Cell]:
-        """All cells that gradient reaches in the graph."""
-        found = {loss: reached(self.after, starts) for loss, starts in self.losses.items()}
-        return {(loss, part) for loss in self.losses for part, ends in self.parts.items() if found[loss] & ends}
-
-    def wish(self, cell: Cell) -> Wish:
-        """Its ways. To a value that is a part they lead on to a parameter: else it carries no gradient at all."""
-        starts, ends = frozenset(self.losses[cell[0]]), frozenset(self.parts[cell[1]])
-        return Wish(starts, self._roots, ends) if self._is_value(cell[1]) else Wish(starts, ends)
-
-    def _is_value(self, part: str) -> bool:
-        return "@" in part or part.startswith("stop.")
-
-    @cached_property
-    def _roots(self) -> frozenset[int]:
-        return frozenset(v for part, ends in self.parts.items() if not self._is_value(part) for v in ends)
-
-    # ---- what must stay
-
-    def kept(self, barred: Iterable[Cell], keep: Iterable[Cell], terms: Container[str]) -> dict[Cell, set[int]]:
-        """The vertices that carry each flow which is to stay, beyond what is barred.
-
-        A way is barred that has a barred one in it: from a loss, or a term of it, to a part, or a value that is one.
-        """
-        barred = {cell for cell in barred if cell[0] in self.losses and cell[1] in self.parts}
-        found: dict[Cell, set[int]] = {}
-        behind = {loss: reached(self.after, starts) for loss, starts in self.losses.items()}
-        upstream: dict[tuple[str, frozenset[int]], set[int]] = {}
-        for loss, part in keep:
-            if loss not in self.losses or part not in self.parts:
-                continue
-            if loss in terms and any(p == part and self.losses[loss] & behind[other] for other, p in barred):
-                continue  # of one that may not reach this part
-            closed: set[int] = set()
-            for other, ends in barred:
-                if other == loss or (loss in terms and self.losses[loss] & behind[other]):
-                    closed |= self.parts[ends] - self.parts[part]  # a value through which no way may lead
-                elif other in terms and (ends == part or self.parts[ends] & reached(self.before, self.parts[part])):
-                    closed |= self.losses[other] - self.losses[loss]
-            key = loss, frozenset(closed)
-            if key not in upstream:
-                upstream[key] = reached(self.after, self.losses[loss], closed)
-            if not self._is_value(part):
-                found[loss, part] = upstream[key] & reached(self.before, self.parts[part], closed)
-                continue
-            ends = self._roots.difference(*(self.parts[p] for other, p in barred if other == loss))
-            behind_it = reached(self.after, upstream[key] & self.parts[part]) & reached(self.before, ends)
-            found[loss, part] = behind_it | (upstream[key] & reached(self.before, self.parts[part] & behind_it, closed))
-        return found
 
     # ---- what edits do
 
@@ -240,7 +177,7 @@ def _stops(span: Recorded) -> dict[int, frozenset[Key]]:
             parents = values.parents[values.first[value] : values.first[value + 1]]
             if boundary is not None and "@" in boundary:
                 continue  # a value that is a part
-            key = next((span.frozen[p] for p in parents if p in span.frozen), OTHER)
+            key = next((span.frozen[parent] for parent in parents if parent in span.frozen), OTHER)
         elif mode:
             key = next((key for key, first, last in blocks if first <= value < last), OTHER)
         else:

@@ -119,9 +119,9 @@ class _Finder:
 
     def _expr(self, node: ast.expr, *, wrap: bool = True, leaf: bool = True) -> None:
         """Find the sites of an expression; ``wrap`` says whether its own value may be one."""
-        if wrap and isinstance(node, _VALUES) and not self._is_imported(node):
-            if not (isinstance(node, ast.UnaryOp) and isinstance(node.operand, ast.Constant)):
-                self._add("value", node, leaf=leaf and isinstance(node, ast.Name | ast.Attribute))
+        is_number = isinstance(node, ast.UnaryOp) and isinstance(node.operand, ast.Constant)
+        if wrap and isinstance(node, _VALUES) and not is_number and not self._is_imported(node):
+            self._add("value", node, leaf=leaf and isinstance(node, ast.Name | ast.Attribute))
         match node:
             case ast.Call(func=func, args=args, keywords=keywords):
                 self._call(node, func, args, keywords)
@@ -210,7 +210,7 @@ def mode_of(node: ast.expr) -> str:
 
 
 def dotted(node: ast.AST) -> Iterator[str]:
-    """The names in a statement and the dotted ones that begin there: ``self``, ``self.critic``, ``self.critic.head``."""
+    """The names in a statement, also dotted: ``self``, ``self.critic``, ``self.critic.head``."""
     for inner in ast.walk(node):
         root = inner
         while isinstance(root, ast.Attribute):

@@ -60,14 +60,14 @@ class Recorded:
     Attributes:
         losses: the vertices of each loss, and of each term of one.
         starts: the names of the parts that begin at a vertex.
-        frozen: the roots that do not require grad, and what has frozen each.
+        frozen: what has set ``requires_grad`` of a root to False.
         notes: what the probes noted; its recorder is gone.
     """
 
     values: Values
     losses: dict[str, list[int]]
     starts: dict[int, list[str]]
-    frozen: dict[int, Key | None]
+    frozen: dict[int, Key]
     notes: Notes
 
 
@@ -135,7 +135,7 @@ class Recording(Watch):
         self._told |= losses.keys()
         starts = {v: [c for c in matrix.parts if bits & ways.bits[c]] for v, bits in ways.values.starts.items()}
         tensors = {id(t): t for part in span.parts.values() for t in part}.values()
-        frozen = {root: probe.frozen.get(id(t)) for root, t in enumerate(tensors) if not t.requires_grad}
+        frozen = {root: probe.frozen[id(t)] for root, t in enumerate(tensors) if id(t) in probe.frozen}
         return Recorded(ways.values, losses, starts, frozen, probe.notes())
 
     def _end(self) -> None:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
+from stopgrad.flow.flows import Cell
 from stopgrad.flow.separate import Separation
 from stopgrad.flow.values import Values
 from stopgrad.propose.edits import Edit, Source
-from stopgrad.propose.graph import OTHER, Cell, Choice, Effect, Flow
+from stopgrad.propose.graph import OTHER, Choice, Effect, Flow
 from stopgrad.propose.probe import Key
 from stopgrad.propose.record import Record
 
@@ -92,9 +93,8 @@ class Question:
         lost = next((cell for cell in self._reach if cell in kept and not kept[cell]), None)
         if lost is not None:
             told = ", ".join(f"{loss} -> {part} is not to be reached" for loss, part in apart)
-            return Found(
-                why=f"{told}, and {lost[0]} -> {lost[1]} is to be: they contradict each other, since it leads nowhere else"
-            )
+            told += f", and {lost[0]} -> {lost[1]} is to be: they contradict each other, since it leads nowhere else"
+            return Found(why=told)
         forbidden = set().union(*kept.values())
         effects = {choice: effect for choice, effect in flow.effects.items() if self._edit(choice) is not None}
         closes = {choice: frozenset(effect.closes) for choice, effect in effects.items()}
@@ -132,7 +132,7 @@ class Question:
         return self._edits[choice]
 
     def _rank(self, choice: Choice, effects: Mapping[Choice, Effect]) -> tuple[Any, ...]:
-        """What saves most of a forward's graph; else where the loss is assembled, not deep in a function; what reads well.
+        """What saves most of a forward's graph; else where the loss is assembled, not deep in a function.
 
         Args:
             effects: of all edits that are in some answer.
@@ -214,8 +214,6 @@ class Question:
                     if any(parent in leads for parent in each):
                         leads.add(value)
                         found.update(dict.fromkeys(self._flow.stops[number].get(value, ())))
-                for root in ends & span.frozen.keys():
-                    found[span.frozen[root] or OTHER] = None
         return [key for key in found if key != OTHER and self._edit(Choice("remove", key)) is not None]
 
     def _unreachable(self) -> str:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from stopgrad.cuts.strategies import nearest
 from stopgrad.flow.contract import FlowContract
+from stopgrad.flow.flows import Cell
 from stopgrad.flow.parts import FROZEN, TRAINED
 from stopgrad.flow.values import place
 from stopgrad.propose.edits import Source
-from stopgrad.propose.graph import Cell
 from stopgrad.propose.places import assigned
 
 _VALUE = re.compile(r"(?P<variable>[\w.]+)@(?P<file>[^@]+):(?P<line>\d+)")
