@@ -172,12 +172,12 @@ def gradients_of(losses, parts):
 def meets(after, before, barred, whole=True):
     """Nothing arrives where it must not, and elsewhere what did before; or, not ``whole``, anything."""
     for cell, gradient in before.items():
-        if cell in barred:
-            if after[cell] is not None:
-                return False
-        elif gradient is not None and after[cell] is None:
+        now = after[cell]
+        if gradient is None:
+            continue
+        if (now is None) != (cell in barred):
             return False
-        elif gradient is not None and whole and not torch.allclose(after[cell], gradient, rtol=1e-9, atol=1e-12):
+        if now is not None and whole and not torch.allclose(now, gradient, rtol=1e-9, atol=1e-12):
             return False
     return True
 

@@ -19,7 +19,8 @@ class Flows:
     """
 
     def __init__(self, after: list[list[int]], losses: dict[str, set[int]], parts: dict[str, set[int]]) -> None:
-        self.after, self.losses, self.parts = after, losses, parts
+        self.after: list[list[int]] = after
+        self.losses, self.parts = losses, parts
 
     @cached_property
     def before(self) -> list[list[int]]:
