@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from stopgrad.propose.record import Job, Record
 from stopgrad.propose.solve import Found, Proposal, Question
 from stopgrad.propose.wishes import ValuePart, Wishes, values_among
 from stopgrad.watch.options import writable
-from stopgrad.watch.run import check_script
+from stopgrad.watch.run import check_script, script_file
 
 TRIED = 3  # of equal answers, by a run each
 TOLD = 8  # of equal answers
@@ -55,14 +54,6 @@ def propose(options: argparse.Namespace) -> int:
             runs.sources[file].write(told.answer.edits)
         print(f"\nwritten: {', '.join(map(os.path.relpath, sorted(files)))}")
     return 0 if told.met or told.answer is not None else 1
-
-
-def script_file(options: argparse.Namespace) -> str:
-    """The script's file, also where it is named as a module."""
-    if not options.module:
-        return options.script
-    spec = importlib.util.find_spec(options.script)
-    return (spec.origin if spec is not None else None) or options.script
 
 
 class Runs:

@@ -138,18 +138,17 @@ class Question:
             effects: of all edits that are in some answer.
         """
         if choice.key[0].startswith("stop."):
-            return -1, 0, 0, 0, *choice.key, 0
+            return -1, 0, 0, False, 0, *choice.key, 0
         source, effect = self._sources[choice.key[0]], effects[choice]
         node = source.sites[choice.key[1]].node
         spared = {c: e.spared for c, e in effects.items() if c.kind == "no_grad" and e.calls}
         is_call = isinstance(getattr(node, "value", None), ast.Call | ast.BinOp)
         where = choice.key[0], node.lineno, len(source.spelled(node))
         if choice in spared and is_call and 2 * effect.spared >= max(spared.values()):  # not a small piece of it
-            return 0, -effect.spared, effect.depth, 0, *where
-        kind = {"detach": 0, "no_grad": 1, "freeze": 2}[choice.kind]
+            return 0, -effect.spared, effect.depth, False, 0, *where
         plain = isinstance(node, ast.Name) or isinstance(source.parents.get(node), ast.Assign)
         reads = 0 if plain else 2 if isinstance(node, ast.BinOp | ast.UnaryOp) else 1
-        return 1, effect.depth, kind, reads, *where
+        return 1, choice.kind == "freeze", effect.depth, choice.kind == "no_grad", reads, *where
 
     def _conflict(self, flow: Flow, apart: Sequence[Cell], kept: Mapping[Cell, set[int]], way: Sequence[int]) -> str:
         """Which wishes contradict each other, and on which way."""
