@@ -217,6 +217,7 @@ def test_a_value_is_a_part(script):
         "loss:target@train.py:11",
     )
     assert answer(said) == ["with torch.no_grad():", "target = 1 + 0.9 * D(x + 1)"]
+    assert "by fewer ways" not in said.out  # what leads to D through the target is not to stay
     places = {(edits[0]["line"], edits[0]["kind"]) for edits in said.json["equal"]}
     assert {(12, "detach"), (11, "freeze"), (11, "detach")} <= places
 

@@ -88,3 +88,20 @@ def test_what_carries_a_flow_that_must_stay():
     flows = Flows([[5], [3], [4], [], [], [1, 2]], {"loss": {0}}, {"a": {3}, "b": {4}})
     assert flows.kept([("loss", "a")], [("loss", "b")]) == {("loss", "b"): {0, 5, 2, 4}}
     assert flows.open_cells() == {("loss", "a"), ("loss", "b")}
+
+
+def test_what_leads_through_a_value_that_must_not_be_reached_need_not_stay():
+    """0 -> 1 -> 3 -> 4 leads through the value at 1, 0 -> 2 -> 4 past it."""
+    flows = Flows([[1, 2], [3], [4], [4], []], {"loss": {0}}, {"a": {4}, "stop.v": {1}})
+    assert flows.kept([("loss", "stop.v")], [("loss", "a")]) == {("loss", "a"): {0, 2, 4}}
+    assert flows.wish(("loss", "stop.v")) == Wish(frozenset({0}), frozenset({4}), frozenset({1}))
+    assert flows.kept([("loss", "a")], [("loss", "stop.v")]) == {("loss", "stop.v"): set()}  # it leads nowhere else
+
+
+def test_a_term_may_not_reach_what_its_loss_may_not():
+    """The term at 1 of the loss at 0; another loss at 5 uses the same part."""
+    flows = Flows([[1, 2], [3], [4], [], [], [3]], {"loss": {0}, "term": {1}, "other": {5}}, {"a": {3}, "b": {4}})
+    kept = flows.kept([("loss", "a")], [("term", "a"), ("other", "a"), ("loss", "b")], {"term"})
+    assert kept == {("other", "a"): {5, 3}, ("loss", "b"): {0, 2, 4}}
+    kept = flows.kept([("term", "a")], [("loss", "a"), ("loss", "b")], {"term"})
+    assert kept == {("loss", "a"): set(), ("loss", "b"): {0, 2, 4}}
