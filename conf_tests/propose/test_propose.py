@@ -245,6 +245,28 @@ def test_a_value_in_a_tuple_and_an_attribute(script):
     assert "(now - self.target.detach()).square()" in "".join(e["diff"] for edits in said.json["equal"] for e in edits)
 
 
+def test_an_argument_is_a_part(script):
+    """SimSiam: both sides are of one encoder, and what a prediction is compared with is to stand still."""
+    said = script(
+        """
+        def distance(p, z):
+            return -torch.cosine_similarity(p, z).mean()
+
+        for step in range(4):
+            left, right = torch.randn(8, 4), torch.randn(8, 4)
+            z_left, z_right = E(left), E(right)
+            loss = distance(G(z_left), z_right) / 2 + distance(G(z_right), z_left) / 2
+            g_opt.zero_grad()
+            loss.backward()
+            g_opt.step()
+        """,
+        "--not",
+        "loss:z@train.py:9",
+    )
+    assert answer(said) == ["return -torch.cosine_similarity(p, z.detach()).mean()"]
+    assert said.json["equal"] == []
+
+
 def test_boundaries_are_parts(script):
     text = """
         from stopgrad import Boundary

@@ -220,8 +220,11 @@ def dotted(node: ast.AST) -> Iterator[str]:
 
 
 def assigned(tree: ast.AST) -> Iterator[tuple[str, ast.stmt]]:
-    """(name, statement) of everything that a simple statement, a ``for`` or a ``with`` gives a value to."""
+    """(name, statement) of all that gets a value in a simple statement, a ``for`` or a ``with``, or as an argument."""
     for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
+                yield argument.arg, node
         targets: list[ast.expr] = []
         if isinstance(node, ast.Assign):
             targets = node.targets

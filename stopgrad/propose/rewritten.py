@@ -51,7 +51,7 @@ class _Parts(ast.NodeTransformer):
             for line, variable, name in self._wanted
             if isinstance(node, ast.stmt) and node.lineno == line and gives(node, variable)
         ]
-        if isinstance(node, ast.For | ast.With):
+        if isinstance(node, ast.For | ast.With | ast.FunctionDef):
             node.body[:0] = crossings
             return node
         return [node, *crossings] if crossings else node
