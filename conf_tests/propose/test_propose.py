@@ -199,6 +199,33 @@ def test_the_edit_that_weakens_least_where_none_is_harmless(script):
     assert [edit["kind"] for edit in said.json["edits"]] == ["freeze"]  # what runs through G to E stays
 
 
+def test_a_module_that_could_not_be_thawed_as_it_was_is_not_frozen(script):
+    step = STEP.format(d_loss="D(torch.randn(8, 4)).mean()", g_loss="-D(G(torch.randn(8, 4))).mean()")
+    said = script("D.bias.requires_grad_(False)\n" + step, "--not", "g_loss:D")
+    assert said.status == 1
+    assert "g_loss -> D" in said.out
+
+
+def test_an_edit_that_does_not_do_it_is_not_told(script):
+    """A reentrant checkpoint gives no gradient at all where its input carries none: the values cannot tell."""
+    said = script(
+        """
+        from torch.utils.checkpoint import checkpoint
+
+        for step in range(4):
+            loss = D(checkpoint(G, E(torch.randn(8, 4)), use_reentrant=True)).mean()
+            g_opt.zero_grad(), d_opt.zero_grad()
+            loss.backward()
+            g_opt.step(), d_opt.step()
+        """,
+        "--not",
+        "loss:E",
+    )
+    assert said.status == 1
+    assert "detach E(torch.randn(8, 4)): with it, loss -> G is " in said.out
+    assert said.json["edits"] == []
+
+
 # ---- values and boundaries as parts
 
 
@@ -499,7 +526,7 @@ def test_the_probed_script_gives_its_own_numbers(tmp_path):
             h[0] = 0.5 * h[1]
             h.mul_(2)
             h.retain_grad()
-            inner = torch.randn(8, 4, requires_grad=True)
+            inner = G(torch.randn(8, 4))
             energy = D(inner).sin().sum()
             slope = gradient(energy, inner)
             first, *rest = h.unbind(1)
