@@ -86,7 +86,20 @@ CASES = {
         (1, 1),
         also=(("for _ in range(30):", "for _ in range(1):"),),
     ),
+    "simsiam": Case(
+        "simsiam", ("target = z.detach()", "target = z"), ("loss:target@simsiam.py:LINE",), ("--steps", "3")
+    ),
+    "consistency": Case(
+        "consistency",
+        ("f(points[here] + less * z, less).detach()", "f(points[here] + less * z, less)"),
+        ("loss:target@consistency.py:LINE",),
+        ("--steps", "3"),
+    ),
+    "vqvae decoder": Case("vqvae", ("(e - z).detach()", "(e - z)"), ("reconstruction:codebook",), ("--steps", "3")),
+    "vqvae codes": Case("vqvae", ("(e - z.detach())", "(e - z)"), ("codes:encoder",), ("--steps", "3")),
+    "vqvae encoder": Case("vqvae", ("(z - e.detach())", "(z - e)"), ("commitment:codebook",), ("--steps", "3")),
 }
+# No cut of loss_logging keeps a loss from a part: it keeps graphs from being kept.
 SAMPLE = ("td", "dirac_gan g", "finetune_linear")
 
 
@@ -114,3 +127,10 @@ def test_the_cut_of_the_script_is_found(name, tmp_path):
     assert len(said.json["edits"]) == 1
     own = set(range(at + case.lines[0], at + sum(case.lines)))
     assert any(lines & own for lines in said.lines), said.out
+    if case.name == "dirac_gan":  # to name a parameter is no operation that no_grad could keep from having a graph
+        assert {edit["kind"] for edits in (said.json["edits"], *said.json["equal"]) for edit in edits} == {"detach"}
+
+
+def test_every_script_with_a_cut_has_a_case():
+    scripts = (file for file in (ROOT / "benchmarks" / "plain").glob("*.py") if "the cut" in file.read_text())
+    assert {file.stem for file in scripts} == {case.name for case in CASES.values()} | {"loss_logging"}
