@@ -258,6 +258,26 @@ def _add_script(parser: Any) -> None:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script")
 
 
+def propose_command(options: argparse.Namespace) -> int:
+    """Find the smallest set of edits that meets what is asked for, try it, and print it."""
+    from stopgrad.propose.command import propose
+
+    return propose(options)
+
+
+def _add_propose(commands: Any) -> None:
+    from stopgrad.propose.options import add_options
+
+    parser = commands.add_parser(
+        "propose",
+        help="the smallest set of edits that stops a loss from reaching a part, tried before it is told",
+        description="A PART is one of run's matrix, a value such as target@train.py:40, or a boundary, stop.NAME.",
+    )
+    add_options(parser)
+    _add_script(parser)
+    parser.set_defaults(run=propose_command)
+
+
 def _add_new(commands: Any) -> None:
     parser = commands.add_parser(
         "new",
@@ -273,7 +293,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command. Exit status: 0 fine, 1 the answer is no, 2 the question was wrong."""
     parser = argparse.ArgumentParser(prog="python -m stopgrad", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_ablate, _add_audit, _add_compare, _add_explain, _add_museum, _add_new, _add_run, _add_sites):
+    each = (
+        _add_ablate,
+        _add_audit,
+        _add_compare,
+        _add_explain,
+        _add_museum,
+        _add_new,
+        _add_propose,
+        _add_run,
+        _add_sites,
+    )
+    for add in each:
         add(commands)
     options = parser.parse_args(arguments)
     try:

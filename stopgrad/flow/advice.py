@@ -44,23 +44,23 @@ class Ways:
     """
 
     def __init__(self, values: Values, losses: Mapping[str, Sequence[int]], bits: Mapping[str, int]) -> None:
-        self._values, self._losses, self._bits = values, losses, bits
+        self.values, self.losses, self.bits = values, losses, bits
 
     def crossing(self, loss: str, part: str) -> str:
         """The line of the operation of a part that is nearest to the loss, where its value leaves it; "" if unknown."""
-        for value in self._losses.get(loss, ()):
+        for value in self.losses.get(loss, ()):
             for index in self._live(value, 0):
-                if self._applies(index, self._bits[part]):
-                    file, line = self._values.line(index)
+                if self._applies(index, self.bits[part]):
+                    file, line = self.values.line(index)
                     return place(file, line) if file else ""
         return ""
 
     def needed_for(self, loss: str, part: str, others: Collection[str]) -> list[str]:
         """Those of the other parts that the loss reaches through operations of ``part`` alone."""
-        bit, found = self._bits[part], []
-        for value in self._losses.get(loss, ()):
+        bit, found = self.bits[part], []
+        for value in self.losses.get(loss, ()):
             around, through = self._reached(value, bit), self._reached(value, 0)
-            found += [p for p in others if p != part and self._bits[p] & through & ~around]
+            found += [p for p in others if p != part and self.bits[p] & through & ~around]
         return list(dict.fromkeys(found))
 
     def multiplied_by(self, loss: str, part: str, factors: Mapping[int, int]) -> set[int]:
@@ -72,10 +72,10 @@ class Ways:
         Returns:
             their values; none where a way leads past all of them.
         """
-        values, bit, found = self._values, self._bits[part], set[int]()
+        values, bit, found = self.values, self.bits[part], set[int]()
         known = {value: {value} for value in factors}  # with them, transposed and reshaped
         open_to = {root for root in range(values.roots) if values.starts.get(root, 0) & bit}
-        for value in self._losses.get(loss, ()):
+        for value in self.losses.get(loss, ()):
             for index in reversed(self._live(value, 0)):  # from the part to the loss
                 parents = values.parents[values.first[index] : values.first[index + 1]]
                 op, taken = values.op(index), set().union(*(known.get(parent, ()) for parent in parents))
@@ -93,14 +93,14 @@ class Ways:
 
     def _applies(self, index: int, bit: int) -> bool:
         """An operation takes a parameter of the part, or is the crossing of the boundary."""
-        values = self._values
+        values = self.values
         each = values.parents[values.first[index] : values.first[index + 1]]
         starts = values.starts.get(index, 0)  # of a boundary: what crosses it
         return bool(starts & bit) or any(parent < values.roots and values.starts[parent] & bit for parent in each)
 
     def _reached(self, loss: int, closed: int) -> int:
         """The bits of the parts that are reached, if gradient passes no operation of the part ``closed``."""
-        values = self._values
+        values = self.values
         found = values.starts.get(loss, 0)
         for index in self._live(loss, closed):
             if not (closed and self._applies(index, closed)):
@@ -111,7 +111,7 @@ class Ways:
 
     def _live(self, loss: int, closed: int) -> list[int]:
         """The values along which gradient flows, newest first."""
-        values, order, index = self._values, [], loss
+        values, order, index = self.values, [], loss
         seen = bytearray(loss + 1)
         while index >= values.roots:
             order.append(index)

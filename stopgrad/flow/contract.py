@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from stopgrad.cuts.strategies import nearest
 from stopgrad.flow.advice import leak, starved
 from stopgrad.flow.matrix import FlowMatrix
+from stopgrad.flow.proposal import proposal
 from stopgrad.flow.values import CutSite
 
 WANTED = ("open", "attached", "blocked")
@@ -201,7 +202,11 @@ class FlowContract(Mapping[str, Mapping[str, str]]):
                 found.append(Violation("leak", loss, part, leak(matrix, loss, part, open_parts.get(loss, ()), frozen)))
             elif state != "blocked" and cell.state not in ("open", "zero" if state == "attached" else "open"):
                 found.append(Violation("starved", loss, part, starved(matrix, loss, part, state)))
-        return found + (self._unexpected_cuts(matrix) if self.strict else [])
+        found += self._unexpected_cuts(matrix) if self.strict else []
+        leaks = [(v.loss, v.part) for v in found if v.kind == "leak"]
+        keep = [cell for cell, told in matrix.told().items() if told.state == "open" and wanted.get(cell) != "blocked"]
+        mends = proposal(matrix.facts.ways, leaks, keep) if leaks else ""
+        return [*found[:-1], replace(found[-1], text=f"{found[-1].text}\n{mends}")] if mends else found
 
     def check(self, matrix: FlowMatrix, *, partial: bool = False) -> None:
         """Raise :class:`GradientLeak` or :class:`GradientStarved` for a matrix that breaks this contract.

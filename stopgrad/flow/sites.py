@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from stopgrad.cuts import watcher
-from stopgrad.cuts.torch_internals import functorch_level, is_view, next_number, top_mode
+from stopgrad.cuts.torch_internals import functorch_level, is_view, next_number, top_mode, without_overrides
 from stopgrad.flow.frames import graphless_line, in_optimizer, user_line
 from stopgrad.flow.graph import Nodes, Walk
 from stopgrad.flow.known import Known, Tensors
@@ -288,6 +288,18 @@ class Recorder(TorchFunctionMode):
         parents = [v for v in (before, frozen) if v is not None]
         self.tensors.attach([(leaf, self.tensors.new("freeze", parents, live=leaf.requires_grad, site=line))])
         return leaf
+
+    def use(self, leaf: Tensor, line: tuple[str, int]) -> tuple[Tensor, int]:
+        """One use of a live value: an alias, with a value of its own; -1 in its place if it depends on no part."""
+        with without_overrides():
+            before = self.tensors.value(leaf)
+            if before is None:
+                return leaf, -1
+            begin = next_number()
+            alias = torch.ops.aten.alias(leaf)
+            value = self.tensors.new("alias", (before,), live=True, site=line)
+            self.tensors.attach([(alias, value)], begin)
+        return alias, value
 
     def value(self, tensor: Tensor) -> int | None:
         """What the tensor was computed from, or None if it depends on no part of the model."""

@@ -23,6 +23,14 @@ from stopgrad.flow.frames import is_library
 Rewrite = Callable[[ast.Module, str], ast.Module | None]
 
 ACTS = "__stopgrad__"  # by this name a rewritten file calls stopgrad.rewrite.acts
+_HIDDEN = {ACTS: "stopgrad.rewrite.acts"}  # names under which rewritten files call modules
+
+
+def hidden(module: str) -> str:
+    """The name under which rewritten files call a module."""
+    name = f"__{module.replace('.', '_')}__"
+    _HIDDEN[name] = module
+    return name
 
 
 def is_users(file: str) -> bool:
@@ -54,21 +62,22 @@ def compiled(file: str, rewrite: Rewrite) -> CodeType:
 
 def finished(tree: ast.Module) -> ast.Module:
     """The tree with the import of what it calls, where it calls it: on the first line that may have one."""
-    if not any(isinstance(node, ast.Name) and node.id == ACTS for node in ast.walk(tree)):
-        return tree
+    called = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} & _HIDDEN.keys()
     after = 0
     for statement in tree.body:
         doc = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
         if not (doc or (isinstance(statement, ast.ImportFrom) and statement.module == "__future__")):
             break
         after += 1
-    tree.body.insert(after, ast.ImportFrom("stopgrad.rewrite", [ast.alias("acts", ACTS)], 0, lineno=1, col_offset=0))
+    for name in sorted(called):
+        package, _, module = _HIDDEN[name].rpartition(".")
+        tree.body.insert(after, ast.ImportFrom(package, [ast.alias(module, name)], 0, lineno=1, col_offset=0))
     return ast.fix_missing_locations(tree)
 
 
-def call(act: str, at: ast.AST, *args: ast.expr, keywords: Sequence[ast.keyword] = ()) -> ast.Call:
-    """A call of an act, at the place of a node."""
-    function = ast.Attribute(ast.Name(ACTS, ast.Load()), act, ast.Load())
+def call(act: str, at: ast.AST, *args: ast.expr, keywords: Sequence[ast.keyword] = (), module: str = ACTS) -> ast.Call:
+    """A call of an act, at the place of a node; of another module by its hidden name."""
+    function = ast.Attribute(ast.Name(module, ast.Load()), act, ast.Load())
     made = ast.Call(function, [*args], [*keywords])
     for node in (made, function, function.value):
         ast.copy_location(node, at)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from stopgrad.flow.values import LIVE, CutSite, Trace, Values
 
 _SUMS = {"add", "radd", "iadd", "add_", "sub", "rsub", "isub", "sub_"}
-_SCALES = {"neg", "mul", "rmul", "imul", "mul_", "div", "truediv", "idiv", "div_", "float", "to"}
+_SCALES = {"neg", "mul", "rmul", "imul", "mul_", "div", "truediv", "idiv", "div_", "float", "to", "alias"}
 
 Line = tuple[str, int]
 

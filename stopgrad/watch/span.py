@@ -49,12 +49,15 @@ class Span:
         self._norms_of: dict[int, dict[int, float]] = {}  # of these values, by id of the parameter
         self._called: dict[int, str] = {}  # the values of the script's scalars, by the names of their variables
         self._terms: dict[str, dict[str, dict[str, Cell]]] = {}  # loss -> term -> part
+        self.terms_at: dict[str, set[int]] = {}  # the values of each term
+        self._crossings: dict[str, list[Tensor]] = {}  # boundary -> norms, in a backward
         self._handles: dict[int, RemovableHandle] = {}  # by id of a parameter, which the audit keeps alive
         self._saved, self.audit = Saved(), audit(parts)
         with ExitStack() as stack:
             self._saved.__enter__()
             stack.callback(self._saved.off)
             stack.push(self.audit.__enter__())
+            self.audit.on_crossing(self._crossed)
             stack.callback(self._unhook)
             self._stack = stack.pop_all()  # where one cannot be entered, those before it are left again
 
@@ -71,6 +74,14 @@ class Span:
                 self._norms.setdefault(key, []).append(measure.norm(grad))
 
         return note
+
+    def _crossed(self, boundary: str, tensor: Tensor) -> None:
+        def note(grad: Tensor) -> None:
+            if self._norms is not None:
+                self._crossings.setdefault(boundary, []).append(measure.norm(grad))
+
+        with without_overrides():
+            tensor.register_hook(note)
 
     @property
     def is_full(self) -> bool:
@@ -97,7 +108,7 @@ class Span:
                 self._called[value] = called
                 if self._with and tensor.grad_fn in behind and value not in self._norms_of:
                     self._norms_of[value] = self.audit.norms(called, tensor)
-        self._norms = {}
+        self._norms, self._crossings = {}, {}
         return nodes
 
     def end(self, loss: Tensor, finished: bool) -> None:
@@ -108,8 +119,9 @@ class Span:
         self._losses += 1
         with without_overrides():
             totals = {key: float(torch.stack(got).norm()) for key, got in norms.items()}
+            crossings = {name: [float(norm) for norm in got] for name, got in self._crossings.items()}
         try:
-            self.audit.record(self._name, loss, totals, {})
+            self.audit.record(self._name, loss, totals, crossings)
         except ValueError:  # nothing that was followed lies behind it
             return
         self._read()
@@ -123,6 +135,7 @@ class Span:
         found, live = evidence(value.of, value.index, bits, frozen, self._called, self.still.keys())
         for term, index in found.terms.items() if len(found.terms) > 1 else ():
             cells = self._terms.setdefault(name, {}).setdefault(term, {})
+            self.terms_at.setdefault(term, set()).add(index)
             hangs, trace = value.of.connected[index], Trace(value.of, index)
             for part, bit in bits.items():
                 if hangs & bit:
