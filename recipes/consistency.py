@@ -14,8 +14,8 @@ the cut is what gives it a direction. Without it an answer at less noise also mo
 they meet in the middle, at a lower loss. The teacher is the network itself, as in Song & Dhariwal 2023,
 arXiv:2310.14189, from whom the pseudo-Huber distance is too, or its running average.
 
-    python train.py recipe=consistency                           # right: energy distance .05 to eight Gaussians
-    python train.py recipe=consistency stop.target=none          # broken: .6, at half the loss
+    python train.py recipe=consistency                           # right: energy distance .07 to eight Gaussians
+    python train.py recipe=consistency stop.target=none          # broken: .57, at .4 of the loss
 
 Figures of all arms, three seeds each: docs/recipes/consistency.md.
 """

@@ -14,8 +14,8 @@ finite scalar quantisation (Mentzer et al. 2023, arXiv:2309.15505), where e is z
 Without it the encoder learns nothing of the reconstruction, and all images become one. Without the commitment
 (recipe.commitment_weight=0) nothing holds z near the codes, and it grows.
 
-    python train.py recipe=vqvae                                # right: squared error 1.4, perplexity 28 of 32 codes
-    python train.py recipe=vqvae stop.quantised=none            # broken: 4.7, as for the mean image; perplexity 3
+    python train.py recipe=vqvae                                # right: squared error 1.4, perplexity 29 of 32 codes
+    python train.py recipe=vqvae stop.quantised=none            # broken: 4.7, as for the mean image; perplexity 4
 
 Figures of all arms, three seeds each: docs/recipes/vqvae.md.
 """
