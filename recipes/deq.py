@@ -6,7 +6,7 @@ r"""Deep equilibrium: a fixed point is found without a graph, and its last step 
 The cell z -> tanh(W z + U x) is a contraction, so that z_T is its fixed point z* wherever it begins (Bai et al. 2019,
 arXiv:1909.01377). With J = dcell/dz at z*, a gradient v that comes from the head reaches the cell's parameters as
 
-    v (1 + J + ... + J^(n-1)) dcell/dparameters      n steps; n = 1: JFB (Fung et al. 2022, arXiv:2103.12803, eq. 8)
+    v (1 + J + ... + J^(n-1)) dcell/dparameters      n steps; n = 1: JFB (Fung et al. 2022, arXiv:2103.12803)
     v (1 - J)^-1 dcell/dparameters                   all, or by the implicit function theorem: stop.backward=implicit
 
 One step costs the memory of one step, and is a direction of descent where the contraction is strong enough. The tiny
