@@ -157,9 +157,7 @@ class PolicyWeights(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         weights = self.stop.weights.spelled
         if self.stop.objective == "ratio" and weights in ("detach", "no_grad", "detach_", "data"):
-            raise ValueError(
-                f"stop.objective=ratio: with stop.weights={weights} nothing learns; add stop.weights=none"
-            )
+            raise ValueError(f"stop.objective=ratio: with stop.weights={weights} nothing learns; add stop.weights=none")
         return self.optimizer(self.policy.parameters())
 
     # ---- which way it goes, and how far
@@ -201,5 +199,5 @@ class PolicyWeights(L.LightningModule):
         add_grid(self.logger, "confusion", self.sample(1), self.global_step)
 
     def sample(self, n: int) -> Tensor:
-        """One picture (1, 1, K, K): how likely the policy gives images of label k, a row, each name; white is surely."""
+        """One picture (1, 1, K, K): how likely images of label k, a row, are given each name, a column; white: surely."""
         return self.confusion[None, None].nan_to_num() * 2 - 1
