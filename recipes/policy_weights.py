@@ -199,5 +199,5 @@ class PolicyWeights(L.LightningModule):
         add_grid(self.logger, "confusion", self.sample(1), self.global_step)
 
     def sample(self, n: int) -> Tensor:
-        """One picture (1, 1, K, K): how likely images of label k, a row, are given each name, a column; white: surely."""
+        """One picture (1, 1, K, K): how likely images of a label, a row, get each name; white is surely."""
         return self.confusion[None, None].nan_to_num() * 2 - 1

@@ -17,9 +17,8 @@ BATCH, WIDTH, REFRESH, BASELINE, HELD_OUT = 64, 64, 10, 0.3, 0.2
 
 
 def train(steps: int = 1000, seed: int = 0) -> dict[str, float]:
-    digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32).flatten(1) / 8 - 1
-    labels = torch.tensor(digits.target)
+    pixels, names = load_digits(return_X_y=True)
+    images, labels = torch.tensor(pixels, dtype=torch.float32) / 8 - 1, torch.tensor(names)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     images, labels, kept = images[order], labels[order], int(len(images) * (1 - HELD_OUT))
 
