@@ -92,6 +92,19 @@ class TestLoss:
         torch.testing.assert_close(recipe.q_loss(batch), torch.stack(rows).mean())
 
 
+def test_each_update_is_by_its_own_loss_alone():
+    by_hand = build_recipe(*SMALL)
+    optimizer, parameters = by_hand.configure_optimizers(), list(by_hand.network.parameters())
+    for update, parts in enumerate(zip(*random_batch(4, 16), strict=True), start=1):
+        loss = by_hand.q_loss(Transitions(*parts))
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        if update == 3:
+            by_hand.target_network.load_state_dict(by_hand.network.state_dict())
+    assert equal(by_hand, trained(1))
+
+
 class TestBitIdentity:
     def test_every_cut_gives_the_same_weights(self):
         for more in ([], [ONLINE], ["recipe.double=true"]):

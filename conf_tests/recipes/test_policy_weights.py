@@ -174,6 +174,16 @@ class TestTraining:
             chosen = {"scale": "scale:0.2", "reverse": "reverse:0.2"}.get(strategy, strategy)
             assert not equal(reference, trained(3, f"stop.weights={chosen}")), strategy
 
+    def test_each_update_is_by_its_own_loss_alone(self):
+        by_hand = build_recipe(*SMALL)
+        optimizer, parameters = by_hand.configure_optimizers(), list(by_hand.policy.parameters())
+        for batch in batches(3):
+            loss = by_hand.policy_loss(by_hand.collect(batch))
+            for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+        assert equal(by_hand, trained(3))
+
     def test_older_policy_acts_until_it_is_refreshed(self):
         recipe = trained(3, "recipe.refresh=3")  # refreshed before the third step
         assert equal(recipe.behaviour, trained(2, "recipe.refresh=3").policy)

@@ -115,6 +115,19 @@ class TestTraining:
         assert not equal(reference, trained(3, "stop.state=reset"))
         assert not equal(reference, trained(3, "recipe.chunk=10"))
 
+    def test_each_update_is_by_the_loss_of_its_chunk_alone(self):
+        by_hand, (symbols, targets) = build_recipe(*SMALL), next(iter(batches(1)))
+        optimizer, state, parameters = by_hand.configure_optimizers(), None, list(by_hand.parameters())
+        for start in range(0, 20, 5):
+            here = slice(start, start + 5)
+            logits, state = by_hand.network(F.one_hot(symbols[:, here], 4).float(), state)
+            loss = F.cross_entropy(logits.flatten(0, 1), targets[:, here].flatten(), reduction="sum") / 40
+            for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+            state = state.detach()
+        assert equal(by_hand, trained(1))
+
     def test_each_chunk_is_an_update(self):
         optimizer = trained(3).optimizers()
         assert {int(state["step"]) for state in optimizer.state.values()} == {3 * 4}
