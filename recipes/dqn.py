@@ -109,7 +109,7 @@ class DQN(L.LightningModule):
         self.network = mlp(math.prod(observation.shape), width, width, self.actions)
         # frozen for good; but where nothing stops the target's gradient, left as a copy is: live
         self.target_network = copy.deepcopy(self.network).requires_grad_(self.stop.target.spelled not in CUTS)
-        self.gamma, self.double, self.period, self.tau = gamma, double, period, tau
+        self.gamma, self.double_q, self.period, self.tau = gamma, double, period, tau
         self.epsilon, self.exploration_steps, self.optimizer = epsilon, exploration_steps, optimizer
 
     def parameter_groups(self) -> dict[str, nn.Module]:
@@ -124,7 +124,7 @@ class DQN(L.LightningModule):
     def next_values(self, batch: Transitions) -> Tensor:
         """What the best action is worth in the next state, discounted; 0 after a termination."""
         values = self.next_network(batch.next_observations)
-        if self.double:
+        if self.double_q:
             best = self.network(batch.next_observations).argmax(-1, keepdim=True)
             values = values.gather(-1, best).squeeze(-1)
         else:
