@@ -174,7 +174,8 @@ def test_run_and_audit_print_what_readme_shows(readme):
 
 
 def test_start_comes_first_and_readme_is_short():
-    assert len(README.splitlines()) <= 150
+    written = re.sub(r"^<!-- recipes: .*?^<!-- end of recipes -->", "", README, flags=re.M | re.S)  # it grows with them
+    assert len(written.splitlines()) <= 140
     assert re.findall(r"^## .*", README, re.M)[0] == "## Start"
     assert not re.search(r"```|^    |\bpython ", README.partition("## Start")[0], re.M)
     assert len(blocks(README)[0][1].splitlines()) == 2

@@ -198,11 +198,64 @@ def _add_run(commands: Any) -> None:
     parser.add_argument("--save", metavar="FILE", help="keep the flow for a later --check")
     parser.add_argument("--force", action="store_true", help="let --save replace a file")
     parser.add_argument("--check", metavar="FILE", help="exit with 1 where a loss reaches something new, or no longer")
+    parser.add_argument(
+        "--stop", metavar="LINE=STRATEGY", action="append", default=[], help="do the stop of that line otherwise"
+    )
     parser.add_argument("--fail-on", choices=("error", "warning", "note", "never"), default="never")
+    _add_script(parser)
+    parser.set_defaults(run=run_command)
+
+
+def sites_command(options: argparse.Namespace) -> int:
+    """Run a script, and list the stops that ran."""
+    from stopgrad.ablate.sites import sites_command
+
+    return sites_command(options)
+
+
+def _add_sites(commands: Any) -> None:
+    parser = commands.add_parser("sites", help="every stop of a script that ran, and what it stands between")
+    parser.add_argument("--steps", metavar="N", type=int, help="end after so many optimiser steps")
+    parser.add_argument("--json", metavar="FILE", help="also write the sites as JSON")
+    _add_script(parser)
+    parser.set_defaults(run=sites_command)
+
+
+def ablate_command(options: argparse.Namespace) -> int:
+    """Run a script with each of its cuts done otherwise, and compare."""
+    from stopgrad.ablate.command import ablate_command
+
+    return ablate_command(options)
+
+
+def _add_ablate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "ablate",
+        help="what each cut of a script is worth: an arm without it, compared",
+        description="{seed} in the script's own arguments stands for the arm's seed.",
+    )
+    parser.add_argument("--seeds", metavar="N,N,...", default="0", help="of torch, NumPy and random, before the script")
+    parser.add_argument(
+        "--arm", metavar="NAME: SITE=STRATEGY, ...", action="append", default=[], help="this arm, and no other"
+    )
+    parser.add_argument("--each", action="store_true", help="beside --arm, one arm for each cut too")
+    parser.add_argument("--steps", metavar="N", type=int, help="end each arm after so many optimiser steps")
+    parser.add_argument("--metric", metavar="NAME", action="append", default=[], help="judge by this number")
+    parser.add_argument("--margin", metavar="NAME=X", action="append", default=[], help="smaller differences are none")
+    parser.add_argument("--broken", metavar="NAME>X", action="append", default=[], help="an arm beyond is broken")
+    parser.add_argument("--jobs", metavar="N", type=int, default=1, help="so many arms at once")
+    parser.add_argument("--timeout", metavar="S", type=float, help="seconds after which an arm is ended")
+    parser.add_argument("--out", metavar="DIR", help="where the arms go; by default runs/ablate/SCRIPT")
+    parser.add_argument("--allow-writes", action="store_true", help="let the script write outside of its arm's folder")
+    parser.add_argument("--json", metavar="FILE", help="also write the arms as JSON")
+    _add_script(parser)
+    parser.set_defaults(run=ablate_command)
+
+
+def _add_script(parser: Any) -> None:
     parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module")
     parser.add_argument("script", metavar="SCRIPT")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script")
-    parser.set_defaults(run=run_command)
 
 
 def _add_new(commands: Any) -> None:
@@ -220,7 +273,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command. Exit status: 0 fine, 1 the answer is no, 2 the question was wrong."""
     parser = argparse.ArgumentParser(prog="python -m stopgrad", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_audit, _add_compare, _add_explain, _add_museum, _add_new, _add_run):
+    for add in (_add_ablate, _add_audit, _add_compare, _add_explain, _add_museum, _add_new, _add_run, _add_sites):
         add(commands)
     options = parser.parse_args(arguments)
     try:

@@ -443,6 +443,23 @@ def test_a_nested_audit_is_refused_and_the_outer_one_goes_on(net: Net, x: Tensor
     assert a.matrix()["loss", "head"].state == "open"
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_no_number_arrives_and_makes_no_other_zero(value: float, net: Net, x: Tensor) -> None:
+    """As where a scaler's first scales are too large."""
+    with audit({"trunk": net.trunk, "head": net.head, "probe": net.probe}) as a:
+        out, probed = net(x)
+        a.loss("loss", out.mean() * value)
+        a.loss("both", out.mean() * value + probed.mean())
+    matrix = a.matrix()
+    assert {part: matrix["loss", part].state for part in matrix.parts} == {
+        "trunk": "open",
+        "head": "open",
+        "probe": "independent",
+    }
+    assert matrix["both", "probe"].state == "open"
+    assert 0 < matrix["both", "probe"].norm < 10
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_under_no_grad_it_is_refused(mode: type, net: Net, x: Tensor) -> None:
     with mode(), pytest.raises(RuntimeError, match="audit: gradients are disabled"), audit(net):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -226,6 +228,31 @@ def test_threads_that_compute_nothing_do_not_matter(way: str, old: ThreadPoolExe
     assert nets.audited(counted, nets.target)["loss", "target"].state == "independent"
     old.submit(nets.target, nets.x).result(timeout=60)
     assert nets.audited(counted, nets.target)["loss", "target"].state == "independent"
+
+
+@pytest.mark.parametrize(
+    ("names", "state"),
+    [("import time", "independent"), ("from torch import Tensor", "opaque"), ("import torch.nn as n", "opaque")],
+)
+def test_a_package_that_has_nothing_of_pytorchs_does_not_matter(names: str, state: str, tmp_path: Path) -> None:
+    """A progress bar watches itself in a thread of its own; a package with PyTorch in it may compute there."""
+    package = tmp_path / "site-packages" / f"bar_{state}_{len(names)}.py"
+    package.parent.mkdir()
+    package.write_text(f"{names}\ndef refresh(x):\n    return x\n")
+    spec = importlib.util.spec_from_file_location(package.stem, package)
+    assert spec is not None
+    bar = importlib.util.module_from_spec(spec)
+    assert spec.loader is not None
+    spec.loader.exec_module(bar)
+    nets = Nets()
+
+    def shown(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        thread = threading.Thread(target=bar.refresh, args=(x,))
+        thread.start()
+        thread.join(60)
+        return x
+
+    assert nets.audited(shown, nets.target)["loss", "target"].state == state
 
 
 def test_a_forward_that_a_backward_runs_again_elsewhere_does_not_matter(old: ThreadPoolExecutor) -> None:

@@ -21,6 +21,7 @@ def _run(arguments: list[str], cwd: Path) -> None:
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
+        sys.path.insert(0, str(cwd))
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = arguments
@@ -28,12 +29,12 @@ def _run(arguments: list[str], cwd: Path) -> None:
         runpy.run_path(arguments[0], run_name="__main__")
 
 
-def python(*arguments: object, cwd: Path) -> Ran:
-    """``python arguments...`` in the folder ``cwd``, which is made where it is not there."""
+def python(*arguments: object, cwd: Path, seconds: float = 120) -> Ran:
+    """``python arguments...`` in the folder ``cwd``, which is made where it is not there; killed after ``seconds``."""
     cwd.mkdir(exist_ok=True)
     process = PROCESSES.Process(target=_run, args=([*map(str, arguments)], cwd))
     process.start()
-    process.join(120)
+    process.join(seconds)
     process.kill()
     return Ran(process.exitcode, (cwd / "out").read_text(), (cwd / "err").read_text())
 

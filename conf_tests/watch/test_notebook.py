@@ -190,3 +190,23 @@ def test_a_large_matrix_is_folded(notebook):
     losses, parts = [f"loss_{i}" for i in range(256)], [f"part_{i}" for i in range(100)]
     matrix = FlowMatrix(parts, {(loss, part): Cell("open", 1.0) for loss in losses for part in parts}, losses)
     assert matrix._repr_html_().count("<td class=") == 1
+
+
+def test_a_stop_of_the_cell_is_switched(notebook):
+    cell = "\nx = G(torch.randn(16, 4)).detach()\nloss = D(x).mean()\nloss.backward()\nx.requires_grad"
+    result, _, (report,) = notebook.run(f"%%flow{cell}")
+    assert result.result is False
+    assert re.search(r"^loss  blocked +open", report["text/plain"], re.M)
+    result, _, (report,) = notebook.run(f"%%flow --stop 2=none{cell}")
+    assert result.result is True
+    assert re.search(r"^loss  open \S+ +open", report["text/plain"], re.M)
+    result, _, _ = notebook.run(cell)  # and no longer
+    assert result.result is False
+
+
+def test_a_line_without_a_stop_is_refused_before_the_cell_runs(notebook):
+    result, printed, shown = notebook.run("%%flow --stop 3=none\ny = G(torch.randn(16, 4)).detach()\nran = True")
+    assert not result.success
+    assert "%%flow: --stop 3=none: line 3 has no stop; the nearest is 2 (detach of G(torch.randn(16, 4)))" in printed
+    assert "ran" not in notebook.shell.user_ns
+    assert shown == []

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from conf_tests.helpers import Ran
 from conf_tests.watch.processes import failures, python
+from stopgrad.watch.names import returned
 
 GAN = """
     import torch
@@ -157,6 +161,13 @@ class TestCommand:
         assert "Trying to backward through the graph a second time" in ran.stderr
         assert "stopgrad/watch" not in ran.stderr
         assert "runpy" not in ran.stderr
+
+    def test_a_script_that_is_no_python(self, tmp_path):
+        """Its traceback has no frame at all."""
+        ran = run(write(tmp_path, "print 'as it was'"), cwd=tmp_path)
+        assert ran.returncode == 1
+        assert "SyntaxError" in ran.stderr
+        assert "nothing to report: no backward ran" in ran.stderr
 
     def test_check_passes_and_fails(self, tmp_path):
         script = write(tmp_path, RIGHT)
@@ -358,3 +369,41 @@ def test_of_two_ranks_the_first_tells_whether_they_drift(wrapped, expected, tmp_
     assert not failures(content)
     assert [f["name"] for f in content["findings"]] == expected
     assert content["parts"] == ["net"]
+
+
+def test_a_returned_loss_is_named_whatever_else_is_imported(monkeypatch):
+    """A lazy module of something that is not installed raises when it is asked for its file."""
+
+    class Lazy(ModuleType):
+        def __getattr__(self, name: str) -> None:
+            raise ImportError(name)
+
+    def training_step(batch: int) -> dict[str, int]:
+        q_loss = 2 * batch
+        return {"loss": q_loss, "steps": 1}
+
+    monkeypatch.setattr(inspect, "modulesbyfile", {})  # it remembers
+    monkeypatch.setitem(sys.modules, "lazy", Lazy("lazy"))
+    line = training_step.__code__.co_firstlineno + 2
+    assert returned(training_step.__code__) == ("q_loss", __file__, line)
+
+
+def test_a_stop_is_switched_on_every_rank(tmp_path):
+    cut = RANKS.replace(
+        "model(torch.randn(8, 4))", "(model(torch.randn(8, 4)) + head(net(torch.randn(8, 4)).detach()))"
+    )
+    cut = cut.replace("    opt = ", "    head = nn.Linear(1, 1)\n    opt = ").replace(
+        "WRAPPED", "DistributedDataParallel(net)"
+    )
+    script = write(tmp_path, cut + "    print(net.weight.tolist())\n")
+    line = next(n for n, text in enumerate(Path(script).read_text().splitlines(), 1) if ".detach()" in text)
+    said = {}
+    for stop in ([], ["--stop", f"{line}=none"]):
+        arguments = ["-m", "stopgrad", "run", "--json", "report.json", *stop, script]
+        folder = tmp_path / f"run{len(stop)}"
+        folder.mkdir()
+        with ThreadPoolExecutor(2) as pool:
+            ranks = [pool.submit(python, *arguments, rank, folder, cwd=folder / f"rank{rank}") for rank in range(2)]
+        said[len(stop)] = [rank.result().stdout for rank in ranks]
+        assert not failures(json.loads((folder / "rank0" / "report.json").read_text()))
+    assert said[0][0] == said[0][1] != said[2][0] == said[2][1]  # in step, and otherwise

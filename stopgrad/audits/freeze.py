@@ -17,6 +17,7 @@ from stopgrad.audits.calls import train_eval_gap as train_eval_gap
 from stopgrad.audits.tree import buffers_in, leaves, listed, parameters_in, walk
 from stopgrad.audits.writes import Watched, Writers, moved, plain
 from stopgrad.cuts.torch_internals import base_of, non_persistent
+from stopgrad.flow.lookup import parameters_of
 from stopgrad.flow.parts import Modules, modules_in
 
 _WORDS = {
@@ -238,7 +239,7 @@ def modules_without(modules: Modules, has: Callable[[Tensor], bool]) -> dict[str
     for root in modules_in(modules):
         below = {path: [0, 0] for path, _ in walk(root)}  # parameters, and those that are such ones
         for path, module in reversed(list(walk(root))):
-            own = list(module.parameters(recurse=False))
+            own = parameters_of(module, recurse=False)
             below[path] = [below[path][0] + len(own), below[path][1] + sum(map(has, own))]
             if path:
                 above = below[path.rpartition(".")[0]]

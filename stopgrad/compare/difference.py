@@ -80,14 +80,30 @@ def cosine(a: Tensor, b: Tensor) -> float | None:
     return 1.0 if a.equal(b) else max(-1.0, min(1.0, float(a @ b) / size))
 
 
+def at_parting(here: Fingerprints, there: Fingerprints, step: int) -> dict[str, dict[str, float | None]]:
+    """By group, the gradients with which the step was made after which the weights differ, where both were kept.
+
+    ``cosine`` and ``norm_ratio`` of this run's gradient with, and over, the other's; None where one is zero.
+    """
+    found: dict[str, dict[str, float | None]] = {}
+    other = there.stepped.get(step, {})
+    for group, gradient in here.stepped.get(step, {}).items():
+        if group in other and len(other[group]) == len(gradient):
+            size = float(other[group].norm())
+            ratio = float(gradient.norm()) / size if size else None
+            found[group] = {"cosine": cosine(gradient, other[group]), "norm_ratio": ratio}
+    return found
+
+
 def over_seeds(pairs: Sequence[tuple[Run, Run]]) -> dict[str, Any]:
     """All of the above for the pairs (arm, reference) of one arm; what the fingerprints cannot tell is None."""
     read = [(a, a.fingerprints, r.fingerprints) for a, r in pairs]
     both = [(run, a, r) for run, a, r in read if a is not None and r is not None and a.steps and r.steps]
     if not both:
-        return {"first_difference": None, "distance": [], "gradient_cosine": {}, "paired": None}
+        return {"first_difference": None, "parting": {}, "distance": [], "gradient_cosine": {}, "paired": None}
     firsts = {run.seed: first_difference(a, r) for run, a, r in both}
     parted = {seed: first for seed, first in firsts.items() if first}
+    both_of = {run.seed: (a, r) for run, a, r in both}
     earliest = min(parted, key=lambda seed: parted[seed]["step"], default=None)
     grown: dict[int, list[float]] = {}
     for _, a, r in both:
@@ -100,6 +116,7 @@ def over_seeds(pairs: Sequence[tuple[Run, Run]]) -> dict[str, Any]:
     looked = [pairing(a, r) for _, a, r in both]
     return {
         "first_difference": {"seed": earliest, **parted[earliest]} if earliest is not None else None,
+        "parting": at_parting(*both_of[earliest], parted[earliest]["step"]) if earliest is not None else {},
         "distance": [[step, sum(v) / len(v)] for step, v in sorted(grown.items()) if len(v) == len(both)],
         "gradient_cosine": {group: sum(v) / len(v) if v else None for group, v in angles.items()},
         "paired": {

@@ -27,13 +27,19 @@ def divergence(run: Run, declared: Mapping[str, Any]) -> dict[str, Any] | None:
         return {"metric": metric, "step": int(step) if step else None, "exact": True}
     if not run.finished:
         return None
-    for name in [*declared, *(name for name in run.metrics if name.startswith("loss"))]:
+    for name in [*declared, *losses(run)]:
         value = run.metrics.get(name)
         if value is not None and _diverged(value, [v for _, v in run.curves.get(name, [])], declared.get(name, {})):
             rule = declared.get(name, {})
             step = next((step for step, v in run.curves.get(name, []) if beyond(v, rule)), None)
             return {"metric": name, "step": step, "exact": False}
     return None
+
+
+def losses(run: Run) -> list[str]:
+    """The metrics that are losses: by their names, or because the run says so."""
+    said = run.result.get("losses", ())
+    return [name for name in run.metrics if name.startswith("loss") or name in said]
 
 
 def beyond(value: float, rule: Mapping[str, Any]) -> str:

@@ -79,6 +79,7 @@ class Fingerprints:
         sketches: one a step, a sketch for each group.
         streams: one a step: hashes of the random states and of the batch that comes next (0: none).
         gradients: by group, the fine sketch of the gradient with which it was first stepped.
+        stepped: by step, and by group, a sketch of the gradient with which it was stepped then; of some steps.
     """
 
     names: list[str]
@@ -87,6 +88,7 @@ class Fingerprints:
     sketches: list[dict[str, Tensor]] = field(default_factory=list)
     streams: list[tuple[int, int]] = field(default_factory=list)
     gradients: dict[str, Tensor] = field(default_factory=dict)
+    stepped: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
     def take(self, step: int, state: Mapping[str, Tensor], streams: tuple[int, int] = (0, 0)) -> None:
         """Add a fingerprint of the state dict as it is now."""
@@ -112,11 +114,12 @@ class Fingerprints:
             "steps": self.steps,
             "hashes": torch.tensor(self.hashes, dtype=torch.int64),
             "sketches": {
-                group: torch.stack([taken[group] for taken in self.sketches])
-                for group in (self.sketches[0] if self.sketches else {})
+                group: torch.stack([taken.get(group, torch.zeros(SKETCH).double()) for taken in self.sketches])
+                for group in (self.sketches[-1] if self.sketches else {})  # of a script, some come later
             },
             "streams": torch.tensor(self.streams, dtype=torch.int64),
             "gradients": self.gradients,
+            "stepped": self.stepped,
         }
         half_written = file.with_name(f".{file.name}.tmp")
         torch.save(content, half_written)
@@ -137,7 +140,7 @@ class Fingerprints:
             taken = [{group: rows[k] for group, rows in groups.items()} for k in range(len(content["steps"]))]
             streams = [(random, batch) for random, batch in content["streams"].tolist()]
             names, steps, hashes = content["names"], content["steps"], content["hashes"].tolist()
-            return cls(names, steps, hashes, taken, streams, content["gradients"])
+            return cls(names, steps, hashes, taken, streams, content["gradients"], content.get("stepped", {}))
         except FileNotFoundError:
             raise
         except Exception as error:
@@ -156,7 +159,7 @@ class Fingerprints:
         both = {step: (other, k) for k, step in enumerate(other.steps)} | {
             s: (self, k) for k, s in enumerate(self.steps)
         }
-        out = Fingerprints(self.names, gradients=self.gradients)
+        out = Fingerprints(self.names, gradients=self.gradients, stepped={**other.stepped, **self.stepped})
         for step in sorted(both):
             source, k = both[step]
             out.steps.append(step)

@@ -24,7 +24,8 @@ def html_page(comparison: Comparison) -> str:
     content = comparison.content
     declared = content["metrics_declared"]
     tags = [*(tag for tag in declared if tag in content["curves"])]
-    tags += [tag for tag in content["curves"] if tag not in tags and tag.startswith(DRAWN)]
+    is_script = bool(content["losses"])  # all that a script tells is drawn
+    tags += [tag for tag in content["curves"] if tag not in tags and (is_script or tag.startswith(DRAWN))]
     curves = {tag: {arm: thin(c) for arm, c in content["curves"][tag].items()} for tag in tags[:MOST_CURVES]}
     data = {**content, "curves": curves, "samples": samples(comparison)}
     template = files("stopgrad.compare").joinpath("page.html").read_text(encoding="utf-8")

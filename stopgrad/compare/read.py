@@ -186,6 +186,6 @@ def read_run(folder: Path, found: Found) -> Run | None:
         found.left_out.append((folder, f"damaged result.json: {reason}"))
     else:
         if result.get("mode", "train") == "train":
-            return Run(folder, result["arm"], result["seed"], result)
+            return Run(folder, result["arm"], result["seed"], result, [*result.get("notes", [])])
         found.left_out.append((folder, f"mode={result['mode']}: no training"))
     return None

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from stopgrad.compare.difference import over_seeds
-from stopgrad.compare.divergence import ENDED_BY, beyond, divergence
+from stopgrad.compare.divergence import ENDED_BY, beyond, divergence, losses
 from stopgrad.compare.read import Found, Run
 from stopgrad.compare.statistics import difference
 from stopgrad.compare.words import number, sentence
@@ -81,6 +81,7 @@ def judge(found: Found, reference: str | None = None, measured: Mapping[str, Any
         "reference": chosen,
         "seeds": sorted({seed for seeds in arms.values() for seed in seeds}),
         "metrics_declared": declared,
+        "losses": first.get("losses", []),
         "arms": judged,
         "curves": {tag: {name: curves[name][tag] for name in order if tag in curves[name]} for tag in tags},
         "notes": notes(found.runs) + arm_notes(judged) + curve_notes(arms),
@@ -185,7 +186,7 @@ def broken(run: Run, declared: Mapping[str, Any]) -> list[str]:
     found = [
         f"seed {run.seed}: {name} is {value}"
         for name, value in run.metrics.items()
-        if (name.startswith("loss") or name in declared) and not math.isfinite(value)
+        if name in {*losses(run), *declared} and not math.isfinite(value)
     ]
     for name, rule in declared.items():
         value = run.metrics.get(name)

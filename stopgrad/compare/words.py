@@ -97,7 +97,17 @@ def weights_words(arm: Mapping[str, Any]) -> str:
     if first is None:
         return f"equal weights up to step {arm['distance'][-1][0]}" if arm["distance"] else ""
     since = f"from step {first['step']}" if first["exact"] else f"between steps {first['after']} and {first['step']}"
-    return f"weights differ {since}" + (f", in {first['tensor']} alone" if first["tensors"] == 1 < first["of"] else "")
+    alone = f", in {first['tensor']} alone" if first["tensors"] == 1 < first["of"] else ""
+    return f"weights differ {since}{alone}{parting_words(arm['parting'])}"
+
+
+def parting_words(parting: Mapping[str, Mapping[str, float | None]]) -> str:
+    """The gradient that turned or changed its length most, at the step from which the weights differ."""
+    cosines = {group: each["cosine"] for group, each in parting.items() if each["cosine"] is not None}
+    group = min(cosines, key=lambda name: cosines[name], default=None)
+    if group is None or (cosines[group] > 0.9999 and abs((parting[group]["norm_ratio"] or 0) - 1) < 1e-3):
+        return ""
+    return f" ({group}'s gradient: cosine {number(cosines[group])}, {times(parting[group]['norm_ratio'])} as long)"
 
 
 def outcome_words(arm: Mapping[str, Any], reference: Mapping[str, Any], declared: Mapping[str, Any]) -> str:
@@ -220,14 +230,15 @@ def rows(comparison: Mapping[str, Any]) -> list[list[str]]:
         first, cost = arm["first_difference"], arm["cost"]
         since = "" if first is None else str(first["step"]) if first["exact"] else f"{first['after']}..{first['step']}"
         ratios = [times(cost[f"{key}_ratio"]) for key in ("step_time", "saved_bytes", "graph_nodes")]
-        shown = values_words(arm, metric).partition(" ")[2] if metric in arm["metrics"] else ""
+        shown = values_words(arm, metric).removeprefix(f"{metric} ") if metric in arm["metrics"] else ""
         table.append([arm["name"], verdict_words(arm), contract_word(arm["contract"]), shown, since, *ratios])
     return table
 
 
 def text_table(comparison: Mapping[str, Any], width: int | None = None) -> str:
     """For the terminal: the table, what was left out, and the sentences, wrapped at ``width`` columns."""
-    table = rows(comparison)
+    columns = [*zip(*rows(comparison), strict=True)]
+    table = [*zip(*(column for column in columns if any(column[1:])), strict=True)]  # those in which something stands
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
     told = [f"{arm['name']}: {arm['sentence']}" for arm in comparison["arms"] if arm["verdict"] != "reference"]
@@ -260,6 +271,9 @@ def markdown(comparison: Mapping[str, Any]) -> str:
         if first := arm["first_difference"]:
             since, of = weights_words(arm).partition(",")[0], f"{first['tensors']} of {first['of']} tensors"
             lines.append(f"- {since}, first in {first['tensor']}; {of}")
+            for group, each in arm["parting"].items():
+                said = f"cosine {number(each['cosine'])}, {times(each['norm_ratio']) or '-'} as long"
+                lines.append(f"- the gradient of {group} at that step, beside the reference's: {said}")
         angles = [f"{g} {number(c)}" for g, c in arm["gradient_cosine"].items()]
         lines += [f"- cosine with the reference's first gradient: {', '.join(angles)}"] if angles else []
         if arm["distance"]:

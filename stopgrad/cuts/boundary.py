@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import enum
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -27,6 +27,22 @@ _MAKES = {
     Strategy.FREEZE: "requires_grad",
 }
 _LETS_THROUGH = (Strategy.NONE, *TAKES_FACTOR)
+_switched: dict[str, str] | None = None  # strategy by name, where boundaries are switched
+_met: dict[str, str] = {}
+
+
+@contextlib.contextmanager
+def switched_boundaries(strategies: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """Inside, boundaries that are made with these names have these strategies, whatever the program says.
+
+    Yields the strategies of all that were made, by name.
+    """
+    global _switched, _met
+    before, _switched, _met = (_switched, _met), dict(strategies), {}
+    try:
+        yield _met
+    finally:
+        _switched, _met = before
 
 
 class Boundary:
@@ -49,6 +65,8 @@ class Boundary:
 
     def __init__(self, name: str, strategy: str = "detach", *, offered: Iterable[str] = ()) -> None:
         self.name = name
+        if _switched is not None:
+            strategy = _met[name] = _switched.get(name, str(strategy))
         self.spelled = str(strategy)
         self.strategy, self.factor = parse_strategy(strategy, key=f"stop.{name}", offered=offered)
         self._modules: tuple[nn.Module, ...] = ()

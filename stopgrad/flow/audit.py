@@ -20,6 +20,7 @@ from stopgrad.flow.contract import FlowContract, named_parts
 from stopgrad.flow.escapes import Escapes
 from stopgrad.flow.frames import user_line
 from stopgrad.flow.graph import Walk
+from stopgrad.flow.lookup import parameters_of
 from stopgrad.flow.matrix import Cell, FlowMatrix
 from stopgrad.flow.measure import zero_parameters
 from stopgrad.flow.parts import Modules, find_parts, module_names, modules_in
@@ -254,13 +255,13 @@ class audit:
         self._escapes.update(recorder.escapes, value)
         found = Trace(recorder.values, value)
         arrived = self._arrived(norms or {}, crossings)
-        largest = max([0.0, *(norms or {}).values(), *(n for ns in crossings.values() for n in ns)])
-        floor = self._rtol * largest
-        self._reached.update([key for key, norm in (norms or {}).items() if norm > floor])
+        every = [*(norms or {}).values(), *(n for ns in crossings.values() for n in ns)]
+        floor = self._rtol * max([0.0, *filter(math.isfinite, every)])  # beside an overflow, no gradient is zero
+        self._reached.update([key for key, norm in (norms or {}).items() if not norm <= floor])
         for part, got in arrived.items():
             bit, norm = self._bit(part), math.sqrt(sum(n * n for n in got))
             path, cuts = self._path(loss, found, part), found.cuts_of(bit)
-            if norm > floor:
+            if not norm <= floor:  # NaN arrives too
                 self._enter(name, part, Cell("open", norm, cuts, path))
                 continue
             known = self._cells.get((name, part))
@@ -349,7 +350,7 @@ class audit:
         """What is wrong with the optimisers: a gradient arrived where none of them steps, or one lists it twice."""
         if not self._optimizers:
             return []
-        model = [p for module in modules_in(self._modules) for p in module.parameters()]
+        model = [p for module in modules_in(self._modules) for p in parameters_of(module)]
         model += [p for part in self.parts.values() for p in part]
         twice = listed_twice(self.names, self._optimizers)
         return twice + unstepped(self.names, self._reached, self._optimizers, model)

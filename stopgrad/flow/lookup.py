@@ -38,6 +38,11 @@ def named_parameters(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield from ((prefix + key, p) for key, p in module.named_parameters(recurse=False))
 
 
+def parameters_of(module: nn.Module, recurse: bool = True) -> list[Tensor]:
+    """What a module has registered, whatever its class understands by ``parameters()``."""
+    return [p for _, p in nn.Module.named_parameters(module, recurse=recurse)]
+
+
 def every_name(root: nn.Module) -> list[tuple[str, Tensor]]:
     """The same; what is tied comes under each of its names, but in modules that are nested too deeply for torch."""
     try:

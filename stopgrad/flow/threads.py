@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import FrameType
+from types import BuiltinFunctionType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from stopgrad.cuts.torch_internals import backward_task
 from stopgrad.flow.frames import is_library, user_line
+from stopgrad.flow.lookup import parameters_of
 from stopgrad.flow.values import place
 
 
@@ -24,7 +26,8 @@ class OtherThreads:
     """Notices the first other thread that computes, and where, from :meth:`begin` to :meth:`leave`.
 
     Seen are modules that hold one of some parameters, in whichever thread they are called; and any function that is not
-    PyTorch's or the standard library's, in a thread that starts meanwhile or that an executor gives it to.
+    PyTorch's or the standard library's, in a thread that starts meanwhile or that an executor gives it to. An installed
+    package that has nothing of PyTorch's, such as a progress bar, may go on there as it likes.
 
     Args:
         parameters: ids of parameters.
@@ -62,7 +65,7 @@ class OtherThreads:
     def _module(self, module: nn.Module, args: Any) -> None:
         if threading.get_ident() == self._own or backward_task() >= 0:  # a checkpoint that runs again makes no value
             return
-        if any(id(p) in self._parameters for p in module.parameters(recurse=False)):
+        if any(id(p) in self._parameters for p in parameters_of(module, recurse=False)):
             self._found(*user_line())
 
     def _profile(self, frame: FrameType, event: Any, arg: Any) -> None:
@@ -102,9 +105,28 @@ def _computes(frame: FrameType, event: str, arg: Any) -> bool:
     """A function of the user's begins, or somebody else calls one of PyTorch's."""
     if event == "call":
         generated = frame.f_code.co_filename == "<string>" and frame.f_globals.get("__name__") != "__main__"
-        return not generated and not is_library(frame.f_code.co_filename)
+        return not generated and not is_library(frame.f_code.co_filename) and not _is_strange_to_torch(frame)
     caller = frame.f_globals.get("__name__", "").partition(".")[0]
     return event == "c_call" and _is_torch(arg) and caller not in ("torch", "stopgrad")
+
+
+_STRANGE: dict[str, bool] = {}  # by file
+
+
+def _is_strange_to_torch(frame: FrameType) -> bool:
+    """A function of an installed module that has nothing of PyTorch's among its names."""
+    file = frame.f_code.co_filename
+    if file not in _STRANGE:
+        installed = not {"site-packages", "dist-packages"}.isdisjoint(file.split(os.sep))
+        _STRANGE[file] = installed and not any(map(_is_of_torch, list(frame.f_globals.values())))
+    return _STRANGE[file]
+
+
+def _is_of_torch(value: Any) -> bool:
+    """A module, a class or a function of PyTorch's."""
+    kinds = (type, FunctionType, BuiltinFunctionType)
+    home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", "")
+    return isinstance(value, (ModuleType, *kinds)) and str(home).partition(".")[0] == "torch"
 
 
 def _is_torch(function: Any) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stopgrad.flow.frames import graphless_line, user_line
+from stopgrad.flow.lookup import parameters_of
 from stopgrad.watch.names import user_frames
 
 
@@ -68,7 +69,7 @@ class Calls:
             for inner in module.modules():
                 self.frozen.pop(inner, None)
         else:
-            self.frozen[module] = {id(p) for p in module.parameters()}
+            self.frozen[module] = {id(p) for p in parameters_of(module)}
 
 
 def _called_at() -> tuple[str, int] | None:

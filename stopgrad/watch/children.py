@@ -64,8 +64,14 @@ def _beside(file: str, name: str) -> Path:
 
 
 @contextmanager
-def watched_children(watch: Watch, template: Callable[[Callable[..., Any]], Child]) -> Iterator[None]:
-    """Inside, processes that multiprocessing starts are watched; those that only load data are left alone."""
+def watched_children(
+    watch: Watch, template: Callable[[Callable[..., Any]], Child], switches: bool = False
+) -> Iterator[None]:
+    """Inside, processes that multiprocessing starts are watched; those that only load data are left alone.
+
+    Args:
+        switches: stops are switched, which reaches children that are forked alone.
+    """
     original = BaseProcess.start
 
     @functools.wraps(original)
@@ -75,6 +81,8 @@ def watched_children(watch: Watch, template: Callable[[Callable[..., Any]], Chil
             watch.note("a child process of a class of its own was not watched")
         elif target is not None and not (getattr(target, "__module__", None) or "").startswith(_LEFT_ALONE):
             self._target = template(target)
+            if switches and (getattr(self, "_start_method", None) or multiprocessing.get_start_method()) != "fork":
+                watch.note("a child process that is spawned imports its files anew: in it no stop is switched")
         original(self)
 
     BaseProcess.start = start

@@ -69,6 +69,13 @@ class Moves:
             return None
         return not equal(known.values, now)
 
+    def began_alike(self, one: Tensor, other: Tensor) -> bool:
+        """Whether two tensors held the same values when they were first seen."""
+        first, second = self.first.get(id(one)), self.first.get(id(other))
+        if first is None or second is None or first.tensor() is not one or second.tensor() is not other:
+            return False
+        return equal(first.values, second.values)
+
     def written(self, tensor: Tensor) -> bool:
         """Whether something was written into a tensor since it was noted, be it what was there."""
         known = self.first.get(id(tensor))

@@ -73,19 +73,22 @@ def _step_returns() -> tuple[str, str, int] | None:
             step = getattr(type(owner), "training_step", None) if automatic else None
             code = getattr(inspect.unwrap(step), "__code__", None) if step is not None else None
             if code is not None and not is_library(code.co_filename):
-                return _returned(code)
+                return returned(code)
         frame = frame.f_back
     return None
 
 
 @lru_cache(maxsize=64)
-def _returned(code: CodeType) -> tuple[str, str, int]:
+def returned(code: CodeType) -> tuple[str, str, int]:
     """The variable that a function returns, also as ``{"loss": variable}``, and where it first does; "" for several."""
+    first = code.co_firstlineno
+    lines = linecache.getlines(code.co_filename)[first - 1 :]  # inspect would ask every module for its file
     try:
-        lines, first = inspect.getsourcelines(code)
-        tree = ast.parse(textwrap.dedent("".join(lines)))
-    except (OSError, SyntaxError):
-        return "", code.co_filename, code.co_firstlineno
+        tree = ast.parse(textwrap.dedent("".join(inspect.getblock(lines)))) if lines else None
+    except SyntaxError:
+        tree = None
+    if tree is None:
+        return "", code.co_filename, first
     inner = {n for f in ast.walk(tree.body[0]) if f is not tree.body[0] for n in ast.walk(f) if isinstance(f, _SCOPES)}
     returns = [n for n in ast.walk(tree) if isinstance(n, ast.Return) and n.value is not None and n not in inner]
     names = {}
@@ -311,6 +314,7 @@ def words(name: str) -> list[str]:
 
 _COPIES = ("targ", "ema", "averag", "momentum", "shadow", "avg", "swa")
 _TEACHERS = ("teacher", "ref", "reference", "old", "frozen")
+_SOURCES = ("source", "src", "context")
 _STANDS = ("target", "targets", "goal", "teacher", "ref", "label", "labels", "pseudo", "advantage", "advantages")
 _POLICY = {"log", "logp", "logprob", "logprobs", "prob", "probs", "logits", "pi", "policy"}  # of an old policy
 _STATES = ("prev", "previous")
@@ -325,6 +329,11 @@ def is_copy(name: str) -> bool:
 def stands_still(name: str) -> bool:
     """Whether a network's name says that no optimiser is to step it."""
     return is_copy(name) or any(word in _TEACHERS for word in words(name))
+
+
+def is_source(name: str) -> bool:
+    """Whether the name is of what has a target beside it: of a translation, of another domain."""
+    return any(word in _SOURCES for word in words(name))
 
 
 def standing_values() -> Iterator[tuple[str, Tensor, bool]]:

@@ -7,6 +7,7 @@ So its names, its last value, its lines and its traceback are what they always a
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from stopgrad.flow.values import name_cells
+from stopgrad.rewrite.source import finished
+from stopgrad.rewrite.stops import named, stops_in
+from stopgrad.rewrite.switches import Switches, read
 from stopgrad.watch.hooks import overhear
 from stopgrad.watch.options import Options, add_options, writable
 from stopgrad.watch.page import write
@@ -32,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class Flow:
-    """``%%flow [--cycles N] [--every N] [--silence NAME ...] [--json FILE] [--html FILE]``
+    """``%%flow [--stop LINE=STRATEGY] [--cycles N] [--every N] [--silence NAME ...] [--json FILE] [--html FILE]``
 
     Run the cell, and tell what its gradients did; the options are those of ``python -m stopgrad run``.
     """
@@ -40,6 +44,7 @@ class Flow:
     def __init__(self, shell: Any) -> None:
         self.shell = shell
         self.watches = False
+        self.switches = Switches({}, {})  # of the cell that runs next
 
     def __call__(self, line: str, cell: str | None = None) -> None:
         from IPython.core.error import UsageError  # pyright: ignore[reportMissingImports]
@@ -64,6 +69,8 @@ class Flow:
             running.close()
             error = result.error_in_exec
             watch.close(ended=error is None or isinstance(error, AssertionError))
+            for note in switches.notes():
+                watch.note(note)
             number = result.execution_count
             report = Report.of(watch, "the cell" if number is None else f"In[{number}]", silent, error)
             self.shell.display_pub.publish(*self.shell.display_formatter.format(report))
@@ -74,6 +81,8 @@ class Flow:
 
         self.shell.events.register("post_run_cell", ended)
         self.watches = True
+        switches, self.switches = self.switches, Switches({}, {})
+        running.enter_context(switches.on())
         running.enter_context(overhear(watch))
         running.enter_context(_own_tracebacks(self.shell))
 
@@ -86,6 +95,7 @@ def _options(line: str) -> tuple[argparse.Namespace, dict[str, str]]:
     """
     parser = _Parser(prog="%%flow", add_help=False)
     add_options(parser)
+    parser.add_argument("--stop", action="append", default=[])
     options = parser.parse_args(shlex.split(line))
     writable(json=options.json, html=options.html)
     return options, silenced(Path.cwd(), options.silence)
@@ -120,9 +130,36 @@ def _first_line(lines: list[str]) -> list[str]:
 _first_line.has_side_effects = True  # pyright: ignore[reportFunctionMemberAccess]  # IPython in a terminal is to see a cell that goes on to an empty line
 
 
+class _CellStops(ast.NodeTransformer):
+    """Switches the stops of a cell that begins with ``%%flow --stop LINE=STRATEGY``, as IPython compiles it."""
+
+    def __init__(self, flow: Flow) -> None:
+        self._flow = flow
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        match node:
+            case ast.Module(body=[ast.Expr(ast.Call(ast.Attribute(attr="run_line_magic"), args=magic)), *_]):
+                name, line = (part.value if isinstance(part, ast.Constant) else "" for part in magic[:2])
+                if name == "flow" and "--stop" in str(line):
+                    return self._switched(node, str(line))
+        return node
+
+    def _switched(self, tree: ast.Module, line: str) -> ast.Module:
+        from IPython.core.error import InputRejected  # pyright: ignore[reportMissingImports]
+
+        stops = named(stops_in(tree, ""))
+        try:
+            self._flow.switches = read(_options(line)[0].stop, lambda file: stops)
+        except ValueError as error:
+            raise InputRejected(f"%%flow: {error}") from None
+        return finished(self._flow.switches.switch(tree, [*self._flow.switches.chosen]))
+
+
 def load_ipython_extension(shell: Any) -> None:
     """``%load_ext stopgrad``"""
-    shell.register_magic_function(Flow(shell), "line_cell", "flow")
+    flow = Flow(shell)
+    shell.register_magic_function(flow, "line_cell", "flow")
+    shell.ast_transformers.append(_CellStops(flow))
     shell.input_transformers_cleanup.append(_first_line)
     name_cells(_cell_name(shell))
 
@@ -133,6 +170,7 @@ def unload_ipython_extension(shell: Any) -> None:
         shell.magics_manager.magics[kind].pop("flow", None)
     if _first_line in shell.input_transformers_cleanup:
         shell.input_transformers_cleanup.remove(_first_line)
+    shell.ast_transformers[:] = [each for each in shell.ast_transformers if not isinstance(each, _CellStops)]
     name_cells()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from stopgrad.flow.lookup import has_parameters, parameters_of
 from stopgrad.flow.parts import below, unwrapped
 from stopgrad.watch.names import loop_variables, modules_of, spaces
 
@@ -68,12 +69,15 @@ class Parts:
         """Name a module, unless it has a name; two modules are never called the same."""
         module = unwrapped(module)
         known = next((name for name, named in self._named.items() if named is module), None)
-        if next(module.parameters(), None) is None or (known is not None and (weak or known not in self._weak)):
+        if not has_parameters(module) or (known is not None and (weak or known not in self._weak)):
             return
         if known is not None:
             del self._named[known]
             self._weak.discard(known)
         if weak and any(module in set(named.modules()) for named in self._named.values()):
+            return
+        named = self._named.get(name)
+        if named is not None and _only_wraps(module, named):
             return
         unique, count = name, 1
         while unique in self._named:
@@ -92,7 +96,7 @@ class Parts:
 
     def parameters(self) -> list[Tensor]:
         """Of all named modules, and the named tensors that require grad."""
-        found = {id(p): p for module in self.roots().values() for p in module.parameters()}
+        found = {id(p): p for module in self.roots().values() for p in parameters_of(module)}
         found.update((id(t), t) for _, ref in self._tensors.values() if (t := ref()) is not None and t.requires_grad)
         return list(found.values())
 
@@ -121,12 +125,12 @@ class Parts:
             own = [wanted.pop(id(p)) for p in each if id(p) in wanted]
             found.update({name: own} if own else {})
         parts: dict[str, list[Tensor]] = {}
-        roots = {n: m for n, m in self.roots().items() if any(id(p) in wanted for p in m.parameters())}
+        roots = {n: m for n, m in self.roots().items() if any(id(p) in wanted for p in parameters_of(m))}
         for name, root in roots.items():
-            shared = [keys & {id(p) for p in root.parameters()} for keys in groups]
+            shared = [keys & {id(p) for p in parameters_of(root)} for keys in groups]
             several = len({frozenset(keys) for keys in shared if keys}) > 1
             if not several and len(roots) > 1 and depth == 1:
-                parts[name] = list(root.parameters())
+                parts[name] = parameters_of(root)
                 continue
             for inner, each in below(name, root, depth).items():
                 parts[inner if inner == name or inner not in {*parts, *roots} else f"{name}.{inner}"] = [*each.values()]
@@ -140,6 +144,11 @@ class Parts:
             self.loose.add(name)
             found.setdefault(name, []).append(p)
         return found
+
+
+def _only_wraps(module: nn.Module, inner: nn.Module) -> bool:
+    """Whether a module holds another one, and no parameter beside it: what an ODE solver makes of a function."""
+    return inner in set(module.modules()) and len(parameters_of(module)) == len(parameters_of(inner))
 
 
 def _is_only_ours(module: nn.Module) -> bool:

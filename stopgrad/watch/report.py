@@ -133,7 +133,9 @@ class Report:
 
     def __str__(self) -> str:
         if not self.losses:
-            return "stopgrad: nothing to report: no backward ran"
+            return "\n".join(
+                ["stopgrad: nothing to report: no backward ran", *(f"note: {note}" for note in self.notes)]
+            )
         seen, books = self.cycles
         told = f"{seen} cycle{'s' * (seen != 1)}" + (f", the books hold {books}" if books < seen else "")
         lines = [f"stopgrad: {told}", ""]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import runpy
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from stopgrad.rewrite.source import execute
+from stopgrad.rewrite.steps import Enough
+from stopgrad.rewrite.switches import Switches, chosen
 from stopgrad.watch.children import Child, watched_children
 from stopgrad.watch.findings import SEVERITIES
 from stopgrad.watch.hooks import overhear
@@ -32,8 +34,8 @@ def run(options: argparse.Namespace) -> int:
         ValueError: no such script; a file of ``--save`` or ``--check`` that will not do. Before the script runs.
     """
     saved, silent = _prepare(options)
+    switches = chosen(options.stop, script_file(options))
     watch = Watch(cycles=options.cycles, every=options.every, options=Options.of(options))
-    status, error = 0, None
     template = partial(
         Child,
         script=options.script,
@@ -44,23 +46,12 @@ def run(options: argparse.Namespace) -> int:
         json=options.json,
         html=options.html,
     )
-    with overhear(watch), watched_children(watch, template):
-        try:
-            _script(options)
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else int(end.code is not None)
-            if isinstance(end.code, str):
-                print(end.code, file=sys.stderr)
-        except BaseException as raised:
-            error = raised
-        finally:
-            watch.close(ended=error is None or isinstance(error, AssertionError))  # a check of the script's own
-    if error is not None:
-        error.__traceback__ = without_ours(error.__traceback__)
-        sys.excepthook(type(error), error, error.__traceback__)
-        status = 130 if isinstance(error, KeyboardInterrupt) else 1
+    with watched_children(watch, template, switches=bool(switches.chosen)):
+        status, error = follow(options, watch, switches)
     if not watch.ranks.is_first:
         return status
+    for note in switches.notes():
+        watch.note(note)
     report = Report.of(watch, options.script, silent, error)
     sys.stdout.flush()
     print(f"\n{for_a_terminal(str(report), sys.stderr)}", file=sys.stderr)
@@ -77,12 +68,32 @@ def run(options: argparse.Namespace) -> int:
     return status or int(bool(differ) or report.worst in wanted)
 
 
+def follow(options: argparse.Namespace, watch: Watch, switches: Switches) -> tuple[int, BaseException | None]:
+    """Run the script, watched, with its stops switched; its exit status, and the error that ended it, already shown."""
+    status, error = 0, None
+    with overhear(watch), switches.on() as rewrite:
+        try:
+            execute(options.script, options.arguments, module=options.module, rewrite=rewrite)
+        except Enough as enough:
+            error = enough
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
+        except BaseException as raised:
+            error = raised
+        finally:
+            watch.close(ended=error is None or isinstance(error, AssertionError))  # a check of the script's own
+    if error is not None and not isinstance(error, Enough):
+        error.__traceback__ = without_ours(error.__traceback__)
+        sys.excepthook(type(error), error, error.__traceback__)
+        status = 130 if isinstance(error, KeyboardInterrupt) else 1
+    return status, error
+
+
 def _prepare(options: argparse.Namespace) -> tuple[dict[str, Any] | None, dict[str, str]]:
     """Refuse what can be refused before the script runs; the flow that ``--check`` names, and what is silenced."""
-    if not options.module and not os.path.isfile(options.script):
-        raise ValueError(f"{options.script}: no such script")
-    if options.module and importlib.util.find_spec(options.script) is None:
-        raise ValueError(f"-m {options.script}: no such module")
+    check_script(options)
     writable(save=options.save, json=options.json, html=options.html)
     if options.save and Path(options.save).exists() and not options.force:
         raise ValueError(f"--save {options.save}: is there already; --force replaces it")
@@ -92,11 +103,19 @@ def _prepare(options: argparse.Namespace) -> tuple[dict[str, Any] | None, dict[s
     return (read(Path(options.check)) if options.check else None), silent
 
 
-def _script(options: argparse.Namespace) -> None:
-    sys.argv = [options.script, *options.arguments]
-    if options.module:
-        sys.path.insert(0, os.getcwd())
-        runpy.run_module(options.script, run_name="__main__", alter_sys=True)
-    else:
-        sys.path.insert(0, os.path.dirname(os.path.abspath(options.script)))
-        runpy.run_path(options.script, run_name="__main__")
+def check_script(options: argparse.Namespace) -> None:
+    """Refuse a script, or with ``-m`` a module, that is not there.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not options.module and not os.path.isfile(options.script):
+        raise ValueError(f"{options.script}: no such script")
+    if options.module and importlib.util.find_spec(options.script) is None:
+        raise ValueError(f"-m {options.script}: no such module")
+
+
+def script_file(options: argparse.Namespace) -> str:
+    """The script's file, also where it is named as a module; "" of a module that has none."""
+    spec = importlib.util.find_spec(options.script) if options.module else None
+    return options.script if not options.module else (spec and spec.origin) or ""

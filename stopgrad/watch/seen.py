@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from stopgrad.audits.retention import Kept
+from stopgrad.flow.lookup import has_parameters, parameters_of
 from stopgrad.flow.matrix import Cell, FlowMatrix
 from stopgrad.watch.calls import Calls
 from stopgrad.watch.evidence import Evidence
@@ -115,20 +116,20 @@ class Seen:
         found: dict[str, nn.Module] = {}
         for name, root in self.parts.names().items():
             for path, module in root.named_modules():
-                if next(module.parameters(), None) is not None:
+                if has_parameters(module):
                     found[f"{name}.{path}" if path else name] = module
         return found
 
     def like(self, module: nn.Module) -> list[str]:
         """The names of other modules of the same class and shapes, that neither hold this one nor lie in it."""
-        shapes, inner = [p.shape for p in module.parameters()], set(module.modules())
+        shapes, inner = [p.shape for p in parameters_of(module)], set(module.modules())
         return [
             name
             for name, other in self.candidates().items()
             if type(other) is type(module)
             and other not in inner
             and module not in set(other.modules())
-            and [p.shape for p in other.parameters()] == shapes
+            and [p.shape for p in parameters_of(other)] == shapes
         ]
 
     def modules(self) -> list[nn.Module]:

@@ -20,7 +20,7 @@ def without_ours(traceback: TracebackType | None) -> TracebackType | None:
         elif len(frames) > 1 and _file(frames[-1]) == torch.overrides.__file__:
             del frames[-2:]  # the call itself follows once more
         traceback = traceback.tb_next
-    for frame, following in zip(frames, [*frames[1:], None], strict=True):
+    for frame, following in zip(frames, [*frames[1:], None], strict=False):
         frame.tb_next = following
     return frames[0] if frames else None
 

@@ -49,7 +49,7 @@ class Watch(Seen):
         self._cleared: set[int] = set()
         self._known: dict[int, Known] = {}  # by id of an optimiser that has stepped
         self._stepped = False
-        self._is_compiled = False
+        self.has_compiled = False
         self._is_first = True
         self._began = 0  # the cycle in which the span began
         self._more = MOST_PHASES
@@ -192,7 +192,7 @@ class Watch(Seen):
     def compiles(self) -> None:
         """To follow values, a compiled function would have to run eagerly, with other last bits."""
         self._end()
-        self._is_compiled = True
+        self.has_compiled = True
         self.note("the script compiles: no cycle is measured, since that would change its last bits")
 
     def failed(self, error: Exception) -> None:
@@ -336,7 +336,7 @@ class Watch(Seen):
         self._end()
         self._began = self.cycle
         is_live = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-        if parts and is_live and watcher() is None and not self._is_compiled:
+        if parts and is_live and watcher() is None and not self.has_compiled:
             self._span = Span(parts, self.options.terms)
             yield_by(self._end)  # to an audit of the script's own
 

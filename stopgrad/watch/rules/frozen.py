@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from stopgrad.flow.lookup import has_parameters, parameters_of
 from stopgrad.flow.parts import adapters
 from stopgrad.watch.calls import DROPOUTS, NORMS
 from stopgrad.watch.findings import Finding, counted, rule, shown
-from stopgrad.watch.names import is_copy, stands_still
+from stopgrad.watch.names import is_copy, is_source, stands_still
 from stopgrad.watch.seen import Seen
 
 
@@ -81,7 +82,7 @@ def statistics(watch: Seen) -> Iterator[Finding]:
     found: dict[str, tuple[list[str], bool]] = {}
     for name, root in watch.parts.roots().items():
         for path, module in root.named_modules():
-            own = list(module.parameters(recurse=False))
+            own = parameters_of(module, recurse=False)
             if not isinstance(module, NORMS) or not module.training or not own or module.running_mean is None:
                 continue
             frozen = not any(p.requires_grad or watch.ledger.key(p) in watch.ledger.required for p in own)
@@ -103,7 +104,7 @@ def teacher_dropout(watch: Seen) -> Iterator[Finding]:
     bases = [module for module in watch.parts.roots().values() if adapters(module)]
     adapted = {module for base in bases for module in base.modules()}
     for name, root in watch.candidates().items():
-        parameters = list(root.parameters())
+        parameters = parameters_of(root)
         frozen = parameters and not any(
             p.requires_grad or watch.ledger.key(p) in watch.ledger.required for p in parameters
         )
@@ -134,14 +135,19 @@ def teacher_trains(watch: Seen) -> Iterator[Finding]:
         stepped[parameter].add(loss)
 
     def losses(module: nn.Module) -> set[str]:
-        return {loss for p in module.parameters() for loss in stepped.get(watch.key(p), ())}
+        return {loss for p in parameters_of(module) for loss in stepped.get(watch.key(p), ())}
 
     told: list[str] = []
-    for name, module in watch.candidates().items():
-        if not stands_still(name) or name.startswith(tuple(f"{outer}." for outer in told)):
+    networks = watch.candidates()
+    moving = {module for name, module in networks.items() if not stands_still(name)}  # by one of its names
+    for name, module in networks.items():
+        if module in moving or name.startswith(tuple(f"{outer}." for outer in told)):
             continue
-        student = next((n for n in watch.like(module) if not stands_still(n)), None)
-        both = losses(module) & losses(watch.candidates()[student]) if student else set()
+        alike = watch.like(module)
+        student = next((n for n in alike if not stands_still(n)), None)
+        if student is None or any(map(is_source, alike)) or not _may_copy(watch, module, networks[student]):
+            continue
+        both = losses(module) & losses(networks[student])
         if both:
             told.append(name)
             loss = sorted(both)[0]
@@ -154,6 +160,12 @@ def teacher_trains(watch: Seen) -> Iterator[Finding]:
             )
 
 
+def _may_copy(watch: Seen, module: nn.Module, other: nn.Module) -> bool:
+    """A network is taken at its name; a layer, such as an embedding of what is to come out, where both began alike."""
+    pairs = zip(parameters_of(module), parameters_of(other), strict=True)
+    return any(True for _ in module.children()) or all(watch.moves.began_alike(p, q) for p, q in pairs)
+
+
 @rule
 def aliased(watch: Seen) -> Iterator[Finding]:
     """Two names of one network, one of which says that it stands still."""
@@ -162,7 +174,7 @@ def aliased(watch: Seen) -> Iterator[Finding]:
         if (
             module is None
             or stands_still(one) == stands_still(other)
-            or not any(watch.is_stepped(p) for p in module.parameters())
+            or not any(watch.is_stepped(p) for p in parameters_of(module))
         ):
             continue
         still, moving = (one, other) if stands_still(one) else (other, one)
@@ -182,16 +194,16 @@ def stale(watch: Seen) -> Iterator[Finding]:
     told: list[str] = []
     steps = max(known.total for known in watch.ledger.optimizers.values())
     for name, module in watch.candidates().items():
-        parameters = list(module.parameters())
+        parameters = parameters_of(module)
         if name.startswith(tuple(f"{outer}." for outer in told)):
             continue
         if not is_copy(name) or not parameters or any(watch.is_stepped(p) or watch.moves.moved(p) for p in parameters):
             continue
         leader = next(
-            (n for n in watch.like(module) if any(watch.is_stepped(p) for p in watch.candidates()[n].parameters())),
+            (n for n in watch.like(module) if any(watch.is_stepped(p) for p in parameters_of(watch.candidates()[n]))),
             None,
         )
-        if leader is None or not any(map(watch.moves.moved, watch.candidates()[leader].parameters())):
+        if leader is None or not any(map(watch.moves.moved, parameters_of(watch.candidates()[leader]))):
             continue
         written = any(map(watch.moves.written, parameters))
         if not written and (steps < 30 or _is_synced_somewhere(watch, name)):
@@ -224,12 +236,12 @@ def never_eval(watch: Seen) -> Iterator[Finding]:
     if not watch.ledger.steps:
         return
     for name, root in watch.parts.roots().items():
-        inner = [m for m in root.modules() if any(watch.is_stepped(p) for p in m.parameters(recurse=False))]
-        inner += [m for parent in root.modules() for m in parent.children() if not any(True for _ in m.parameters())]
+        inner = [m for m in root.modules() if any(watch.is_stepped(p) for p in parameters_of(m, recurse=False))]
+        inner += [m for parent in root.modules() for m in parent.children() if not has_parameters(m)]
         tested = [call for m in inner if (call := watch.calls.call_of(m)) is not None and call.tested]
         if not tested or any(m in watch.calls.evaluated for m in root.modules()):
             continue
-        if not any(watch.is_stepped(p) for p in root.parameters()):
+        if not any(watch.is_stepped(p) for p in parameters_of(root)) or _feeds_a_loss(watch, root):
             continue
         sampler = _is_judged_by_another(watch, name)
         kinds = shown(sorted({type(m).__name__ for call in tested if (m := call.module()) is not None}))
@@ -243,11 +255,20 @@ def never_eval(watch: Seen) -> Iterator[Finding]:
         )
 
 
+def _feeds_a_loss(watch: Seen, root: nn.Module) -> bool:
+    """Whether what a network says without gradients goes into a loss: a target, a pseudo label, an old probability."""
+    own = {watch.home.get(watch.key(p)) for p in parameters_of(root)}
+    cells = watch.matrix.items() if watch.matrix is not None else ()
+    return any(
+        cut.kind in ("no_grad", "inference_mode") for (_, part), cell in cells if part in own for cut in cell.cuts
+    )
+
+
 def _is_judged_by_another(watch: Seen, root: str) -> bool:
     """Whether a network's losses pass through another network that another optimiser holds: a generator."""
     holders = watch.ledger.holders()
     homes = {watch.home.get(key): set(owners) for key, owners in holders.items()}
-    own = {home for p in watch.parts.roots()[root].parameters() if (home := watch.home.get(watch.key(p))) is not None}
+    own = {home for p in parameters_of(watch.parts.roots()[root]) if (home := watch.home.get(watch.key(p))) is not None}
     for found in watch.evidence.values():
         for upstream, downstream in found.crossings:
             if (

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
+from stopgrad.flow.lookup import parameters_of
 from stopgrad.flow.values import CutSite
 from stopgrad.watch.findings import Finding, counted, rule, shown
 from stopgrad.watch.names import stands_still
@@ -78,7 +79,7 @@ def _name_of(watch: Seen, part: str, cut: CutSite, parameters: list[int]) -> str
         return "reused_fakes"
     if any(upstream == part for found in watch.evidence.values() for upstream, _ in found.fed):
         return "starved_generator"
-    owners = {id(p) for m in watch.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    owners = {id(p) for m in watch.modules() if isinstance(m, nn.Embedding) for p in parameters_of(m)}
     alive = watch.ledger.parameters()
     return "dead_codebook" if all(id(alive[p]) in owners for p in parameters) else "dead_critic"
 
@@ -107,7 +108,7 @@ def unstepped(watch: Seen) -> Iterator[Finding]:
         return
     missed, holders = _missed(watch), watch.ledger.holders()
     roots = {
-        name: {key for p in module.parameters() if (key := watch.ledger.key(p)) is not None}
+        name: {key for p in parameters_of(module) if (key := watch.ledger.key(p)) is not None}
         for name, module in watch.parts.roots().items()
     }
     known = {key for keys in roots.values() for key in keys}
@@ -173,7 +174,7 @@ def _stale(watch: Seen, known: set[int]) -> list[int]:
 
 def _is_head(watch: Seen, root: str, held: list[int]) -> bool:
     """Whether what is held is one child of a network, as where a head is trained on features."""
-    children = [{id(p) for p in child.parameters()} for _, child in watch.parts.roots()[root].named_children()]
+    children = [{id(p) for p in parameters_of(child)} for _, child in watch.parts.roots()[root].named_children()]
     alive = watch.ledger.parameters()
     return {id(alive[key]) for key in held} in children
 
@@ -243,20 +244,23 @@ def rounded(watch: Seen) -> Iterator[Finding]:
     if watch.matrix is None or not _is_judged(watch):
         return
     train = {watch.home.get(key, "others") for key in watch.to_train()}
+    found: dict[str, list[str]] = defaultdict(list)
     for part in watch.matrix.parts:
-        cells = [(loss, watch.matrix[loss, part]) for loss in watch.matrix.losses]
-        zero = [(loss, cell) for loss, cell in cells if cell.state == "zero"]
-        if part in train and zero and not any(cell.state in ("open", "opaque") for _, cell in cells):
-            loss, cell = zero[0]
-            file, line, _ = watch.ledger.losses.get(loss, ("", 0, 0))
-            yield Finding(
-                "rounded",
-                "warning",
-                f"{loss}'s gradient arrives at {part} and is exactly zero{f': {cell.note}' if cell.note else ''}",
-                "pass the gradient straight through (z + (q - z).detach()), or take away what saturates",
-                file,
-                line,
-            )
+        cells = [(loss, watch.matrix[loss, part].state) for loss in watch.matrix.losses]
+        zero = [loss for loss, state in cells if state == "zero"]
+        if part in train and zero and not any(state in ("open", "opaque") for _, state in cells):
+            found[zero[0]].append(part)
+    for loss, parts in found.items():
+        note = watch.matrix[loss, parts[0]].note
+        file, line, _ = watch.ledger.losses.get(loss, ("", 0, 0))
+        yield Finding(
+            "rounded",
+            "warning",
+            f"{loss}'s gradient arrives at {shown(parts)} and is exactly zero{f': {note}' if note else ''}",
+            "pass the gradient straight through (z + (q - z).detach()), or take away what saturates",
+            file,
+            line,
+        )
 
 
 @rule
@@ -264,7 +268,7 @@ def flags(watch: Seen) -> Iterator[Finding]:
     """``module.requires_grad = False`` sets an attribute that nobody reads."""
     for name, root in watch.parts.names().items():
         for path, module in root.named_modules():
-            if vars(module).get("requires_grad") is False and any(p.requires_grad for p in module.parameters()):
+            if vars(module).get("requires_grad") is False and any(p.requires_grad for p in parameters_of(module)):
                 where = f"{name}.{path}" if path else name
                 yield Finding(
                     "module_flag",
@@ -284,7 +288,7 @@ def unused(watch: Seen) -> Iterator[Finding]:
     for name, root in watch.parts.roots().items():
         layers = []
         for path, module in root.named_modules():
-            keys = [watch.ledger.key(p) for p in module.parameters(recurse=False)]
+            keys = [watch.ledger.key(p) for p in parameters_of(module, recurse=False)]
             idle = keys and all(key in holders and key not in written for key in keys)
             if idle and watch.calls.call_of(module) is None:
                 layers.append(f"{name}.{path}" if path else name)

@@ -1,0 +1,164 @@
+"""The runs of an ablation: each arm and seed in a process and a folder of its own, and none twice."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from stopgrad.ablate.arm import OUTPUT, Spec, begun, in_a_process, write
+from stopgrad.ablate.arms import Arm
+from stopgrad.ablate.workspace import clear
+from stopgrad.rewrite.source import is_users
+
+
+class Runs:
+    """Where the runs of a script's arms go, and how they are made.
+
+    Args:
+        options: of the command.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        script = options.script if options.module else os.path.abspath(options.script)
+        name = options.script if options.module else os.path.basename(options.script)
+        self.out = Path(options.out or f"runs/ablate/{name.removesuffix('.py')}").absolute()
+        self.timeout: float | None = options.timeout
+        self.jobs: int = options.jobs
+        self._spec = Spec(
+            script=script,
+            arguments=options.arguments,
+            module=options.module,
+            name=name,
+            source=os.getcwd(),
+            steps=options.steps,
+            allow_writes=options.allow_writes,
+            version=_version(script),
+        )
+
+    def spec(self, arm: Arm, seed: int, *, within: str = "", lists_sites: bool = False) -> Spec:
+        """What the arm's run with this seed is; in a folder within the others' where ``within`` names one."""
+        return replace(
+            self._spec,
+            arm=arm.name,
+            seed=seed,
+            folder=str(self.out / within / arm.folder / f"seed-{seed}"),
+            arguments=[argument.replace("{seed}", str(seed)) for argument in self._spec.arguments],
+            stops=list(arm.stops),
+            changes=dict(arm.changes),
+            default=dict(arm.default),
+            lists_sites=lists_sites,
+        )
+
+    def are_current(self, folder: Path) -> bool:
+        """Whether the run that lies there is of this script as it is now, with these arguments and steps."""
+        try:
+            before = Spec(**json.loads((folder / "spec.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return False
+        now = self.spec(Arm(before.arm), before.seed)
+        kept = ("arm", "seed", "folder", "stops", "changes", "default", "lists_sites")
+        return before == replace(now, **{name: getattr(before, name) for name in kept})
+
+    def result(self, spec: Spec) -> dict[str, Any]:
+        """What one run came to."""
+        return next(self.results([spec]))[1]
+
+    def results(self, specs: Sequence[Spec]) -> Iterator[tuple[Spec, dict[str, Any]]]:
+        """What each run came to, as they end; from its folder, if it is there already.
+
+        A run is forked from this process, which has loaded torch and run nothing: it starts at once.
+        """
+        waiting, running = [*specs], dict[BaseProcess, tuple[Spec, float]]()
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.jobs:
+                    spec = waiting.pop(0)
+                    known = _known(Path(spec.folder), spec)
+                    if known is None:
+                        running[_started(spec)] = spec, time.monotonic()
+                    else:
+                        yield spec, known
+                for process in self._ended(running) if running else ():
+                    spec, _ = running.pop(process)
+                    yield spec, self._result(spec, process)
+        finally:
+            for process in running:
+                _end(process)
+
+    def _ended(self, running: Mapping[BaseProcess, tuple[Spec, float]]) -> list[BaseProcess]:
+        """Waits for one that has ended, or whose time is over."""
+        over = min((begun for _, begun in running.values()), default=0.0) + (self.timeout or math.inf)
+        rest = None if over == math.inf else max(0.0, over - time.monotonic())
+        wait([process.sentinel for process in running], rest)
+        now = time.monotonic()
+        late = [p for p, (_, begun) in running.items() if now - begun >= (self.timeout or math.inf)]
+        return [p for p in running if p in late or not p.is_alive()]
+
+    def _result(self, spec: Spec, process: BaseProcess) -> dict[str, Any]:
+        is_late = process.is_alive()
+        _end(process)
+        if is_late:
+            return _failed(spec, "Timeout", f"did not end within --timeout {self.timeout:g} s")
+        result = _known(Path(spec.folder), spec)
+        if result is not None:
+            return result
+        code = process.exitcode or 0
+        last = (Path(spec.folder) / OUTPUT).read_text(errors="replace").strip().splitlines()[-1:]
+        return _failed(spec, "Ended", ": ".join([f"signal {-code}" if code < 0 else f"exit status {code}", *last]))
+
+
+def _started(spec: Spec) -> BaseProcess:
+    clear(Path(spec.folder))
+    spec.write()
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    process = context.Process(target=in_a_process, args=(spec,))
+    process.start()
+    return process
+
+
+def _version(script: str) -> str:
+    """Of the user's files below the script's folder: where one was changed, what ran before no longer counts."""
+    digest = hashlib.sha256()
+    folder = Path(script).parent if os.path.isfile(script) else Path.cwd()
+    for file in sorted(folder.glob("*.py")) + sorted(folder.glob("*/*.py")):
+        if is_users(str(file)):
+            digest.update(str(file).encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _known(folder: Path, spec: Spec) -> dict[str, Any] | None:
+    """The result that lies there, if it is that of this very run, and was not interrupted."""
+    try:
+        before = Spec(**json.loads((folder / "spec.json").read_text()))
+        result = json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError, TypeError):
+        return None
+    return result if before == spec and result["status"] != "interrupted" else None
+
+
+def _failed(spec: Spec, error: str, message: str) -> dict[str, Any]:
+    result = begun(spec) | {"status": "raised", "error": error, "message": message, "steps": None}
+    write(Path(spec.folder), result)
+    return result
+
+
+def _end(process: BaseProcess) -> None:
+    """End a process that still runs, and all that it has started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # all have ended, or it has not begun
+        os.killpg(process.pid or 0, signal.SIGKILL)
+    process.kill()
+    process.join()
