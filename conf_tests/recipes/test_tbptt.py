@@ -175,6 +175,5 @@ def test_only_chunks_longer_than_the_delay_learn_it():
     assert min(final("tbptt", "k-20", "accuracy")) >= 0.85
     for arm in ("k-10", "k-5", "k-2"):
         assert max(final("tbptt", arm, "accuracy")) <= 0.4, arm
-    assert (
-        max(final("tbptt", "reset", "accuracy")) <= 0.59
-    )  # a perfect network is right in 48 / 108, and a quarter of the rest
+    best = 48 / 108 + 60 / 108 / 4  # the answers that lie in the same chunk, and a quarter of the rest
+    assert max(final("tbptt", "reset", "accuracy")) <= best + 0.01
