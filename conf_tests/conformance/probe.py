@@ -37,14 +37,19 @@ def batch_of(data: str) -> Any:
     return next(iter(module.train_dataloader()))
 
 
-def violations(config: DictConfig) -> tuple[list[Violation], FlowContract]:
+def violations(config: DictConfig, trained: bool = False) -> tuple[list[Violation], FlowContract]:
     """How a freshly built recipe breaks its contract on the first batch, each loss taken by its method; the contract.
+
+    Where ``trained``, two steps follow: some refusals come only there, such as of a graph that backward has freed.
 
     Raises:
         Refused: the recipe, or PyTorch, refuses the config.
     """
     try:
-        return _violations(config)
+        found = _violations(config)
+        if trained:
+            weights_after(config, 2)
+        return found
     except (RuntimeError, ValueError, InstantiationException) as error:
         raise Refused(" ".join(str(error.__cause__ or error).split())) from error
 

@@ -37,7 +37,7 @@ def wrong(name, config, overrides, boundary=None):
     of = declared(name)
     words = refusal(of, overrides)
     try:
-        found, contract = violations(config)
+        found, contract = violations(config, trained=words is not None)
     except Refused as error:
         if words is None:
             return f"refused: {error}; make it run, or declare it in REFUSES, with words of that message"

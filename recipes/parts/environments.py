@@ -120,6 +120,7 @@ class VectorEnvironment:
         self.id, self.num_envs, self.vector = id, num_envs, make(id, num_envs)
         space = self.vector.single_action_space
         self.bounds = (space.low, space.high) if isinstance(space, Box) else None
+        self.choices = int(space.n) if isinstance(space, Discrete) else 0
         self.seeds = [int(word) for word in np.random.SeedSequence((seed, rank)).generate_state(2)]
         self.limit = (self.vector.spec and self.vector.spec.max_episode_steps) or LONGEST
         self.reset()

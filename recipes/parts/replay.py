@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
@@ -22,7 +22,7 @@ class Transitions(NamedTuple):
     """With any leading dimensions; observations and actions are flat."""
 
     observations: Tensor  # (..., O)
-    actions: Tensor  # (..., A) in [-1, 1], whatever the environment's bounds
+    actions: Tensor  # (..., A) in [-1, 1], whatever the environment's bounds; a choice as its number (..., 1)
     rewards: Tensor  # (...)
     next_observations: Tensor  # (..., O)
     going_on: Tensor  # (...) 0 where the environment terminated, else 1: a truncation is bootstrapped through
@@ -73,7 +73,7 @@ class Experience:
     Args:
         environments: to act in.
         replay: to remember in.
-        policy: from observations (N, O) and a generator to actions (N, A) in [-1, 1]; None acts at random.
+        policy: from observations (N, O) and a generator to actions (N, A) of a Transitions; None acts at random.
         batch_size: B.
         updates: batches an iteration yields.
         warmup: transitions to begin with.
@@ -110,7 +110,7 @@ class Experience:
         for _ in range(math.ceil(transitions / environments.num_envs)):
             before = environments.observation.flatten(1)
             if policy is None:
-                actions = torch.rand(len(before), self.replay.sizes[1], generator=generator) * 2 - 1
+                actions = at_random(environments, self.replay.sizes[1])
             else:
                 actions = policy(before.to(self.replay.table.device), generator).cpu()
             step = environments.step(unscaled(environments, actions))
@@ -125,15 +125,24 @@ class Experience:
         self.replay.load_state_dict(state["replay"])
 
 
+def at_random(environments: VectorEnvironment, action: int) -> Tensor:
+    """Actions (N, action) of a Transitions, evenly drawn from the environments' own generator."""
+    n, generator = environments.num_envs, environments.generator
+    if environments.choices:
+        return torch.randint(environments.choices, (n, 1), generator=generator).float()
+    return torch.rand(n, action, generator=generator) * 2 - 1
+
+
 def unscaled(environments: VectorEnvironment, actions: Tensor) -> Tensor:
-    """Actions (N, A) in [-1, 1] in the environment's bounds and shape (N, ...)."""
-    assert environments.bounds is not None
+    """Actions (N, A) of a Transitions in the environment's bounds and shape (N, ...); choices as (N,) int64."""
+    if environments.bounds is None:
+        return actions.squeeze(1).long()
     low, high = map(torch.from_numpy, environments.bounds)
     return low + (actions.view(-1, *low.shape) + 1) / 2 * (high - low)
 
 
 class ReplayedEnvironments(Environments):
-    """Environments with a bounded Box of actions, whose transitions are replayed.
+    """Environments with a bounded Box of actions, or Discrete ones, whose transitions are replayed.
 
     Args:
         id, num_envs, episodes, steps, seed: see :class:`~recipes.parts.environments.Environments`.
@@ -170,7 +179,7 @@ class ReplayedEnvironments(Environments):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        bounded_sizes(self.id, self.spaces)
+        sizes(self.id, self.spaces)
 
     def train_dataloader(self) -> Experience:
         trainer = self.trainer
@@ -178,13 +187,24 @@ class ReplayedEnvironments(Environments):
         rank = trainer.global_rank if trainer else 0
         return Experience(
             VectorEnvironment(self.id, self.num_envs, seed=self.seed, rank=rank),
-            Replay(self.capacity, *bounded_sizes(self.id, self.spaces), device),
+            Replay(self.capacity, *sizes(self.id, self.spaces), device),
             self.policy,
             batch_size=self.batch_size,
             updates=self.updates_per_step,
             warmup=self.warmup,
             length=self.steps or 1,
         )
+
+
+def sizes(id: str, spaces: Any) -> tuple[int, int]:
+    """Numbers of an observation and of an action, which is one where it is a choice.
+
+    Raises:
+        ValueError: actions are an unbounded Box.
+    """
+    if isinstance(spaces.action, Discrete):
+        return math.prod(spaces.observation.shape), 1
+    return bounded_sizes(id, spaces)
 
 
 def bounded_sizes(id: str, spaces: Any) -> tuple[int, int]:
