@@ -375,6 +375,31 @@ def test_what_no_line_of_the_script_can_open(script):
     assert "does not depend on it" in said.out
 
 
+def test_a_gradient_that_arrives_and_is_zero(script):
+    said = script(
+        STEP.format(d_loss="(D(x) + 0 * G(x)).mean()", g_loss="-G(x).mean()").replace(
+            "    d_opt.z", "    x = torch.randn(8, 4)\n    d_opt.z"
+        ),
+        "--reach",
+        "d_loss:G",
+    )
+    assert said.status == 1
+    assert "it arrives, and is zero: d_loss -> G" in said.out
+
+
+def test_an_edit_with_which_the_script_never_ends(script):
+    """It is tried, ended, and not told."""
+    step = STEP.format(d_loss="D(fake).mean()", g_loss="-G(x).mean()")
+    step = step.replace(
+        "    d_opt.z",
+        "    x = torch.randn(8, 4)\n    fake = G(x)\n    while not fake.requires_grad:\n        pass\n    d_opt.z",
+        1,
+    )
+    said = script(step, "--not", "d_loss:G", "--timeout", "8")
+    assert said.status == 0
+    assert answer(said) == ["d_loss = D(fake.detach()).mean()"]
+
+
 def test_a_cut_is_removed_and_another_made(script):
     text = STEP.format(d_loss="D(G(E(x)).detach()).mean()", g_loss="-G(E(x)).mean()").replace(
         "    d_opt.z", "    x = torch.randn(8, 4)\n    d_opt.z"

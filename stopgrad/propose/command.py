@@ -102,7 +102,10 @@ class Runs:
             source = self.sources.get(value.file)
             if source is not None:
                 lines[value] = source.line_of(value.line, value.variable, edits)
-        return self._run(replace(self._job, texts=texts, parts=self._parts(lines), probes=False))
+        try:
+            return self._run(replace(self._job, texts=texts, parts=self._parts(lines), probes=False))
+        except ValueError as error:  # it did not end, or ended without a word
+            return Record(error=str(error))
 
     def _run(self, job: Job) -> Record:
         self.count += 1
@@ -170,6 +173,11 @@ class Study:
     def tell(self) -> Told:
         if not self._barred and not self._wanted:
             return Told("nothing is to be done: it is so already\n\n" + str(self._record.matrix), met=True)
+        matrix = self._record.matrix
+        assert matrix is not None
+        for loss, part in (*self.apart, *self.reach):
+            if self._before[loss, part] == "opaque":
+                return Told(f"none: it cannot be told whether {loss} reaches {part}: {matrix[loss, part].note}")
         unseen = [c for c in self._barred if not Flow(self._record.spans).reaches(*c)]
         if unseen:
             loss, part = unseen[0]
@@ -177,6 +185,9 @@ class Study:
                 f"none: {loss} reaches {part} on a way that was not followed (a custom Function, another thread)"
             )
         found = Question(self._record, self._runs.sources, self.apart, self.reach, self._keep).answer()
+        if found.proposals and not found.proposals[0].edits:
+            zero = ", ".join(f"{loss} -> {part}" for loss, part in self._wanted)
+            return Told(f"none: no cut keeps the gradient away: it arrives, and is zero: {zero}")
         tried: list[tuple[Proposal, Record | None, str]] = []
         answer = None
         for proposal in found.proposals[: 2 * TRIED]:
