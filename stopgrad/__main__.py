@@ -191,6 +191,7 @@ def run_command(options: argparse.Namespace) -> int:
 
 
 def _add_run(commands: Any) -> None:
+    from stopgrad.rewrite.options import add_script
     from stopgrad.watch.options import add_options
 
     parser = commands.add_parser("run", help="any training script, unchanged: what its gradients do")
@@ -202,7 +203,7 @@ def _add_run(commands: Any) -> None:
         "--stop", metavar="LINE=STRATEGY", action="append", default=[], help="do the stop of that line otherwise"
     )
     parser.add_argument("--fail-on", choices=("error", "warning", "note", "never"), default="never")
-    _add_script(parser)
+    add_script(parser)
     parser.set_defaults(run=run_command)
 
 
@@ -214,10 +215,12 @@ def sites_command(options: argparse.Namespace) -> int:
 
 
 def _add_sites(commands: Any) -> None:
+    from stopgrad.ablate.options import add_site_options
+    from stopgrad.rewrite.options import add_script
+
     parser = commands.add_parser("sites", help="every stop of a script that ran, and what it stands between")
-    parser.add_argument("--steps", metavar="N", type=int, help="end after so many optimiser steps")
-    parser.add_argument("--json", metavar="FILE", help="also write the sites as JSON")
-    _add_script(parser)
+    add_site_options(parser)
+    add_script(parser)
     parser.set_defaults(run=sites_command)
 
 
@@ -229,33 +232,17 @@ def ablate_command(options: argparse.Namespace) -> int:
 
 
 def _add_ablate(commands: Any) -> None:
+    from stopgrad.ablate.options import add_options
+    from stopgrad.rewrite.options import add_script
+
     parser = commands.add_parser(
         "ablate",
         help="what each cut of a script is worth: an arm without it, compared",
         description="{seed} in the script's own arguments stands for the arm's seed.",
     )
-    parser.add_argument("--seeds", metavar="N,N,...", default="0", help="of torch, NumPy and random, before the script")
-    parser.add_argument(
-        "--arm", metavar="NAME: SITE=STRATEGY, ...", action="append", default=[], help="this arm, and no other"
-    )
-    parser.add_argument("--each", action="store_true", help="beside --arm, one arm for each cut too")
-    parser.add_argument("--steps", metavar="N", type=int, help="end each arm after so many optimiser steps")
-    parser.add_argument("--metric", metavar="NAME", action="append", default=[], help="judge by this number")
-    parser.add_argument("--margin", metavar="NAME=X", action="append", default=[], help="smaller differences are none")
-    parser.add_argument("--broken", metavar="NAME>X", action="append", default=[], help="an arm beyond is broken")
-    parser.add_argument("--jobs", metavar="N", type=int, default=1, help="so many arms at once")
-    parser.add_argument("--timeout", metavar="S", type=float, help="seconds after which an arm is ended")
-    parser.add_argument("--out", metavar="DIR", help="where the arms go; by default runs/ablate/SCRIPT")
-    parser.add_argument("--allow-writes", action="store_true", help="let the script write outside of its arm's folder")
-    parser.add_argument("--json", metavar="FILE", help="also write the arms as JSON")
-    _add_script(parser)
+    add_options(parser)
+    add_script(parser)
     parser.set_defaults(run=ablate_command)
-
-
-def _add_script(parser: Any) -> None:
-    parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module")
-    parser.add_argument("script", metavar="SCRIPT")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script")
 
 
 def propose_command(options: argparse.Namespace) -> int:
@@ -267,6 +254,7 @@ def propose_command(options: argparse.Namespace) -> int:
 
 def _add_propose(commands: Any) -> None:
     from stopgrad.propose.options import add_options
+    from stopgrad.rewrite.options import add_script
 
     parser = commands.add_parser(
         "propose",
@@ -274,7 +262,7 @@ def _add_propose(commands: Any) -> None:
         description="A PART is one of run's matrix, a value such as target@train.py:40, or a boundary, stop.NAME.",
     )
     add_options(parser)
-    _add_script(parser)
+    add_script(parser)
     parser.set_defaults(run=propose_command)
 
 

@@ -135,6 +135,15 @@ def test_seeds_margins_and_lines(tmp_path):
     assert {arm["verdict"] for arm in arms.values()} == {"broken"}
 
 
+def test_options_may_stand_after_the_script(tmp_path):
+    text = gan(seed="int(sys.argv[1])").replace("import torch\n", "import sys\nimport torch\n", 1)
+    (tmp_path / "gan.py").write_text(text + "assert sys.argv[2:] in (['--steps', '3'], [])\n")
+    _, arms = ablate(tmp_path, "gan.py", "3", "--arm", "same: 20=late", "--", "--steps", "3")
+    assert arms["same"]["verdict"] == "identical"
+    ran = python("-m", "stopgrad", "sites", "gan.py", "3", "--steps", "2", "--json", "sites.json", cwd=tmp_path)
+    assert [s["ran"] for s in json.loads((tmp_path / "sites.json").read_text())["sites"]] == [1, 1, 1]
+
+
 def test_arms_of_other_arguments_are_left_out(tmp_path):
     (tmp_path / "gan.py").write_text(gan(seed="int(__import__('sys').argv[1])"))
     _, arms = ablate(tmp_path, "--arm", "old: 19=late", "gan.py", "3")

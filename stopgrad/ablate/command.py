@@ -13,6 +13,7 @@ from typing import Any
 
 from stopgrad.ablate.arm import OUTPUT, SITES, Spec, write
 from stopgrad.ablate.arms import AGAIN, REFERENCE, Arm, arm_of, asked_arms
+from stopgrad.ablate.options import add_options
 from stopgrad.ablate.runs import Runs
 from stopgrad.ablate.sites import Site
 from stopgrad.compare import Comparison
@@ -20,6 +21,7 @@ from stopgrad.compare.difference import first_difference
 from stopgrad.compare.fingerprint import FILE, Fingerprints
 from stopgrad.compare.read import Found, find_runs
 from stopgrad.compare.verdict import judge
+from stopgrad.rewrite.options import with_further
 from stopgrad.watch.options import writable
 from stopgrad.watch.run import check_script, script_file
 
@@ -33,6 +35,7 @@ def ablate_command(options: argparse.Namespace) -> int:
     Raises:
         ValueError: what cannot be run as it is asked for, or not as it stands; one line.
     """
+    options = with_further(options, "ablate", add_options)
     check_script(options)
     writable(json=options.json)
     if options.jobs < 1:

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stopgrad.ablate.options import add_site_options
 from stopgrad.flow.matrix import FlowMatrix
 from stopgrad.flow.values import CutSite, place
 from stopgrad.rewrite.acts import Switch
+from stopgrad.rewrite.options import with_further
 from stopgrad.rewrite.steps import Enough, at_most
 from stopgrad.rewrite.stops import Stop
 from stopgrad.rewrite.switches import Switches
@@ -62,6 +64,7 @@ def sites_command(options: argparse.Namespace) -> int:
     Raises:
         ValueError: no such script; a file of ``--json`` that will not do.
     """
+    options = with_further(options, "sites", add_site_options)
     check_script(options)
     writable(json=options.json)
     json_file = options.json and Path(options.json).absolute()

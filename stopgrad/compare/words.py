@@ -238,7 +238,9 @@ def rows(comparison: Mapping[str, Any]) -> list[list[str]]:
 def text_table(comparison: Mapping[str, Any], width: int | None = None) -> str:
     """For the terminal: the table, what was left out, and the sentences, wrapped at ``width`` columns."""
     columns = [*zip(*rows(comparison), strict=True)]
-    table = [*zip(*(column for column in columns if any(column[1:])), strict=True)]  # those in which something stands
+    if comparison.get("losses"):  # of a script, of which less is known
+        columns = [column for column in columns if any(column[1:])]
+    table = [*zip(*columns, strict=True)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
     told = [f"{arm['name']}: {arm['sentence']}" for arm in comparison["arms"] if arm["verdict"] != "reference"]

@@ -15,11 +15,12 @@ from stopgrad.flow.flows import Cell
 from stopgrad.flow.matrix import FlowMatrix
 from stopgrad.propose.edits import Edit, Source
 from stopgrad.propose.graph import Flow
-from stopgrad.propose.options import with_further
+from stopgrad.propose.options import add_options
 from stopgrad.propose.process import recorded
 from stopgrad.propose.record import Job, Record
 from stopgrad.propose.solve import Found, Proposal, Question
 from stopgrad.propose.wishes import ValuePart, Wishes, values_among
+from stopgrad.rewrite.options import with_further
 from stopgrad.watch.options import writable
 from stopgrad.watch.run import check_script, script_file
 
@@ -34,7 +35,7 @@ def propose(options: argparse.Namespace) -> int:
     Raises:
         ValueError: bad input, or a script that shows nothing.
     """
-    options = with_further(options)
+    options = with_further(options, "propose", add_options)
     check_script(options)
     writable(json=options.json)
     wishes = Wishes.of(options.apart, options.reach, options.contract)

@@ -1,4 +1,4 @@
-"""The options of ``propose``, before the script or after it. Does not import torch."""
+"""The options of ``propose``. Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,14 +14,3 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--write", action="store_true", help="make the edits in the files")
     parser.add_argument("--json", metavar="FILE", help="also write the answer as JSON")
     parser.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="for each run of the script")
-
-
-def with_further(options: argparse.Namespace) -> argparse.Namespace:
-    """The options with those that stand after the script; what follows ``--``, or is not known, is the script's."""
-    given = options.arguments
-    at = given.index("--") if "--" in given else len(given)
-    parser = argparse.ArgumentParser(prog="python -m stopgrad propose", add_help=False, allow_abbrev=False)
-    add_options(parser)
-    options, unknown = parser.parse_known_args(given[:at], options)
-    options.arguments = [*unknown, *given[at + 1 :]]
-    return options

@@ -193,4 +193,4 @@ def _looked_up(frame: FrameType, name: str) -> Any:
 def _held(owner: Any) -> Mapping[str, Any]:
     """What an object holds by name, a module its submodules too."""
     held = getattr(owner, "__dict__", {})
-    return {**held, **owner._modules} if isinstance(owner, nn.Module) else held
+    return {**held, **dict(owner.named_children())} if isinstance(owner, nn.Module) else held

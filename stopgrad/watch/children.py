@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.context import ForkProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def watched_children(
             watch.note("a child process of a class of its own was not watched")
         elif target is not None and not (getattr(target, "__module__", None) or "").startswith(_LEFT_ALONE):
             self._target = template(target)
-            if switches and (getattr(self, "_start_method", None) or multiprocessing.get_start_method()) != "fork":
+            if switches and not _is_forked(self):
                 watch.note("a child process that is spawned imports its files anew: in it no stop is switched")
         original(self)
 
@@ -92,6 +93,11 @@ def watched_children(
         yield
     finally:
         BaseProcess.start = original
+
+
+def _is_forked(process: BaseProcess) -> bool:
+    is_default = isinstance(process, multiprocessing.Process)
+    return multiprocessing.get_start_method() == "fork" if is_default else isinstance(process, ForkProcess)
 
 
 def _abandon(watch: Watch | None) -> None:
