@@ -140,7 +140,7 @@ def test_options_may_stand_after_the_script(tmp_path):
     (tmp_path / "gan.py").write_text(text + "assert sys.argv[2:] in (['--steps', '3'], [])\n")
     _, arms = ablate(tmp_path, "gan.py", "3", "--arm", "same: 20=late", "--", "--steps", "3")
     assert arms["same"]["verdict"] == "identical"
-    ran = python("-m", "stopgrad", "sites", "gan.py", "3", "--steps", "2", "--json", "sites.json", cwd=tmp_path)
+    python("-m", "stopgrad", "sites", "gan.py", "3", "--steps", "2", "--json", "sites.json", cwd=tmp_path)
     assert [s["ran"] for s in json.loads((tmp_path / "sites.json").read_text())["sites"]] == [1, 1, 1]
 
 
