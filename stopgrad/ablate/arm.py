@@ -38,6 +38,7 @@ OUTPUT, SITES = "output.txt", "sites.json"
 NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|nan|inf)"
 PRINTED = re.compile(rf"([A-Za-z_][\w/.() -]{{0,40}}?)\s*[:=]\s*({NUMBER})\b(?!\.?\d)", re.IGNORECASE)
 COUNTS = {"epoch", "step", "iter", "iteration", "batch", "seed", "episode", "time", "eta", "epochs", "steps"}
+COUNTED = re.compile(rf".*\b(?:{'|'.join(COUNTS)})\s*\d[\d/.]*\W*", re.IGNORECASE)  # "Epoch 3/10" before a name
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Spec:
 
     Attributes:
         script: absolute; or, with ``module``, a module's name.
-        source: the script's own working directory; ``folder``: of the arm and seed. Absolute.
+        source: the script's own working directory; ``out``: of all arms; ``folder``: of the arm and seed. Absolute.
         stops: as ``--stop`` writes them, with absolute files.
         changes: the same by the names of the sites, and ``default`` as these stand.
         lists_sites: leaves ``sites.json``.
@@ -58,6 +59,7 @@ class Spec:
     module: bool
     name: str
     source: str
+    out: str = ""
     arm: str = ""
     seed: int = 0
     folder: str = ""
@@ -79,7 +81,7 @@ class Spec:
 def run(spec: Spec, window: tuple[int, int] | None = None, replay: str | None = None) -> dict[str, Any]:
     """Run the script as the arm has it; what it came to, as in ``result.json``."""
     folder = Path(replay or spec.folder)
-    work = Workspace(folder / "work", Path(spec.source), spec.allow_writes)
+    work = Workspace(folder / "work", Path(spec.source), spec.allow_writes, Path(spec.out or folder))
     record, result = Record(window), begun(spec)
     switches = chosen(spec.stops, spec.script)
     switches.all_noted, switches.eager = spec.lists_sites, True
@@ -185,9 +187,10 @@ def printed(file: Path) -> dict[str, float]:
     found: dict[str, float] = {}
     with open(file, encoding="utf-8", errors="replace") as lines:
         for line in lines:
-            for name, value in PRINTED.findall(line):
-                if name.strip().lower() not in COUNTS:
-                    found[name.strip()] = float(value)
+            for text, value in PRINTED.findall(line):
+                name = COUNTED.sub("", text.strip())
+                if name and name.lower() not in COUNTS:
+                    found[name] = float(value)
     return found
 
 

@@ -43,6 +43,7 @@ class Runs:
             module=options.module,
             name=name,
             source=os.getcwd(),
+            out=str(self.out),
             steps=options.steps,
             allow_writes=options.allow_writes,
             version=_version(script),
@@ -121,7 +122,10 @@ class Runs:
 
 
 def _started(spec: Spec) -> BaseProcess:
-    _clear(Path(spec.folder))
+    folder = Path(spec.folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / "spec.json").exists():
+        raise ValueError(f"{folder}: holds what is no arm's; choose another --out")
+    _clear(folder)
     spec.write()
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     process = context.Process(target=in_a_process, args=(spec,))

@@ -64,6 +64,8 @@ def sites_command(options: argparse.Namespace) -> int:
     """
     check_script(options)
     writable(json=options.json)
+    if options.steps is not None and options.steps < 1:
+        raise ValueError(f"--steps {options.steps}: choose a number from 1")
     json_file = options.json and Path(options.json).absolute()
     switches, watch = Switches({}, {}, all_noted=True), Watch(cycles=3, every=0)
     with at_most(options.steps):
