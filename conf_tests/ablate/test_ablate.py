@@ -131,6 +131,33 @@ def test_arms_of_other_arguments_are_left_out(tmp_path):
     assert set(arms) == {"reference", "new", "more"}
 
 
+def test_arms_are_run_again_when_what_they_read_has_changed(tmp_path):
+    """Modules that lie deep or elsewhere, and settings; an arm that had too little time."""
+    (tmp_path / "src" / "a" / "b").mkdir(parents=True)
+    (tmp_path / "src" / "a" / "b" / "deep.py").write_text("lr = 1.0\n")
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "set.json").write_text("1.0")
+    head = "import json, sys; sys.path.append('src')\nfrom a.b.deep import lr\n"
+    tail = "print('lr:', lr, 'set:', json.load(open('conf/set.json')))\n"
+    (tmp_path / "gan.py").write_text(head + gan() + tail)
+
+    def told():
+        return ablate(tmp_path, "--arm", "same: 21=late", "gan.py")[1]["same"]["metrics"]
+
+    assert (told()["lr"], told()["set"]) == ({"0": 1.0}, {"0": 1.0})
+    (tmp_path / "src" / "a" / "b" / "deep.py").write_text("lr = 2.0\n")
+    assert (told()["lr"], told()["set"]) == ({"0": 2.0}, {"0": 1.0})
+    (tmp_path / "conf" / "set.json").write_text("3.0")
+    assert (told()["lr"], told()["set"]) == ({"0": 2.0}, {"0": 3.0})
+
+
+def test_an_arm_that_had_too_little_time_is_run_again(tmp_path):
+    (tmp_path / "gan.py").write_text(gan() + "\nif fake.detach().requires_grad:\n    __import__('time').sleep(6)\n")
+    asked = ("--arm", "slow: 25=none", "gan.py")
+    assert ablate(tmp_path, "--timeout", "5", *asked)[1]["slow"]["verdict"] == "raised"
+    assert ablate(tmp_path, "--timeout", "60", *asked)[1]["slow"]["verdict"] == "identical"
+
+
 def test_a_script_that_seeds_itself_is_told(script):
     ran, arms = ablate(script, "--seeds", "0,1", "--arm", "late: 14=late", "gan.py")
     assert "note: the script seeds itself, so that all seeds are one" in ran.stdout

@@ -6,6 +6,7 @@ recipe does; ``python -m stopgrad.ablate.arm SPEC.json FIRST LAST FOLDER`` leave
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -27,7 +28,7 @@ from stopgrad.ablate.sites import sites
 from stopgrad.ablate.workspace import Workspace, WritesElsewhere
 from stopgrad.compare.fingerprint import FILE
 from stopgrad.compare.read import scalars
-from stopgrad.rewrite.source import execute
+from stopgrad.rewrite.source import execute, is_users, module_file
 from stopgrad.rewrite.steps import Enough, at_most
 from stopgrad.rewrite.switches import chosen
 from stopgrad.watch.hooks import overhear
@@ -116,6 +117,7 @@ def run(spec: Spec, window: tuple[int, int] | None = None, replay: str | None = 
         record.taken.save(folder / FILE)
         result["weights_sha256"] = record.weights()
     if replay is None:
+        result["files"] = {file: digest(file) for file in sorted(sources(spec) | work.settings) if os.path.isfile(file)}
         logged = curves(folder / "work")
         record.write_curves(folder / "csv" / "metrics.csv", logged)
         ends = {tag: curve[-1][1] for tag, curve in logged.items()}
@@ -124,6 +126,21 @@ def run(spec: Spec, window: tuple[int, int] | None = None, replay: str | None = 
         if spec.lists_sites:
             (folder / SITES).write_text(json.dumps([site.to_dict() for site in sites(watch, switches)]))
     return result
+
+
+def sources(spec: Spec) -> set[str]:
+    """The files of the user's that were run."""
+    files = {getattr(module, "__file__", None) for module in [*sys.modules.values()]}
+    files.add(module_file(spec.script) if spec.module else spec.script)
+    return {os.path.realpath(file) for file in files if isinstance(file, str) and file and is_users(file)}
+
+
+def digest(file: str) -> str:
+    """Of what a file holds; "" where it is gone."""
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    except OSError:
+        return ""
 
 
 def begun(spec: Spec) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+SETTINGS = (".yaml", ".yml", ".json", ".toml", ".ini", ".cfg")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC
 # Events of Python's that change a file, and which of their arguments are paths that change.
 _CHANGES = {
@@ -58,6 +59,7 @@ class Workspace:
         home = [os.environ.get(f"XDG_{name}_HOME") or f"~/.{name.lower()}" for name in ("CACHE", "CONFIG")]
         free = (tempfile.gettempdir(), *map(os.path.expanduser, home), "/dev", "/proc")
         self._free = [os.path.realpath(path) for path in free]
+        self.settings: set[str] = set()  # files that the script has read and that say what it does
         self._is_over = False
         self._at_work = threading.local()
 
@@ -115,6 +117,8 @@ class Workspace:
             path, mode, flags = args
             if (isinstance(mode, str) and set(mode) & set("wax+")) or (flags or 0) & _WRITES:
                 self._change(path, overwrites="w" in (mode or "") or bool((flags or 0) & os.O_TRUNC))
+            elif isinstance(path, str | os.PathLike) and os.fspath(path).endswith(SETTINGS):
+                self.settings.add(os.path.realpath(path))
         elif event in _CHANGES and not _is_in_an_open_folder(event, args):
             if event == "os.mkdir" and os.path.isdir(args[0]):
                 return  # it is there: nothing changes
