@@ -195,11 +195,14 @@ def test_numbers_that_are_logged_and_losses_that_are_none(tmp_path):
     body = gan().replace(
         "with torch.no_grad():",
         "from torch.utils.tensorboard import SummaryWriter\n"
-        "with SummaryWriter('runs') as writer: writer.add_scalar('quality', 3.5, 7)\nwith torch.no_grad():",
+        "with SummaryWriter('runs') as writer:\n"
+        "    for each in (('quality', 3.5), ('epoch', 1)): writer.add_scalar(*each, 7)\n"
+        "with torch.no_grad():",
     )
     (tmp_path / "gan.py").write_text(body)
     _, arms = ablate(tmp_path, "--arm", "nan: 13=scale:1e38", "gan.py")
     assert arms["reference"]["metrics"]["quality"] == {"0": 3.5}
+    assert "epoch" not in arms["reference"]["metrics"]
     assert not (tmp_path / "runs" / "gan").exists()
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["ablate"]
 

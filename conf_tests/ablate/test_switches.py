@@ -284,7 +284,7 @@ class A:
     x: int = 1
 print(A(), A.__annotations__)
 """
-BODIES = dict(section.split("\n", 1) for section in LOOKALIKES.split("## ")[1:])
+BODIES = {name: body for name, _, body in (each.partition("\n") for each in LOOKALIKES.split("## ")[1:])}
 
 
 @pytest.mark.parametrize("name", BODIES)

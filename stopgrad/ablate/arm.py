@@ -38,7 +38,7 @@ from stopgrad.watch.watch import Watch
 OUTPUT, SITES = "output.txt", "sites.json"
 NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|nan|inf)"
 PRINTED = re.compile(rf"([A-Za-z_][\w/.() -]{{0,40}}?)\s*[:=]\s*({NUMBER})\b(?!\.?\d)", re.IGNORECASE)
-COUNTS = {"epoch", "step", "iter", "iteration", "batch", "seed", "episode", "time", "eta", "epochs", "steps"}
+COUNTS = {"epoch", "step", "iter", "iteration", "batch", "seed", "episode", "time", "eta", "epochs", "steps", "v_num"}
 COUNTED = re.compile(rf".*\b(?:{'|'.join(COUNTS)})\s*\d[\d/.]*\W*", re.IGNORECASE)  # "Epoch 3/10" before a name
 
 
@@ -120,7 +120,7 @@ def run(spec: Spec, window: tuple[int, int] | None = None, replay: str | None = 
         result["files"] = {file: digest(file) for file in sorted(sources(spec) | work.settings) if os.path.isfile(file)}
         logged = curves(folder / "work")
         record.write_curves(folder / "csv" / "metrics.csv", logged)
-        ends = {tag: curve[-1][1] for tag, curve in logged.items()}
+        ends = {tag: curve[-1][1] for tag, curve in logged.items() if tag.lower() not in COUNTS}
         result["losses"] = [*record.losses]
         result["metrics"] = record.last_losses() | ends | printed(folder / OUTPUT)
         if spec.lists_sites:

@@ -119,14 +119,17 @@ def _of_parameters(watch: Watch, told: FlowMatrix, stop: Stop, switch: Switch) -
 
 def _others(between: list[tuple[str, str, CutSite]], switches: Switches) -> Iterator[Site]:
     """Boundaries, and what stops a gradient and cannot be switched."""
-    known = {(stop.file, stop.line) for stop in switches.made}
     names = {stop.name for stop in switches.made}
     pairs: dict[CutSite, list[tuple[str, str]]] = {}
     crossed: dict[str, list[tuple[str, str, CutSite]]] = {name: [] for name in switches.met if name not in names}
     for loss, part, cut in between:
         if cut.boundary in crossed:
             crossed[cut.boundary].append((loss, part, cut))
-        elif cut.boundary is None and cut.kind != "requires_grad" and (cut.file, cut.line) not in known:
+        elif (
+            cut.boundary is None
+            and cut.kind != "requires_grad"
+            and not any(_is_of(cut, stop) for stop in switches.made)
+        ):
             pairs.setdefault(cut, []).append((loss, part))
     for name, cells in crossed.items():
         losses, parts, cuts = ((*dict.fromkeys(each),) for each in zip(*cells, strict=True)) if cells else ((), (), ())

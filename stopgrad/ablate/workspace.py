@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.jit._script import RecursiveScriptModule
 
 SETTINGS = (".yaml", ".yml", ".json", ".toml", ".ini", ".cfg")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC
@@ -84,7 +85,7 @@ class Workspace:
         Python cannot take a guard back: it holds until the process ends, and so belongs in one of its own.
         """
         before = os.getcwd()
-        savers = [(torch, "save"), (torch.jit, "save"), (torch.jit.RecursiveScriptModule, "save")]
+        savers = [(torch, "save"), (torch.jit, "save"), (RecursiveScriptModule, "save")]
         kept = [getattr(owner, name) for owner, name in savers]
         os.chdir(self.folder)
         sys.addaudithook(self._audit)
@@ -118,7 +119,9 @@ class Workspace:
             if (isinstance(mode, str) and set(mode) & set("wax+")) or (flags or 0) & _WRITES:
                 self._change(path, overwrites="w" in (mode or "") or bool((flags or 0) & os.O_TRUNC))
             elif isinstance(path, str | os.PathLike) and os.fspath(path).endswith(SETTINGS):
-                self.settings.add(os.path.realpath(path))
+                real = os.path.realpath(path)
+                if not ("site-packages" in real.split(os.sep) or self._is_free(real)):
+                    self.settings.add(real)
         elif event in _CHANGES and not _is_in_an_open_folder(event, args):
             if event == "os.mkdir" and os.path.isdir(args[0]):
                 return  # it is there: nothing changes
@@ -185,10 +188,15 @@ class Workspace:
                 for name in folders:
                     self._unfold(Path(path) / name)
 
+    def _is_free(self, real: str) -> bool:
+        """A temporary file, or one of a program's own."""
+        path = Path(real)
+        return not path.is_relative_to(self.source) and any(path.is_relative_to(free) for free in self._free)
+
     def _outside(self, path: str) -> None:
         real = os.path.realpath(path)
         if self.allow_writes or "__pycache__" in real.split(os.sep) or real.startswith(str(self.folder.parent)):
             return
-        if not Path(real).is_relative_to(self.source) and any(Path(real).is_relative_to(free) for free in self._free):
+        if self._is_free(real):
             return
         raise WritesElsewhere(f"the script writes {path}, outside of its arm's folder: --allow-writes lets it")

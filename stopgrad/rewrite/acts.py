@@ -133,7 +133,7 @@ class _Context:
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if inspect.isclass(function) or inspect.isgeneratorfunction(function):
             made = self._make()
-            decorated = function if isinstance(made, contextlib.nullcontext) else made(function)
+            decorated: Any = function if isinstance(made, contextlib.nullcontext) else made(function)
 
             @functools.wraps(function)
             def generator(*args: Any, **kwargs: Any) -> Any:
