@@ -155,6 +155,33 @@ def test_arms_of_other_arguments_are_left_out(tmp_path):
     assert set(arms) == {"reference", "new", "more"}
 
 
+def test_arms_are_run_again_when_what_they_read_has_changed(tmp_path):
+    """Modules that lie deep or elsewhere, and settings; an arm that had too little time."""
+    (tmp_path / "src" / "a" / "b").mkdir(parents=True)
+    (tmp_path / "src" / "a" / "b" / "deep.py").write_text("lr = 1.0\n")
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "set.json").write_text("1.0")
+    head = "import json, sys; sys.path.append('src')\nfrom a.b.deep import lr\n"
+    tail = "print('lr:', lr, 'set:', json.load(open('conf/set.json')))\n"
+    (tmp_path / "gan.py").write_text(head + gan() + tail)
+
+    def told():
+        return ablate(tmp_path, "--arm", "same: 21=late", "gan.py")[1]["same"]["metrics"]
+
+    assert (told()["lr"], told()["set"]) == ({"0": 1.0}, {"0": 1.0})
+    (tmp_path / "src" / "a" / "b" / "deep.py").write_text("lr = 2.0\n")
+    assert (told()["lr"], told()["set"]) == ({"0": 2.0}, {"0": 1.0})
+    (tmp_path / "conf" / "set.json").write_text("3.0")
+    assert (told()["lr"], told()["set"]) == ({"0": 2.0}, {"0": 3.0})
+
+
+def test_an_arm_that_had_too_little_time_is_run_again(tmp_path):
+    (tmp_path / "gan.py").write_text(gan() + "\nif fake.detach().requires_grad:\n    __import__('time').sleep(6)\n")
+    asked = ("--arm", "slow: 25=none", "gan.py")
+    assert ablate(tmp_path, "--timeout", "5", *asked)[1]["slow"]["verdict"] == "raised"
+    assert ablate(tmp_path, "--timeout", "60", *asked)[1]["slow"]["verdict"] == "identical"
+
+
 def test_a_script_that_seeds_itself_is_told(script):
     ran, arms = ablate(script, "--seeds", "0,1", "--arm", "late: 14=late", "gan.py")
     assert "note: the script seeds itself, so that all seeds are one" in ran.stdout
@@ -195,11 +222,14 @@ def test_numbers_that_are_logged_and_losses_that_are_none(tmp_path):
     body = gan().replace(
         "with torch.no_grad():",
         "from torch.utils.tensorboard import SummaryWriter\n"
-        "with SummaryWriter('runs') as writer: writer.add_scalar('quality', 3.5, 7)\nwith torch.no_grad():",
+        "with SummaryWriter('runs') as writer:\n"
+        "    for each in (('quality', 3.5), ('epoch', 1)): writer.add_scalar(*each, 7)\n"
+        "with torch.no_grad():",
     )
     (tmp_path / "gan.py").write_text(body)
     _, arms = ablate(tmp_path, "--arm", "nan: 13=scale:1e38", "gan.py")
     assert arms["reference"]["metrics"]["quality"] == {"0": 3.5}
+    assert "epoch" not in arms["reference"]["metrics"]
     assert not (tmp_path / "runs" / "gan").exists()
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["ablate"]
 
@@ -238,6 +268,19 @@ def test_ctrl_c_leaves_a_comparison_of_what_is_finished(tmp_path):
     assert not out.strip()
 
 
+def test_ctrl_c_before_the_reference_has_ended(tmp_path):
+    (tmp_path / "gan.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(600)\n")
+    command = [sys.executable, "-m", "stopgrad", "ablate", "gan.py"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    output = tmp_path / "runs" / "ablate" / "gan" / "reference" / "seed-0" / "output.txt"
+    while not (output.exists() and output.read_text()):
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert err == "interrupted: nothing is finished that could be compared\n"
+
+
 def test_several_at_once(script):
     _, arms = ablate(script, "--jobs", "2", "gan.py")
     _, alone = ablate(script, "--out", "alone", "gan.py")
@@ -251,7 +294,11 @@ def test_several_at_once(script):
     [
         (("nowhere.py",), "nowhere.py: no such script"),
         (("--seeds", "a", "gan.py"), "--seeds a: write whole numbers, such as 0,1,2"),
+        (("--seeds", "0,-1", "gan.py"), "--seeds 0,-1: write whole numbers, such as 0,1,2"),
         (("--jobs", "0", "gan.py"), "--jobs 0: choose a number from 1"),
+        (("--steps", "0", "gan.py"), "--steps 0: choose a number from 1"),
+        (("--timeout", "0", "gan.py"), "--timeout 0: choose a number of seconds"),
+        (("--margin", "a=nan", "gan.py"), "--margin a=nan: write NAME=NUMBER, such as loss=.1"),
         (("--arm", "13=none", "gan.py"), '--arm 13=none: write "NAME: SITE=STRATEGY, SITE=STRATEGY"'),
         (("--arm", "a: 9=none", "gan.py"), "--arm a: 9=none: line 9 has no stop; the nearest is 13 (detach of fake)"),
         (("--arm", "a: 13=none", "--arm", "a: 14=late", "gan.py"), "--arm a: the name is taken; give each arm its own"),
@@ -267,6 +314,55 @@ def test_what_is_refused_in_one_line(arguments, said, script):
     assert ran.returncode == 2
     assert ran.stderr.splitlines()[-1] == f"error: {said}"
     assert "Traceback" not in ran.stderr
+
+
+def test_a_loss_is_what_it_was_at_its_backward(tmp_path):
+    text = gan().replace("    g_opt.step()", "    g_opt.step()\n    with torch.no_grad(): d_loss.mul_(0)")
+    (tmp_path / "gan.py").write_text(text)
+    _, arms = ablate(tmp_path, "--arm", "same: 19=late", "gan.py")
+    assert arms["reference"]["metrics"]["d_loss"]["0"] > 0.1
+
+
+def test_a_bare_except_does_not_carry_on_beyond_the_last_step(tmp_path):
+    caught = "    try: g_opt.step()\n    except: pass\n    print('done:', step)"
+    (tmp_path / "gan.py").write_text(gan().replace("    g_opt.step()", caught))
+    ablate(tmp_path, "--steps", "4", "--arm", "same: 19=late", "gan.py")
+    output = tmp_path / "runs" / "ablate" / "gan" / "reference" / "seed-0" / "output.txt"
+    assert output.read_text() == "done: 0\ndone: 1\n"
+
+
+def test_sites_of_no_step_are_refused(script):
+    ran = python("-m", "stopgrad", "sites", "--steps", "0", "gan.py", cwd=script)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", "error: --steps 0: choose a number from 1\n")
+
+
+def test_a_script_that_makes_no_step_is_not_ablated(script):
+    (script / "gan.py").write_text("import torch\nprint(torch.ones(1).detach())\n")
+    ran = python("-m", "stopgrad", "ablate", "gan.py", cwd=script)
+    assert ran.returncode == 2
+    said = "error: the script as it stands makes no step of a torch.optim.Optimizer: nothing can be compared"
+    assert ran.stderr.splitlines()[-1] == said
+
+
+def test_a_folder_of_something_else_is_not_cleared(script):
+    (script / "kept" / "reference" / "seed-0").mkdir(parents=True)
+    (script / "kept" / "reference" / "seed-0" / "mine.txt").write_text("mine")
+    ran = python("-m", "stopgrad", "ablate", "--out", "kept", "gan.py", cwd=script)
+    assert ran.returncode == 2
+    folder = script / "kept" / "reference" / "seed-0"
+    assert ran.stderr.splitlines()[-1] == f"error: {folder}: holds what is no arm's; choose another --out"
+    assert [path.name for path in (script / "kept").rglob("*.*")] == ["mine.txt"]
+
+
+def test_numbers_are_named_without_the_count_before_them_and_json_is_strict(tmp_path):
+    text = gan().replace(
+        "    g_opt.step()", "    g_opt.step()\n    print(f'Epoch {step}/6 - top1 loss: {step}\\rstep 3')"
+    )
+    (tmp_path / "gan.py").write_text(text + "\nprint('Train epoch 3, none: nan, top5 loss=2 step: 9')\n")
+    python("-m", "stopgrad", "ablate", "--json", "arms.json", "--arm", "same: 19=late", "gan.py", cwd=tmp_path)
+    (arm, _) = json.loads((tmp_path / "arms.json").read_text(), parse_constant=pytest.fail)["arms"]
+    told = {name: values["0"] for name, values in arm["metrics"].items() if name not in ("d_loss", "g_loss", "score")}
+    assert told == {"top1 loss": 5, "none": "nan", "top5 loss": 2}
 
 
 def test_a_script_that_raises_as_it_stands_is_not_ablated(script):

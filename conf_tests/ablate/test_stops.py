@@ -41,6 +41,7 @@ def step(net, other, x, flag):
     g = torch.autograd.grad(x.sum(), x)
     g = autograd.grad(x.sum(), x, create_graph=True)
     g = autograd.grad(x.sum(), x, create_graph=False)
+    torch.set_grad_enabled(mode=flag)
     return [y.detach() for y in (x, x)], (lambda y: y.detach() + y.detach())(x)
 """
 
@@ -64,9 +65,10 @@ EXPECTED = [
     ("31", "zero_grad", "net"),
     ("32", "autograd.grad", "x.sum()"),
     ("34", "autograd.grad", "x.sum()"),
-    ("35:y#1", "detach", "y"),
-    ("35:y#2", "detach", "y"),
-    ("35:y#3", "detach", "y"),
+    ("35", "set_grad_enabled", ""),
+    ("36:y#1", "detach", "y"),
+    ("36:y#2", "detach", "y"),
+    ("36:y#3", "detach", "y"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import sys
@@ -13,9 +14,9 @@ from torch import nn
 
 from conf_tests.ablate.scripts import gan
 from conf_tests.watch.processes import failures, python
-from stopgrad.rewrite.source import execute
-from stopgrad.rewrite.stops import stops_of
-from stopgrad.rewrite.switches import chosen
+from stopgrad.rewrite.source import execute, finished
+from stopgrad.rewrite.stops import named, stops_in, stops_of
+from stopgrad.rewrite.switches import Switches, chosen
 
 # A script, the stop that is switched, and the edit of the source that it stands for: (old, new).
 HEAD = """\
@@ -109,6 +110,20 @@ EDITS = {
         "torch.set_grad_enabled(False)",
         "",
     ),
+    "set_grad_enabled as a decorator": (
+        "@torch.set_grad_enabled(False)\ndef f(x): return net(x)\nupdate(head(f(torch.ones(2, 4))).sum())",
+        "set_grad_enabled",
+        "none",
+        "@torch.set_grad_enabled(False)",
+        "",
+    ),
+    "a decorator of a name alone": (
+        "from torch import no_grad\n@no_grad\ndef f(x): return net(x)\nupdate(head(f(torch.ones(2, 4))).sum())",
+        "no_grad",
+        "none",
+        "@no_grad",
+        "",
+    ),
     "requires_grad_": (
         "net.requires_grad_(False)\nupdate(head(net(torch.ones(2, 4))).sum())",
         "requires_grad_",
@@ -197,6 +212,105 @@ EDITS = {
 }  # fmt: skip
 
 
+# What only looks like a stop: each prints the same where all stops are noted. ``y`` carries a gradient.
+LOOKALIKES = """\
+## a method detach
+class A:
+    def detach(self, *x): return len(x)
+print(A().detach(y), A().detach((y, y)), A().detach())
+## detach by a keyword
+print(torch.detach(input=y))
+## super
+class T(torch.Tensor):
+    def detach(self): return super().detach() + 1
+print(y.detach().as_subclass(T).detach())
+## what looks at its frame
+def f():
+    local = y
+    return eval('local').detach()
+print(f())
+## an option
+import argparse
+args = argparse.Namespace(no_grad=False, data='d')
+print(args.no_grad, args.data)
+## a method no_grad
+class A:
+    def no_grad(self): return 3
+print(A().no_grad())
+## a method set_grad_enabled
+class A:
+    def set_grad_enabled(self, nets, on): return on
+print(A().set_grad_enabled([], 1))
+## a method requires_grad_
+class A:
+    def requires_grad_(self, a, b=2): return a, b
+print(A().requires_grad_(1, b=3))
+## an attribute requires_grad
+class A: pass
+a = A()
+a.requires_grad = False
+print(vars(a))
+## the value of a flag first
+at = []
+def f(x): at.append(x); return x
+f(y.clone().detach()).requires_grad = f(False)
+print(at[0])
+## another grad
+class autograd:
+    def grad(f): return f
+print(autograd.grad(3))
+## a class of it
+class Mine(torch.no_grad): pass
+with Mine(): print(torch.is_grad_enabled())
+## a pattern
+class A: data, no_grad = 1, 2
+match 1:
+    case A.data: print('data')
+    case A.no_grad: print('no')
+## inference that is off
+with torch.inference_mode(False): print(torch.is_inference_mode_enabled(), torch.is_grad_enabled())
+## its own file
+import os; os.chdir('/'); print(len(open(__file__).read()), __file__, (lambda: 0).__code__.co_filename)
+## its own source
+import inspect
+def f(): return y.detach()
+print(inspect.getsource(f))
+## f-strings and a walrus
+print(f'{(z := y.detach()).sum()} {z.data!r:>40}')
+## dataclasses of later names
+import dataclasses
+@dataclasses.dataclass
+class A:
+    x: int = 1
+print(A(), A.__annotations__)
+"""
+BODIES = {name: body for name, _, body in (each.partition("\n") for each in LOOKALIKES.split("## ")[1:])}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_what_only_looks_like_a_stop_does_what_it_does(name, tmp_path):
+    head = "from __future__ import annotations\nimport torch\ny = torch.ones(2, requires_grad=True) * 2\n"
+    (tmp_path / "script.py").write_text(head + BODIES[name])
+    plain = python(tmp_path / "script.py", cwd=tmp_path)
+    assert plain.returncode == 0, plain.stderr
+    ran = python("-m", "stopgrad", "sites", "script.py", cwd=tmp_path)
+    assert (ran.stdout, ran.returncode) == (plain.stdout, 0), ran.stderr
+    alone = python("-m", "stopgrad", "run", "script.py", cwd=tmp_path)
+    assert (alone.stdout, alone.returncode) == (plain.stdout, 0), alone.stderr
+
+
+@pytest.mark.parametrize(
+    "head", [b"\xef\xbb\xbf", b"# -*- coding: latin-1 -*-\r\nprint('\xe9')\r\n", b"if 1:\tprint('tab')\n"]
+)
+def test_bytes_of_a_source_as_python_reads_them(head, tmp_path):
+    body = b"import torch\r\nprint(torch.ones(1, requires_grad=True).detach())\r\n"
+    (tmp_path / "script.py").write_bytes(head + body)
+    plain = python("script.py", cwd=tmp_path)
+    ran = python("-m", "stopgrad", "sites", "script.py", cwd=tmp_path)
+    assert (ran.stdout, ran.returncode) == (plain.stdout, 0), ran.stderr
+    assert f"script.py:{2 + head.count(10)}  detach" in ran.stderr
+
+
 @pytest.mark.parametrize("name", EDITS)
 def test_switched_is_edited(name, tmp_path):
     body, kind, strategy, old, new = EDITS[name]
@@ -240,6 +354,13 @@ def test_a_file_that_is_imported(tmp_path):
     assert module.stdout == ran.stdout != alone.stdout
     module = python("-m", "stopgrad", "run", "--stop", "11=never", "-m", "training", cwd=tmp_path)
     assert module.returncode == 0, module.stderr
+    (tmp_path / "package" / "__main__.py").write_text((tmp_path / "training.py").read_text().replace("package", "."))
+    (tmp_path / "package" / "training.py").write_text((tmp_path / "package" / "__main__.py").read_text())
+    for name in ("package", "package.training"):  # the package is imported with the module, and not before
+        module = python("-m", "stopgrad", "run", "--stop", "package/step.py:2=none", "-m", name, cwd=tmp_path)
+        assert module.stdout == ran.stdout
+        module = python("-m", "stopgrad", "run", "--stop", "11=late", "-m", name, cwd=tmp_path)
+        assert module.returncode == 0, module.stderr
 
 
 def test_a_boundary(tmp_path):
@@ -321,6 +442,47 @@ def test_a_child_that_is_forked_is_switched_and_of_a_spawned_one_it_is_said(meth
     assert ran.stdout.split()[:1] == [said], ran.stderr
     told = "note: a child process that is spawned imports its files anew: in it no stop is switched"
     assert (told in ran.stderr) == (method == "spawn")
+
+
+def test_a_file_that_is_found_by_links(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "real" / "step.py").write_text("def features(net, x):\n    return net(x).detach()\n")
+    body = "import sys; sys.path.append('link')\nfrom step import features\n"
+    body += "update(head(features(net, torch.ones(2, 4))).sum())"
+    (tmp_path / "script.py").write_text(HEAD + body + TAIL)
+    alone = python("-m", "stopgrad", "run", "script.py", cwd=tmp_path)
+    for name in ("link", "real"):
+        ran = python("-m", "stopgrad", "run", "--stop", f"{name}/step.py:2=none", "script.py", cwd=tmp_path)
+        assert ran.returncode == 0, ran.stderr
+        assert ran.stdout != alone.stdout
+
+
+def test_a_switch_is_done_by_the_code_that_was_compiled_with_it(tmp_path):
+    """As in a notebook, where the third line of every cell is called 3."""
+    source = "def f(net, x, optimizer):\n    {}\n    return net(x)\n"
+    net = nn.Linear(1, 1)
+    optimizer, x = torch.optim.SGD(net.parameters(), 1.0), torch.ones(1, requires_grad=True)
+    functions = []
+    for line, strategy in (("return net(x).detach()", "none"), ("optimizer.zero_grad()", "late")):
+        tree = ast.parse(source.format(line))
+        (stop,) = named(stops_in(tree, ""))
+        switches = Switches({stop: strategy}, {})
+        with switches.on():
+            space = {}
+            exec(compile(finished(switches.switch(tree, [stop])), "cell", "exec"), space)
+            functions.append(space["f"])
+            assert functions[-1](net, x, optimizer).requires_grad
+            net.bias.grad = torch.ones(1)
+            optimizer.step()
+            assert (net.bias.grad is None) == (strategy == "late")
+            if strategy == "late":
+                assert not functions[0](net, x, optimizer).requires_grad  # as it stands again, and by its own switch
+    net.bias.grad = torch.ones(1)
+    optimizer.step()
+    assert net.bias.grad is not None  # nothing clears it any more
+    functions[1](net, x, optimizer)
+    assert net.bias.grad is None
 
 
 def test_nothing_stays_behind(tmp_path, monkeypatch):

@@ -58,6 +58,16 @@ WRITES = {
     "into a file": ("f = open('log.txt', 'r+'); f.seek(2); f.write('FOR'); f.close()", "log.txt"),
     "by os.open": ("os.write(os.open('log.txt', os.O_WRONLY | os.O_TRUNC), b'1')", "log.txt"),
     "torch.save": ("import torch; torch.save({'a': 1}, 'model.pt'); torch.save({'a': 1}, 'data/m.pt')", "data/m.pt"),
+    "torch.jit.save": (
+        "import torch; m = torch.jit.script(torch.nn.ReLU())\ntorch.jit.save(m, 'model.pt')\n"
+        "m.save('data/m.pt'); m.save(f='data/y.txt')",
+        "data/m.pt",
+    ),
+    "in a folder that is gone to": (
+        "os.chdir('data'); os.chdir('deep'); open('x.txt', 'w').write('1')\n"
+        "os.chdir('../..'); open('new.txt', 'w').write('1')",
+        "new.txt",
+    ),
     "removed": ("os.remove('data/deep/x.txt'); assert not os.path.exists('data/deep/x.txt')", ""),
     "removed with its folder": ("import shutil; shutil.rmtree('data'); assert not os.path.exists('data')", ""),
     "moved": ("os.rename('log.txt', 'data/old.txt'); os.replace('data/y.txt', 'z.txt')", "data/old.txt"),
@@ -74,6 +84,41 @@ def test_what_is_written_stays_in_the_folder(name, tmp_path, source):
     assert state(source) == before
     assert not file or (tmp_path / "arm" / "work" / file).is_file()
     assert not file or not (source / file).exists() or file in before
+
+
+def test_threads_that_write_at_once(tmp_path, source):
+    before = state(source)
+    body = (
+        "import shutil, threading, time\n"
+        "copy, begun = shutil.copy2, threading.Event()\n"
+        "def slow(*paths): begun.set(); time.sleep(0.5); return copy(*paths)\n"
+        "shutil.copy2 = slow\n"
+        "def append(): open('log.txt', 'a').write('after')\n"
+        "thread = threading.Thread(target=append); thread.start(); begun.wait()\n"
+        "open('data/deep/x.txt', 'w').write('1'); thread.join()\n"
+    )
+    ran = run(tmp_path, body)
+    assert ran.returncode == 0, ran.stderr
+    assert state(source) == before
+
+
+def test_what_other_arms_have_left_is_not_found(tmp_path, source):
+    (source / "runs" / "ablate" / "reference").mkdir(parents=True)
+    (source / "runs" / "ablate" / "reference" / "old.txt").write_text("of another arm")
+    text = BEGIN.format(allow=False).replace('"arm" / "work"', '"source" / "runs" / "ablate" / "again" / "work"')
+    text = text.replace("allow_writes=False", "False, Path(sys.argv[1]) / 'source' / 'runs' / 'ablate'")
+    (tmp_path / "script.py").write_text(text)
+    (tmp_path / "body.py").write_text(
+        "os.mkdir('runs')\nassert not os.listdir('runs')\nassert os.path.exists('log.txt')\n"
+    )
+    ran = python("script.py", tmp_path, tmp_path / "body.py", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_a_folder_elsewhere_that_is_there_may_be_asked_for(tmp_path, source):
+    body = f"os.makedirs({str(source / 'data')!r}, exist_ok=True)\nimport matplotlib\n"
+    ran = run(tmp_path, body)
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_a_folder_that_holds_the_arm_s_own_is_found_as_well(tmp_path, source):

@@ -230,6 +230,13 @@ class TestSentence:
         write_run(tmp_path, "arm", 0, cells={**OPEN, "norm": 0.1}, alter=nudge(1))
         assert "probe's gradient at encoder begins 0.2x as strong" in compare([tmp_path])["arm"]["sentence"]
 
+    def test_of_identical_weights_no_gradient_is_said_to_begin_weaker(self, tmp_path):
+        write_run(tmp_path, "detach", 0, cells=OPEN)
+        write_run(tmp_path, "arm", 0, cells={**OPEN, "norm": 0.1})
+        arm = compare([tmp_path])["arm"]
+        assert arm["verdict"] == "identical"
+        assert "begins" not in arm["sentence"]
+
     @pytest.mark.parametrize(
         ("scores", "words"),
         [

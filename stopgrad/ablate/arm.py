@@ -6,6 +6,7 @@ recipe does; ``python -m stopgrad.ablate.arm SPEC.json FIRST LAST FOLDER`` leave
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -27,7 +28,7 @@ from stopgrad.ablate.sites import sites
 from stopgrad.ablate.workspace import Workspace, WritesElsewhere, clear
 from stopgrad.compare.fingerprint import FILE
 from stopgrad.compare.read import scalars
-from stopgrad.rewrite.source import execute
+from stopgrad.rewrite.source import execute, is_users, module_file
 from stopgrad.rewrite.steps import Enough, at_most
 from stopgrad.rewrite.switches import chosen
 from stopgrad.watch.hooks import overhear
@@ -37,7 +38,8 @@ from stopgrad.watch.watch import Watch
 OUTPUT, SITES = "output.txt", "sites.json"
 NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|nan|inf)"
 PRINTED = re.compile(rf"([A-Za-z_][\w/.() -]{{0,40}}?)\s*[:=]\s*({NUMBER})\b(?!\.?\d)", re.IGNORECASE)
-COUNTS = {"epoch", "step", "iter", "iteration", "batch", "seed", "episode", "time", "eta", "epochs", "steps"}
+COUNTS = {"epoch", "step", "iter", "iteration", "batch", "seed", "episode", "time", "eta", "epochs", "steps", "v_num"}
+COUNTED = re.compile(rf".*\b(?:{'|'.join(COUNTS)})\s*\d[\d/.]*\W*", re.IGNORECASE)  # "Epoch 3/10" before a name
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Spec:
 
     Attributes:
         script: absolute; or, with ``module``, a module's name.
-        source: the script's own working directory; ``folder``: of the arm and seed. Absolute.
+        source: the script's own working directory; ``out``: of all arms; ``folder``: of the arm and seed. Absolute.
         stops: as ``--stop`` writes them, with absolute files.
         changes: the same by the names of the sites, and ``default`` as these stand.
         lists_sites: leaves ``sites.json``.
@@ -58,6 +60,7 @@ class Spec:
     module: bool
     name: str
     source: str
+    out: str = ""
     arm: str = ""
     seed: int = 0
     folder: str = ""
@@ -79,7 +82,7 @@ class Spec:
 def run(spec: Spec, window: tuple[int, int] | None = None, replay: str | None = None) -> dict[str, Any]:
     """Run the script as the arm has it; what it came to, as in ``result.json``."""
     folder = Path(replay or spec.folder)
-    work = Workspace(folder / "work", Path(spec.source), spec.allow_writes)
+    work = Workspace(folder / "work", Path(spec.source), spec.allow_writes, Path(spec.out or folder))
     record, result = Record(window), begun(spec)
     switches = chosen(spec.stops, spec.script)
     switches.all_noted, switches.eager = spec.lists_sites, True
@@ -114,14 +117,30 @@ def run(spec: Spec, window: tuple[int, int] | None = None, replay: str | None = 
         record.taken.save(folder / FILE)
         result["weights_sha256"] = record.weights()
     if replay is None:
+        result["files"] = {file: digest(file) for file in sorted(sources(spec) | work.settings) if os.path.isfile(file)}
         logged = curves(folder / "work")
         record.write_curves(folder / "csv" / "metrics.csv", logged)
-        ends = {tag: curve[-1][1] for tag, curve in logged.items()}
+        ends = {tag: curve[-1][1] for tag, curve in logged.items() if tag.lower() not in COUNTS}
         result["losses"] = [*record.losses]
         result["metrics"] = record.last_losses() | ends | printed(folder / OUTPUT)
         if spec.lists_sites:
             (folder / SITES).write_text(json.dumps([site.to_dict() for site in sites(watch, switches)]))
     return result
+
+
+def sources(spec: Spec) -> set[str]:
+    """The files of the user's that were run."""
+    files = {getattr(module, "__file__", None) for module in [*sys.modules.values()]}
+    files.add(module_file(spec.script) if spec.module else spec.script)
+    return {os.path.realpath(file) for file in files if isinstance(file, str) and file and is_users(file)}
+
+
+def digest(file: str) -> str:
+    """Of what a file holds; "" where it is gone."""
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    except OSError:
+        return ""
 
 
 def begun(spec: Spec) -> dict[str, Any]:
@@ -185,9 +204,10 @@ def printed(file: Path) -> dict[str, float]:
     found: dict[str, float] = {}
     with open(file, encoding="utf-8", errors="replace") as lines:
         for line in lines:
-            for name, value in PRINTED.findall(line):
-                if name.strip().lower() not in COUNTS:
-                    found[name.strip()] = float(value)
+            for text, value in PRINTED.findall(line):
+                name = COUNTED.sub("", text.strip())
+                if name and name.lower() not in COUNTS:
+                    found[name] = float(value)
     return found
 
 

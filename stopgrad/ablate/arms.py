@@ -76,7 +76,7 @@ def _separated(changes: str) -> list[str]:
 def arm_of(site: Site, script: str) -> Arm:
     """The arm that does this site alone otherwise: a cut is left out, gradients are cleared late."""
     strategy = site.legal[1] if site.kind == "boundary" else OTHERWISE.get(site.kind, "none")
-    own = os.path.abspath(script) == site.file
+    own = os.path.realpath(script) == site.file
     line = site.id.partition(":")[2]
     place = site.id if site.kind == "boundary" else f"{site.file}:{line}"
     name = f"{line if own and line else site.id}={strategy}"

@@ -21,6 +21,7 @@ from stopgrad.compare.difference import first_difference
 from stopgrad.compare.fingerprint import FILE, Fingerprints
 from stopgrad.compare.read import Found, find_runs
 from stopgrad.compare.verdict import judge
+from stopgrad.compare.words import plain
 from stopgrad.rewrite.options import with_further
 from stopgrad.watch.options import writable
 from stopgrad.watch.run import check_script, script_file
@@ -38,8 +39,11 @@ def ablate_command(options: argparse.Namespace) -> int:
     options = with_further(options, "ablate", add_options)
     check_script(options)
     writable(json=options.json)
-    if options.jobs < 1:
-        raise ValueError(f"--jobs {options.jobs}: choose a number from 1")
+    for flag in ("jobs", "steps"):
+        if (number := getattr(options, flag)) is not None and number < 1:
+            raise ValueError(f"--{flag} {number}: choose a number from 1")
+    if options.timeout is not None and not options.timeout > 0:
+        raise ValueError(f"--timeout {options.timeout:g}: choose a number of seconds")
     asked, rules = asked_arms(options.arm, script_file(options)), declared(options)
     seeds = _seeds(options.seeds)
     runs, progress = Runs(options), Progress()
@@ -51,6 +55,10 @@ def ablate_command(options: argparse.Namespace) -> int:
         if result["status"] == "raised":
             why = "" if result.get("refused") else "the script as it stands raised: "
             raise ValueError(f"{why}{result['message']} ({Path(first.folder) / OUTPUT})")
+        if not result["steps"]:
+            raise ValueError(
+                "the script as it stands makes no step of a torch.optim.Optimizer: nothing can be compared"
+            )
         arms = [*asked]
         if options.each or not asked:
             arms += [arm_of(site, script_file(options)) for site in _sites(first) if site.legal]
@@ -60,8 +68,11 @@ def ablate_command(options: argparse.Namespace) -> int:
         for spec, ended in runs.results(specs):
             progress.told(spec, ended)
     except KeyboardInterrupt:
-        interrupted = True
-        print("interrupted: what is finished is compared", file=sys.stderr)
+        interrupted, compares = True, (Path(first.folder) / "result.json").exists()
+        what = "what is finished is compared" if compares else "nothing is finished that could be compared"
+        print(f"interrupted: {what}", file=sys.stderr)
+        if not compares:
+            return 130
     found = find_runs([runs.out])
     others = [run for run in found.runs if not runs.are_current(run.folder)]
     found.left_out += [(run.folder, "of another version of the script, or other arguments") for run in others]
@@ -70,7 +81,7 @@ def ablate_command(options: argparse.Namespace) -> int:
     compared.write(runs.out)
     print(f"\n{compared}\n\n{runs.out / 'comparison.html'}")
     if options.json:
-        Path(options.json).write_text(json.dumps({"arms": list(rows(compared))}, indent=1) + "\n")
+        Path(options.json).write_text(json.dumps(plain({"arms": list(rows(compared))}), indent=1) + "\n")
     return 130 if interrupted else 0
 
 
@@ -89,10 +100,9 @@ class Progress:
 
 
 def _seeds(text: str) -> list[int]:
-    try:
-        return list(dict.fromkeys(int(seed) for seed in text.split(",")))
-    except ValueError:
-        raise ValueError(f"--seeds {text}: write whole numbers, such as 0,1,2") from None
+    if not re.fullmatch(r"\s*\d{1,9}\s*(,\s*\d{1,9}\s*)*", text):  # NumPy's end at 32 bits
+        raise ValueError(f"--seeds {text}: write whole numbers, such as 0,1,2")
+    return list(dict.fromkeys(map(int, text.split(","))))
 
 
 def _sites(spec: Spec) -> list[Site]:
@@ -122,9 +132,10 @@ def declared(options: argparse.Namespace) -> Rules:
 
 def _number(text: str) -> float | None:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
 def judged(found: Found, rules: Rules, first: Path, again: Path) -> Comparison:

@@ -128,7 +128,7 @@ class Record:
     def _note_loss(self, tensors: Any) -> None:
         loss = tensors[0] if isinstance(tensors, list | tuple) and len(tensors) == 1 else tensors
         if isinstance(loss, Tensor) and loss.numel() == 1:
-            self.losses.setdefault(self._name(), Thinned()).add(self.step, loss.detach())
+            self.losses.setdefault(self._name(), Thinned()).add(self.step, loss.detach().clone())
 
     def _name(self) -> str:
         frames = user_frames()

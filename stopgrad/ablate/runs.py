@@ -19,10 +19,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from stopgrad.ablate.arm import OUTPUT, Spec, begun, in_a_process, write
+from stopgrad.ablate.arm import OUTPUT, Spec, begun, digest, in_a_process, write
 from stopgrad.ablate.arms import Arm
 from stopgrad.ablate.workspace import clear
 from stopgrad.rewrite.source import is_users
+
+TIMEOUT = "Timeout"
 
 
 class Runs:
@@ -44,6 +46,7 @@ class Runs:
             module=options.module,
             name=name,
             source=os.getcwd(),
+            out=str(self.out),
             steps=options.steps,
             allow_writes=options.allow_writes,
             version=_version(script),
@@ -67,11 +70,12 @@ class Runs:
         """Whether the run that lies there is of this script as it is now, with these arguments and steps."""
         try:
             before = Spec(**json.loads((folder / "spec.json").read_text()))
+            result = json.loads((folder / "result.json").read_text())
         except (OSError, ValueError, TypeError):
             return False
         now = self.spec(Arm(before.arm), before.seed)
         kept = ("arm", "seed", "folder", "stops", "changes", "default", "lists_sites")
-        return before == replace(now, **{name: getattr(before, name) for name in kept})
+        return before == replace(now, **{name: getattr(before, name) for name in kept}) and _is_up_to_date(result)
 
     def result(self, spec: Spec) -> dict[str, Any]:
         """What one run came to."""
@@ -88,7 +92,7 @@ class Runs:
                 while waiting and len(running) < self.jobs:
                     spec = waiting.pop(0)
                     known = _known(Path(spec.folder), spec)
-                    if known is None:
+                    if known is None or known.get("error") == TIMEOUT or not _is_up_to_date(known):
                         running[_started(spec)] = spec, time.monotonic()
                     else:
                         yield spec, known
@@ -112,7 +116,7 @@ class Runs:
         is_late = process.is_alive()
         _end(process)
         if is_late:
-            return _failed(spec, "Timeout", f"did not end within --timeout {self.timeout:g} s")
+            return _failed(spec, TIMEOUT, f"did not end within --timeout {self.timeout:g} s")
         result = _known(Path(spec.folder), spec)
         if result is not None:
             return result
@@ -122,7 +126,10 @@ class Runs:
 
 
 def _started(spec: Spec) -> BaseProcess:
-    clear(Path(spec.folder))
+    folder = Path(spec.folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / "spec.json").exists():
+        raise ValueError(f"{folder}: holds what is no arm's; choose another --out")
+    clear(folder)
     spec.write()
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     process = context.Process(target=in_a_process, args=(spec,))
@@ -148,6 +155,11 @@ def _known(folder: Path, spec: Spec) -> dict[str, Any] | None:
     except (OSError, ValueError, TypeError):
         return None
     return result if before == spec and result["status"] != "interrupted" else None
+
+
+def _is_up_to_date(result: Mapping[str, Any]) -> bool:
+    """The files that the run has read are as they were."""
+    return all(digest(file) == before for file, before in result.get("files", {}).items())
 
 
 def _failed(spec: Spec, error: str, message: str) -> dict[str, Any]:

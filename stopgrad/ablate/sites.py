@@ -67,6 +67,8 @@ def sites_command(options: argparse.Namespace) -> int:
     options = with_further(options, "sites", add_site_options)
     check_script(options)
     writable(json=options.json)
+    if options.steps is not None and options.steps < 1:
+        raise ValueError(f"--steps {options.steps}: choose a number from 1")
     json_file = options.json and Path(options.json).absolute()
     switches, watch = Switches({}, {}, all_noted=True), Watch(cycles=3, every=0)
     with at_most(options.steps):
@@ -120,14 +122,17 @@ def _of_parameters(watch: Watch, told: FlowMatrix, stop: Stop, switch: Switch) -
 
 def _others(between: list[tuple[str, str, CutSite]], switches: Switches) -> Iterator[Site]:
     """Boundaries, and what stops a gradient and cannot be switched."""
-    known = {(stop.file, stop.line) for stop in switches.made}
     names = {stop.name for stop in switches.made}
     pairs: dict[CutSite, list[tuple[str, str]]] = {}
     crossed: dict[str, list[tuple[str, str, CutSite]]] = {name: [] for name in switches.met if name not in names}
     for loss, part, cut in between:
         if cut.boundary in crossed:
             crossed[cut.boundary].append((loss, part, cut))
-        elif cut.boundary is None and cut.kind != "requires_grad" and (cut.file, cut.line) not in known:
+        elif (
+            cut.boundary is None
+            and cut.kind != "requires_grad"
+            and not any(_is_of(cut, stop) for stop in switches.made)
+        ):
             pairs.setdefault(cut, []).append((loss, part))
     for name, cells in crossed.items():
         losses, parts, cuts = ((*dict.fromkeys(each),) for each in zip(*cells, strict=True)) if cells else ((), (), ())

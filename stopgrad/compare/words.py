@@ -39,8 +39,9 @@ def sentence(arm: Mapping[str, Any], reference: Mapping[str, Any], declared: Map
     if arm is reference:
         values = "; ".join(values_words(arm, name) for name in declared if name in arm["metrics"])
         return f"the reference: {outcome_words(arm, reference, declared) or values or 'no metric'}."
-    parts = [settings_words(arm["settings"]), flow_words(arm["flow"]) or strength_words(arm["flow"])]
     identical = verdict == "identical" or reference["name"] in arm["same_weights_as"]
+    strength = "" if identical else strength_words(arm["flow"])  # it was then another step that was measured
+    parts = [settings_words(arm["settings"]), flow_words(arm["flow"]) or strength]
     opened = identical and any(change["is"] == "open" for change in arm["flow"]["changed"])
     parts.append("no step uses it" if opened else "")
     parts.append("identical weights" if identical else weights_words(arm))

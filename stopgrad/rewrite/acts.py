@@ -19,7 +19,8 @@ from stopgrad.cuts.boundary import Boundary
 from stopgrad.cuts.watcher import watcher
 from stopgrad.rewrite.stops import CALLS, VALUES, Stop
 
-_switches: dict[str, Switch] = {}
+_switches: list[Switch] = []
+_DETACHES = (torch.detach, torch.detach_, Tensor.detach, Tensor.detach_)
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Switch:
     live: int = 0
     parameters: dict[int, Tensor] = field(default_factory=dict)
     boundary: Boundary | None = None
-    late: set[int] = field(default_factory=set)  # ids of owners whose gradients are cleared after their steps
+    late: dict[int, Any] = field(default_factory=dict)  # by owner's id: the hook that clears its gradients after a step
 
     def __post_init__(self) -> None:
         if self.stop.kind in VALUES and self.is_switched and self.strategy != "none":
@@ -53,20 +54,25 @@ class Switch:
         self.ran += 1
         self.live += live
 
+    def undo(self) -> None:
+        """From here on the stop is done as it stands."""
+        self.strategy, self.boundary = self.stop.legal[0], None
+        for handle in self.late.values():
+            handle.remove()
 
-def register(switch: Switch) -> str:
-    """Let a switch be what is done at its stop; the key by which rewritten code names it."""
-    key = f"{switch.stop.file}:{switch.stop.id}"
-    _switches[key] = switch
-    return key
+
+def register(switch: Switch) -> int:
+    """Let a switch be what is done at its stop; the key by which rewritten code names it, as long as it lives."""
+    _switches.append(switch)
+    return len(_switches) - 1
 
 
 # ---- values
 
 
-def cross(key: str, value: Any) -> Any:
-    """``value.detach()``, ``value.detach_()`` or ``value.data``."""
-    switch = _switches[key]
+def cross(key: int, input: Any) -> Any:
+    """``input.detach()``, ``input.detach_()`` or ``input.data``."""
+    switch, value = _switches[key], input
     if not isinstance(value, Tensor):  # something else has an attribute of this name
         made = getattr(value, switch.stop.kind)
         return made if switch.stop.kind == "data" else made()
@@ -85,7 +91,14 @@ def _as_it_stands(kind: str, value: Tensor) -> Tensor:
     return value.data if kind == "data" else getattr(value, kind)()
 
 
-def produce(key: str, producer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def cross_by(key: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """``torch.detach(value)``, ``Tensor.detach(value)``; another function of this name is called as it stands."""
+    if not any(function is each for each in _DETACHES):
+        return function(*args, **kwargs)
+    return cross(key, *args, **kwargs)
+
+
+def produce(key: int, producer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """``producer(...).detach()``, with the call itself under the strategy."""
     switch = _switches[key]
     if switch.strategy not in CALLS or switch.boundary is None:
@@ -120,7 +133,14 @@ class _Context:
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if inspect.isclass(function) or inspect.isgeneratorfunction(function):
             made = self._make()
-            return function if isinstance(made, contextlib.nullcontext) else made(function)
+            decorated: Any = function if isinstance(made, contextlib.nullcontext) else made(function)
+
+            @functools.wraps(function)
+            def generator(*args: Any, **kwargs: Any) -> Any:
+                self._switch.note(torch.is_grad_enabled())
+                return (yield from decorated(*args, **kwargs))
+
+            return decorated if inspect.isclass(function) else generator
 
         @functools.wraps(function)
         def within(*args: Any, **kwargs: Any) -> Any:
@@ -130,13 +150,18 @@ class _Context:
         return within
 
 
-def context(key: str, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """``torch.no_grad()``, ``torch.inference_mode()``."""
+def context(key: int, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """``torch.no_grad()``, ``torch.inference_mode()``; what is called so elsewhere is called as it stands."""
+    is_off = make is torch.inference_mode and not (args[0] if args else kwargs.get("mode", True))
+    if not _is_context(make) or is_off:
+        return make(*args, **kwargs)
     return _Context(_switches[key], _instead(_switches[key], functools.partial(make, *args, **kwargs)))
 
 
-def context_type(key: str, make: Callable[..., Any]) -> Callable[..., Any]:
-    """``torch.no_grad`` where it is not called: a decorator, or called later."""
+def context_type(key: int, make: Callable[..., Any]) -> Callable[..., Any]:
+    """``torch.no_grad`` where it is not called: a decorator, or called later; or a value of the user's of this name."""
+    if not _is_context(make):
+        return make
 
     def made(*args: Any, **kwargs: Any) -> Any:
         if args and callable(args[0]):
@@ -146,61 +171,81 @@ def context_type(key: str, make: Callable[..., Any]) -> Callable[..., Any]:
     return made
 
 
+def _is_context(make: Any) -> bool:
+    return make is torch.no_grad or make is torch.inference_mode
+
+
 def _instead(switch: Switch, make: Callable[..., Any]) -> Callable[..., Any]:
-    others = {"none": contextlib.nullcontext, "no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
+    others = {"none": _Nothing, "no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
     return others[switch.strategy] if switch.is_switched else make
 
 
-def enabled(key: str, make: Callable[..., Any], mode: Any) -> Any:
-    """``torch.set_grad_enabled(mode)``, which is a statement or a context."""
+class _Nothing(contextlib.nullcontext[None]):
+    """No context: it is entered in vain, and decorates nothing."""
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function
+
+
+def enabled(key: int, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """``torch.set_grad_enabled(mode)``, which is a statement, a context or a decorator."""
     switch = _switches[key]
-    if mode:
-        return make(mode)
+    if make is not torch.set_grad_enabled or (args[0] if args else kwargs.get("mode")):
+        return make(*args, **kwargs)
     switch.note(torch.is_grad_enabled())
-    return contextlib.nullcontext() if switch.strategy == "none" else make(mode)
+    return _Nothing() if switch.strategy == "none" else make(*args, **kwargs)
 
 
 # ---- flags, and what clears or asks for gradients
 
 
-def require(key: str, owner: Any, mode: Any = True, *, attribute: bool = False, **kwargs: Any) -> Any:
-    """``owner.requires_grad_(mode)``, or ``owner.requires_grad = mode``."""
-    switch = _switches[key]
-    mode = kwargs.get("requires_grad", mode)
-    if not mode:
-        _note_parameters(switch, owner)
-        switch.note(any(p.requires_grad for p in parameters_of(owner)))
-        if switch.strategy == "none":
-            return owner
-    if not attribute:
-        return owner.requires_grad_(mode)
-    owner.requires_grad = mode
-    return owner
+def require(key: int, owner: Any, *args: Any, **kwargs: Any) -> Any:
+    """``owner.requires_grad_(mode)``."""
+    mode = args[0] if args else kwargs.get("requires_grad", True)
+    if isinstance(owner, Tensor | nn.Module) and not mode and _is_left_out(_switches[key], owner):
+        return owner
+    return owner.requires_grad_(*args, **kwargs)
 
 
-def clear(key: str, owner: Any, *args: Any, **kwargs: Any) -> Any:
+def flag(key: int, mode: Any, owner: Any) -> None:
+    """``owner.requires_grad = mode``, the value first, as Python has it."""
+    if not (isinstance(owner, Tensor) and not mode and _is_left_out(_switches[key], owner)):
+        owner.requires_grad = mode
+
+
+def _is_left_out(switch: Switch, owner: Tensor | nn.Module) -> bool:
+    """Note that it would be frozen, and whether it is not."""
+    _note_parameters(switch, owner)
+    switch.note(any(p.requires_grad for p in parameters_of(owner)))
+    return switch.strategy == "none"
+
+
+def clear(key: int, owner: Any, *args: Any, **kwargs: Any) -> Any:
     """``owner.zero_grad()``."""
     switch = _switches[key]
-    if not isinstance(owner, Optimizer | nn.Module):  # what wraps one
+    if not isinstance(owner, Optimizer | nn.Module):  # what wraps one: its step is not known
+        if switch.strategy != "never":
+            return owner.zero_grad(*args, **kwargs)
         switch.note(True)
-        return None if switch.is_switched else owner.zero_grad(*args, **kwargs)
+        return None
     _note_parameters(switch, owner)
     switch.note(any(p.grad is not None for p in parameters_of(owner)))
     if switch.strategy == "late" and id(owner) not in switch.late:
-        switch.late.add(id(owner))
         mine = {id(p) for p in parameters_of(owner)}
 
         def after(optimizer: Optimizer, *_: Any) -> None:
             if any(id(p) in mine for p in parameters_of(optimizer)):
                 owner.zero_grad(*args, **kwargs)
 
-        register_optimizer_step_post_hook(after)
+        switch.late[id(owner)] = register_optimizer_step_post_hook(after)
     return None if switch.is_switched else owner.zero_grad(*args, **kwargs)
 
 
-def ask(key: str, grad: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def ask(key: int, grad: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """``torch.autograd.grad(...)``, without a graph of its own."""
     switch = _switches[key]
+    if grad is not torch.autograd.grad:  # another library's
+        return grad(*args, **kwargs)
     switch.note(True)
     if switch.strategy == "none":
         args, kwargs = args[:4], {**kwargs, "create_graph": True}

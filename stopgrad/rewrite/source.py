@@ -44,6 +44,23 @@ def _installed() -> tuple[str, ...]:
     return tuple(os.path.join(os.path.abspath(path), "") for path in paths)
 
 
+def module_file(name: str) -> str | None:
+    """The file that ``python -m NAME`` runs, found without an import of the packages that it is in.
+
+    "" where it has none that Python reads, None where there is no such module.
+    """
+    places, spec, path = name.split("."), None, None
+    for k in range(len(places)):
+        found = (finder.find_spec(".".join(places[: k + 1]), path) for finder in sys.meta_path)
+        spec = next(filter(None, found), None)
+        if spec is None or (k + 1 < len(places) and spec.submodule_search_locations is None):
+            return None
+        path = spec.submodule_search_locations
+    if path is not None:
+        return module_file(f"{name}.__main__")
+    return (spec.origin if spec is not None and spec.has_location else "") or ""
+
+
 def parsed(file: str) -> ast.Module:
     """The tree of a file.
 
@@ -55,9 +72,10 @@ def parsed(file: str) -> ast.Module:
 
 
 def compiled(file: str, rewrite: Rewrite) -> CodeType:
-    """The code of a file, rewritten."""
+    """The code of a file, rewritten; it is named without links, as its stops are."""
+    file = os.path.realpath(file)
     tree = parsed(file)
-    return compile(finished(rewrite(tree, os.path.abspath(file)) or tree), file, "exec", dont_inherit=True)
+    return compile(finished(rewrite(tree, file) or tree), file, "exec", dont_inherit=True)
 
 
 def finished(tree: ast.Module) -> ast.Module:
@@ -143,6 +161,7 @@ def execute(
     sys.argv = [script, *arguments]
     sys.path.insert(0, folder or os.getcwd() if module else os.path.dirname(os.path.abspath(script)))
     with rewriting(rewrite):
+        script = script if module else os.path.abspath(script)
         if module:
             runpy.run_module(script, run_name="__main__", alter_sys=True)
         elif rewrite is None:

@@ -21,7 +21,7 @@ def at_most(steps: int | None) -> Iterator[None]:
     def count(*_: Any) -> None:
         nonlocal done
         done += 1
-        if done == steps:
+        if steps and done >= steps:  # again, where a bare except has caught it
             raise Enough
 
     handle = register_optimizer_step_post_hook(count) if steps else None

@@ -102,9 +102,10 @@ def stops_in(tree: ast.AST, file: str) -> list[Stop]:
     called = {id(c.func) for c in ast.walk(tree) if isinstance(c, ast.Call)}
     decorators = {id(d): f.name for f in ast.walk(tree) if isinstance(f, _DECORATED) for d in f.decorator_list}
     bodies = {id(i.context_expr): w for w in ast.walk(tree) if isinstance(w, ast.With | ast.AsyncWith) for i in w.items}
+    fixed = {id(inner) for node in ast.walk(tree) for inner in _fixed(node)}
     found = []
     for node in ast.walk(tree):
-        if not isinstance(node, ast.expr | ast.stmt):
+        if not isinstance(node, ast.expr | ast.stmt) or id(node) in fixed:
             continue
         for kind, line, value, is_call in _stop(node, id(node) in called):
             if id(node) in decorators:
@@ -115,28 +116,36 @@ def stops_in(tree: ast.AST, file: str) -> list[Stop]:
     return found
 
 
+def _fixed(node: ast.AST) -> Iterator[ast.AST]:
+    """What stands in a node and must be a name: a pattern's value, a class that is derived from."""
+    if isinstance(node, ast.pattern):
+        yield from ast.walk(node)
+    elif isinstance(node, ast.ClassDef):
+        yield from node.bases
+
+
 _DECORATED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def _stop(node: ast.AST, is_called: bool) -> Iterator[tuple[str, int, str, bool]]:
     """(kind, line, value, is_call) of a node that is a stop."""
     match node:
-        case ast.Call(func=ast.Attribute(value=of, attr="detach" | "detach_" as kind), args=args):
+        case ast.Call(func=ast.Attribute(value=of, attr="detach" | "detach_" as kind)):
             # torch.detach(x), Tensor.detach(x): of a module or class, what is detached stands in the brackets
-            of = args[0] if args else of
+            of = next(iter(_given(node)), of)
             yield kind, node.func.end_lineno or node.lineno, spelled(of), isinstance(of, ast.Call)
         case ast.Attribute(value=of, attr="data", ctx=ast.Load()):
             yield "data", node.end_lineno or node.lineno, spelled(of), isinstance(of, ast.Call)
         case ast.Call(func=ast.Attribute(attr=kind) | ast.Name(kind)) if kind in CONTEXTS:
             yield kind, node.lineno, "", False
-        case ast.Attribute(attr=kind, ctx=ast.Load()) if kind in CONTEXTS and not is_called:  # a decorator, or kept
-            yield kind, node.lineno, "", False
-        case ast.Call(func=ast.Attribute(attr="set_grad_enabled") | ast.Name("set_grad_enabled"), args=[flag, *_]):
-            if _may_be_false(flag):
+        case ast.Attribute(attr=kind, ctx=ast.Load()) | ast.Name(kind, ast.Load()) if kind in CONTEXTS:
+            if not is_called:  # a decorator, or kept
+                yield kind, node.lineno, "", False
+        case ast.Call(func=ast.Attribute(attr="set_grad_enabled") | ast.Name("set_grad_enabled")):
+            if _may_be_false(*_given(node)[:1]):
                 yield "set_grad_enabled", node.lineno, "", False
-        case ast.Call(func=ast.Attribute(value=of, attr="requires_grad_"), args=args, keywords=keywords):
-            flags = [*args, *(k.value for k in keywords)]
-            if flags and _may_be_false(flags[0]):
+        case ast.Call(func=ast.Attribute(value=of, attr="requires_grad_")):
+            if _may_be_false(*_given(node)[:1]):
                 yield "requires_grad_", node.func.end_lineno or node.lineno, spelled(of), False
         case ast.Assign(targets=[ast.Attribute(value=of, attr="requires_grad")], value=flag) if _may_be_false(flag):
             yield "requires_grad", node.lineno, spelled(of), False
@@ -147,8 +156,12 @@ def _stop(node: ast.AST, is_called: bool) -> Iterator[tuple[str, int, str, bool]
                 yield "autograd.grad", node.lineno, spelled(node.args[0]) if node.args else "", False
 
 
-def _may_be_false(flag: ast.expr) -> bool:
-    return not (isinstance(flag, ast.Constant) and flag.value)
+def _given(call: ast.Call) -> list[ast.expr]:
+    return [*call.args, *(keyword.value for keyword in call.keywords)]
+
+
+def _may_be_false(flag: ast.expr | None = None) -> bool:
+    return flag is not None and not (isinstance(flag, ast.Constant) and flag.value)
 
 
 def _stored(node: ast.With | ast.AsyncWith) -> list[str]:

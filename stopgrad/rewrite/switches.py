@@ -18,7 +18,7 @@ from stopgrad.cuts.strategies import nearest, parse_strategy, spelling
 from stopgrad.rewrite import acts
 from stopgrad.rewrite.acts import Switch
 from stopgrad.rewrite.source import Rewrite, call, is_users
-from stopgrad.rewrite.stops import CONTEXTS, LEGAL, VALUES, Position, Stop, position_of, stops_of
+from stopgrad.rewrite.stops import CALLS, CONTEXTS, LEGAL, VALUES, Position, Stop, position_of, stops_of
 
 
 class Switches:
@@ -39,6 +39,7 @@ class Switches:
         self.chosen, self.boundaries, self.all_noted = dict(chosen), dict(boundaries), all_noted
         self._home = os.getcwd()  # a script may go elsewhere
         self.made: dict[Stop, Switch] = {}
+        self._keys: dict[Stop, int] = {}
         self.met: dict[str, str] = {}
         self.eager = False
         self._has_compiled = False
@@ -58,9 +59,12 @@ class Switches:
         _Switching(wanted, self._register).visit(tree)
         return tree
 
-    def _register(self, stop: Stop) -> str:
-        switch = self.made[stop] = Switch(stop, self.chosen.get(stop, stop.legal[0]))
-        return acts.register(switch)
+    def _register(self, stop: Stop) -> tuple[int, str]:
+        """The key of the stop's switch, which is one however often its file is compiled; and its strategy."""
+        if stop not in self.made:
+            self.made[stop] = Switch(stop, self.chosen.get(stop, stop.legal[0]))
+            self._keys[stop] = acts.register(self.made[stop])
+        return self._keys[stop], self.made[stop].strategy
 
     @contextmanager
     def on(self) -> Iterator[Rewrite | None]:
@@ -72,7 +76,7 @@ class Switches:
                 yield self.rewrite if rewrites else None
             finally:
                 for switch in self.made.values():
-                    switch.strategy, switch.boundary = switch.stop.legal[0], None
+                    switch.undo()
 
     @contextmanager
     def _eagerly(self) -> Iterator[None]:
@@ -115,38 +119,48 @@ class Switches:
 class _Switching(ast.NodeTransformer):
     """Puts acts in the place of stops."""
 
-    def __init__(self, wanted: dict[tuple[Position, str], Stop], register: Callable[[Stop], str]) -> None:
+    def __init__(self, wanted: dict[tuple[Position, str], Stop], register: Callable[[Stop], tuple[int, str]]) -> None:
         self._wanted, self._register = wanted, register
 
     def visit(self, node: ast.AST) -> ast.AST:
         if isinstance(node, ast.expr | ast.stmt):
             stop = next((s for kind in LEGAL if (s := self._wanted.get((position_of(node), kind)))), None)
-            made = None if stop is None else _act(node, stop, lambda: ast.Constant(self._register(stop)))
+            made = None if stop is None else _act(node, stop, lambda: self._register(stop))
             if stop is not None and made is not None:
                 del self._wanted[stop.position, stop.kind]  # a node that the act was given is not made over again
                 return self.generic_visit(made)
         return self.generic_visit(node)
 
 
-def _act(node: ast.expr | ast.stmt, stop: Stop, key: Callable[[], ast.Constant]) -> ast.AST | None:
+def _act(node: ast.expr | ast.stmt, stop: Stop, register: Callable[[], tuple[int, str]]) -> ast.AST | None:
     """The act in the place of a stop's node; None where the node is not the stop's own."""
     kind = stop.kind
+
+    def key() -> ast.Constant:
+        return ast.Constant(register()[0])
+
     match node:
-        case ast.Call(func=ast.Attribute(value=of, attr=name), args=args) if name == kind and kind in VALUES:
-            return _crossing(node, args[0] if args else of, key())
+        case ast.Call(func=ast.Attribute(value=of, attr=name) as function, args=args, keywords=keywords) if (
+            name == kind and kind in VALUES
+        ):
+            crossed = next(iter([*args, *(k.value for k in keywords)]), of)
+            return _under_call(node, crossed, register) or (
+                call("cross", node, key(), of)
+                if crossed is of
+                else call("cross_by", node, key(), function, *args, keywords=keywords)
+            )
         case ast.Attribute(value=of, attr="data") if kind == "data":
-            return _crossing(node, of, key())
+            return _under_call(node, of, register) or call("cross", node, key(), of)
         case ast.Call(func=function, args=args, keywords=keywords) if kind in CONTEXTS:
             return call("context", node, key(), function, *args, keywords=keywords)
-        case ast.Attribute() if kind in CONTEXTS:
+        case ast.Attribute() | ast.Name() if kind in CONTEXTS:
             return call("context_type", node, key(), node)
         case ast.Call(func=function, args=args, keywords=keywords) if kind == "set_grad_enabled":
             return call("enabled", node, key(), function, *args, keywords=keywords)
         case ast.Call(func=ast.Attribute(value=of), args=args, keywords=keywords) if kind == "requires_grad_":
             return call("require", node, key(), of, *args, keywords=keywords)
         case ast.Assign(targets=[ast.Attribute(value=of)], value=value) if kind == "requires_grad":
-            attribute = ast.keyword("attribute", ast.Constant(True))
-            return ast.copy_location(ast.Expr(call("require", node, key(), of, value, keywords=[attribute])), node)
+            return ast.copy_location(ast.Expr(call("flag", node, key(), value, of)), node)
         case ast.Call(func=ast.Attribute(value=of), args=args, keywords=keywords) if kind == "zero_grad":
             return call("clear", node, key(), of, *args, keywords=keywords)
         case ast.Call(func=function, args=args, keywords=keywords) if kind == "autograd.grad":
@@ -154,10 +168,12 @@ def _act(node: ast.expr | ast.stmt, stop: Stop, key: Callable[[], ast.Constant])
     return None
 
 
-def _crossing(node: ast.expr, of: ast.expr, key: ast.expr) -> ast.Call:
-    if isinstance(of, ast.Call):
-        return call("produce", node, key, of.func, *of.args, keywords=of.keywords)
-    return call("cross", node, key, of)
+def _under_call(node: ast.expr, of: ast.expr, register: Callable[[], tuple[int, str]]) -> ast.Call | None:
+    """A call under a strategy that needs one; others leave it where it is, as ``super()`` must be."""
+    key, strategy = register()
+    if strategy not in CALLS or not isinstance(of, ast.Call):
+        return None
+    return call("produce", node, ast.Constant(key), of.func, *of.args, keywords=of.keywords)
 
 
 # ---- as a person writes them
@@ -176,7 +192,7 @@ def chosen(texts: Sequence[str], script: str, flag: str = "--stop") -> Switches:
         if not is_users(file or script):
             raise ValueError(f"{file or script}: installed code is left as it is")
         try:
-            return stops_of(os.path.abspath(file or script), os.getcwd())
+            return stops_of(os.path.realpath(file or script), os.getcwd())
         except SyntaxError as error:
             raise ValueError(f"{file or script}: {error.msg}, line {error.lineno}") from None
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stopgrad.rewrite.source import execute
+from stopgrad.rewrite.source import execute, module_file
 from stopgrad.rewrite.steps import Enough
 from stopgrad.rewrite.switches import Switches, chosen
 from stopgrad.watch.children import Child, watched_children
@@ -111,11 +110,10 @@ def check_script(options: argparse.Namespace) -> None:
     """
     if not options.module and not os.path.isfile(options.script):
         raise ValueError(f"{options.script}: no such script")
-    if options.module and importlib.util.find_spec(options.script) is None:
+    if options.module and module_file(options.script) is None:
         raise ValueError(f"-m {options.script}: no such module")
 
 
 def script_file(options: argparse.Namespace) -> str:
     """The script's file, also where it is named as a module; "" of a module that has none."""
-    spec = importlib.util.find_spec(options.script) if options.module else None
-    return options.script if not options.module else (spec and spec.origin) or ""
+    return (module_file(options.script) or "") if options.module else options.script
