@@ -84,7 +84,8 @@ class Workspace:
         Python cannot take a guard back: it holds until the process ends, and so belongs in one of its own.
         """
         before = os.getcwd()
-        savers = [(torch, "save"), (torch.jit, "save"), (torch.jit.RecursiveScriptModule, "save")]
+        scripted: Any = torch.jit.RecursiveScriptModule  # pyright: ignore[reportPrivateImportUsage]
+        savers = [(torch, "save"), (torch.jit, "save"), (scripted, "save")]
         kept = [getattr(owner, name) for owner, name in savers]
         os.chdir(self.folder)
         sys.addaudithook(self._audit)
