@@ -19,7 +19,7 @@ CASES = {
     "stop.fakes=scale": "stop.fakes=scale: scale needs a finite number; .*",
     "stop.discriminator=detach": "stop.discriminator=detach: choose one of freeze, none",
     "stop.zero_grad=latte": "stop.zero_grad=latte: choose one of timely, late; did you mean late?",
-    "data=digitz": "data=digitz: choose one of .*cifar10, digits, .*; did you mean digits?",
+    "data=digitz": "data=digitz: choose one of .*cifar10, .*digits, .*; did you mean digits?",
     "data.name=digitz": "data.name=digitz: input should be 'digits', .*",
     "data.shape=[1,9,9]": r"data.shape=\[1, 9, 9\]: digits has images of \[1, 8, 8\]",
     "data.batch_size=0": "data.batch_size=0: input should be greater than 0",

@@ -98,8 +98,34 @@ CASES = {
     "vqvae decoder": Case("vqvae", ("(e - z).detach()", "(e - z)"), ("reconstruction:codebook",), ("--steps", "3")),
     "vqvae codes": Case("vqvae", ("(e - z.detach())", "(e - z)"), ("codes:encoder",), ("--steps", "3")),
     "vqvae encoder": Case("vqvae", ("(z - e.detach())", "(z - e)"), ("commitment:codebook",), ("--steps", "3")),
+    "policy_weights": Case(
+        "policy_weights",
+        ("squeeze(1)).exp().detach()", "squeeze(1)).exp()"),
+        ("loss:weights@policy_weights.py:LINE",),
+        ("--steps", "3"),
+    ),
+    "dqn": Case(
+        "dqn",
+        ("            with torch.no_grad():  # the cut: the target stays put\n    ", ""),
+        ("loss:target_network",),
+        ("--steps", "1"),
+    ),
+    "deq": Case(
+        "deq",
+        ("with torch.no_grad():  # the cut: how", "if True:  # the cut: how"),
+        ("loss:z@deq.py:45",),
+        ("--steps", "3"),
+        (0, 4),
+    ),
+    "variational mean": Case(  # without the cut mean is mu, another name for it: cut where it is used, one line on
+        "variational", ("= mu.detach(),", "= mu,"), ("loss:mean@variational.py:LINE",), ("--steps", "3"), (1, 1)
+    ),
+    "variational scale": Case(
+        "variational", (", factor.detach()", ", factor"), ("loss:scale@variational.py:LINE",), ("--steps", "3")
+    ),
 }
-# No cut of loss_logging keeps a loss from a part: it keeps graphs from being kept.
+# Of these the cut keeps no loss from a part: it keeps graphs from being kept, or from being gone through twice.
+OTHERS = {"loss_logging", "local", "tbptt"}
 SAMPLE = ("td", "dirac_gan g", "finetune_linear")
 
 
@@ -133,4 +159,4 @@ def test_the_cut_of_the_script_is_found(name, tmp_path):
 
 def test_every_script_with_a_cut_has_a_case():
     scripts = (file for file in (ROOT / "benchmarks" / "plain").glob("*.py") if "the cut" in file.read_text())
-    assert {file.stem for file in scripts} == {case.name for case in CASES.values()} | {"loss_logging"}
+    assert {file.stem for file in scripts} == {case.name for case in CASES.values()} | OTHERS
