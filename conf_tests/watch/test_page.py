@@ -198,6 +198,11 @@ def page(folder, browser):
     def opened(name, path=folder):
         browser.open("about:blank")
         browser.open((path / f"{name}.html").as_uri())
+        end = time.monotonic() + 10  # a key that comes before a busy browser has the page in focus is lost
+        while time.monotonic() < end and not browser.run(
+            "return document.hasFocus() && document.readyState == 'complete'"
+        ):
+            time.sleep(0.02)
         return browser
 
     yield opened
