@@ -52,7 +52,6 @@ class Spec:
         stops: as ``--stop`` writes them, with absolute files.
         changes: the same by the names of the sites, and ``default`` as these stand.
         lists_sites: leaves ``sites.json``.
-        version: of the script's files.
     """
 
     script: str
@@ -70,7 +69,6 @@ class Spec:
     steps: int | None = None
     allow_writes: bool = False
     lists_sites: bool = False
-    version: str = ""
 
     def write(self) -> Path:
         Path(self.folder).mkdir(parents=True, exist_ok=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import functools
 import hashlib
-import random
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from stopgrad.compare.fingerprint import FINE, SKETCH, Fingerprints, group_of, sketch, tensor_hash
+from stopgrad.compare.fingerprint import FINE, SKETCH, Fingerprints, group_of, random_hash, sketch, tensor_hash
 from stopgrad.watch.names import loss_name, user_frames
 from stopgrad.watch.parts import Parts
 
@@ -199,12 +197,3 @@ class Thinned:
 def _tensors_of(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from root.named_parameters()
     yield from root.named_buffers()
-
-
-def random_hash() -> int:
-    """Of the states of Python's, torch's and, where it is loaded, NumPy's random generators."""
-    words: list[int] = [*random.getstate()[1]]
-    numpy: Any = sys.modules.get("numpy")
-    if numpy is not None:
-        words += numpy.random.get_state()[1].tolist()
-    return tensor_hash(torch.tensor(words), torch.get_rng_state())

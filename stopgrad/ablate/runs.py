@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import math
 import multiprocessing
@@ -22,9 +21,8 @@ from typing import Any
 from stopgrad.ablate.arm import OUTPUT, Spec, begun, digest, in_a_process, write
 from stopgrad.ablate.arms import Arm
 from stopgrad.ablate.workspace import clear
-from stopgrad.rewrite.source import is_users
 
-TIMEOUT = "Timeout"
+TIMEOUT, ENDED = "Timeout", "Ended"  # what is said of runs that could say nothing themselves
 
 
 class Runs:
@@ -49,7 +47,6 @@ class Runs:
             out=str(self.out),
             steps=options.steps,
             allow_writes=options.allow_writes,
-            version=_version(script),
         )
 
     def spec(self, arm: Arm, seed: int, *, within: str = "", lists_sites: bool = False) -> Spec:
@@ -92,7 +89,7 @@ class Runs:
                 while waiting and len(running) < self.jobs:
                     spec = waiting.pop(0)
                     known = _known(Path(spec.folder), spec)
-                    if known is None or known.get("error") == TIMEOUT or not _is_up_to_date(known):
+                    if known is None or known.get("error") in (TIMEOUT, ENDED) or not _is_up_to_date(known):
                         running[_started(spec)] = spec, time.monotonic()
                     else:
                         yield spec, known
@@ -122,7 +119,7 @@ class Runs:
             return result
         code = process.exitcode or 0
         last = (Path(spec.folder) / OUTPUT).read_text(errors="replace").strip().splitlines()[-1:]
-        return _failed(spec, "Ended", ": ".join([f"signal {-code}" if code < 0 else f"exit status {code}", *last]))
+        return _failed(spec, ENDED, ": ".join([f"signal {-code}" if code < 0 else f"exit status {code}", *last]))
 
 
 def _started(spec: Spec) -> BaseProcess:
@@ -135,16 +132,6 @@ def _started(spec: Spec) -> BaseProcess:
     process = context.Process(target=in_a_process, args=(spec,))
     process.start()
     return process
-
-
-def _version(script: str) -> str:
-    """Of the user's files below the script's folder: where one was changed, what ran before no longer counts."""
-    digest = hashlib.sha256()
-    folder = Path(script).parent if os.path.isfile(script) else Path.cwd()
-    for file in sorted(folder.glob("*.py")) + sorted(folder.glob("*/*.py")):
-        if is_users(str(file)):
-            digest.update(str(file).encode() + file.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def _known(folder: Path, spec: Spec) -> dict[str, Any] | None:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import random
+import sys
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +34,15 @@ def tensor_hash(*tensors: Tensor) -> int:
         if size := tensor.numel() * tensor.element_size():
             digest.update((ctypes.c_char * size).from_address(tensor.data_ptr()))  # needs no NumPy
     return int.from_bytes(digest.digest(), "little", signed=True)
+
+
+def random_hash() -> int:
+    """Of the states of Python's, torch's and, where it is loaded, NumPy's random generators."""
+    words: list[int] = [*random.getstate()[1]]
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None:
+        words += numpy.random.get_state()[1].tolist()
+    return tensor_hash(torch.tensor(words), torch.get_rng_state())
 
 
 def sketch(tensors: Iterable[Tensor], size: int = SKETCH) -> Tensor:
@@ -138,7 +150,7 @@ class Fingerprints:
                 raise ValueError("written by another version of stopgrad")
             groups = content["sketches"]
             taken = [{group: rows[k] for group, rows in groups.items()} for k in range(len(content["steps"]))]
-            streams = [(random, batch) for random, batch in content["streams"].tolist()]
+            streams = [(state, batch) for state, batch in content["streams"].tolist()]
             names, steps, hashes = content["names"], content["steps"], content["hashes"].tolist()
             return cls(names, steps, hashes, taken, streams, content["gradients"], content.get("stepped", {}))
         except FileNotFoundError:

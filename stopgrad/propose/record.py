@@ -24,6 +24,7 @@ from stopgrad.propose import probe
 from stopgrad.propose.probe import Key, Notes
 from stopgrad.propose.rewritten import Parts, edited, probed, with_parts
 from stopgrad.rewrite.source import execute
+from stopgrad.rewrite.steps import Enough
 from stopgrad.watch.hooks import overhear
 from stopgrad.watch.span import Span
 from stopgrad.watch.watch import Watch
@@ -89,10 +90,6 @@ class Record:
     error: str = ""
     notes: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
-
-
-class Enough(BaseException):
-    """The script has shown what was asked for."""
 
 
 class Recording(Watch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from stopgrad.compare.fingerprint import FILE, FINE, Fingerprints, group_of, sketch, tensor_hash
+from stopgrad.compare.fingerprint import FILE, FINE, Fingerprints, group_of, random_hash, sketch, tensor_hash
 from stopgrad.cuts.torch_internals import tree_leaves
 
 FEWEST, MOST = 50, 100  # at least so many steps between two, at most so many a run, beside the first ones
@@ -95,12 +94,6 @@ class KeepFingerprints(Callback):
         if self.handle is not None:
             self.handle.remove()
             self.handle = None
-
-
-def random_hash() -> int:
-    """Of the states of Python's, NumPy's and torch's random generators."""
-    words = [*random.getstate()[1], *np.random.get_state()[1].tolist()]  # pyright: ignore
-    return tensor_hash(torch.tensor(words), torch.get_rng_state())
 
 
 def batch_hash(batch: Any) -> int:
