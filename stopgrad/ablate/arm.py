@@ -26,6 +26,7 @@ import stopgrad
 from stopgrad.ablate.record import Record
 from stopgrad.ablate.sites import sites
 from stopgrad.ablate.workspace import Workspace, WritesElsewhere, clear
+from stopgrad.compare.files import write_whole
 from stopgrad.compare.fingerprint import FILE
 from stopgrad.compare.read import scalars
 from stopgrad.rewrite.source import execute, is_users, module_file
@@ -222,9 +223,7 @@ def in_a_process(spec: Spec) -> None:
 
 def write(folder: Path, result: dict[str, Any]) -> None:
     """Leave ``result.json`` in a folder, whole."""
-    half_written = folder / ".result.json.tmp"
-    half_written.write_text(json.dumps(result, indent=1) + "\n")
-    half_written.replace(folder / "result.json")
+    write_whole(folder / "result.json", json.dumps(result, indent=1) + "\n")
 
 
 def main(arguments: list[str]) -> None:

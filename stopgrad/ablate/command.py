@@ -18,6 +18,7 @@ from stopgrad.ablate.runs import Runs
 from stopgrad.ablate.sites import Site
 from stopgrad.compare import Comparison
 from stopgrad.compare.difference import first_difference
+from stopgrad.compare.files import write_whole
 from stopgrad.compare.fingerprint import FILE, Fingerprints
 from stopgrad.compare.read import Found, find_runs
 from stopgrad.compare.verdict import judge
@@ -81,7 +82,7 @@ def ablate_command(options: argparse.Namespace) -> int:
     compared.write(runs.out)
     print(f"\n{compared}\n\n{runs.out / 'comparison.html'}")
     if options.json:
-        Path(options.json).write_text(json.dumps(plain({"arms": list(rows(compared))}), indent=1) + "\n")
+        write_whole(Path(options.json), json.dumps(plain({"arms": list(rows(compared))}), indent=1) + "\n")
     return 130 if interrupted else 0
 
 

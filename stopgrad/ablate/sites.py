@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stopgrad.ablate.options import add_site_options
+from stopgrad.compare.files import write_whole
 from stopgrad.flow.matrix import FlowMatrix
 from stopgrad.flow.values import CutSite, place
 from stopgrad.rewrite.acts import Switch
@@ -79,7 +80,7 @@ def sites_command(options: argparse.Namespace) -> int:
     sys.stdout.flush()
     print(f"\n{table(found)}", file=sys.stderr)
     if json_file:
-        json_file.write_text(json.dumps({"sites": [site.to_dict() for site in found]}, indent=1) + "\n")
+        write_whole(json_file, json.dumps({"sites": [site.to_dict() for site in found]}, indent=1) + "\n")
     return status if not isinstance(error, Enough) else 0
 
 

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from stopgrad.compare.files import write_whole
 from stopgrad.compare.page import html_page
 from stopgrad.compare.read import Found, find_runs
 from stopgrad.compare.verdict import judge
@@ -59,9 +60,7 @@ class Comparison:
             ("comparison.md", markdown(self.content)),
             ("comparison.html", html_page(self)),
         ):
-            half_written = folder / f".{name}.tmp"
-            half_written.write_text(text, encoding="utf-8")
-            half_written.replace(folder / name)
+            write_whole(folder / name, text)
         if find_spec("tensorboard") is not None:
             from stopgrad.compare.boards import write_boards
 

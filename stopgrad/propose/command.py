@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from stopgrad.compare.files import write_whole
 from stopgrad.flow.flows import Cell
 from stopgrad.flow.matrix import FlowMatrix
 from stopgrad.propose.edits import Edit, Source
@@ -47,7 +48,7 @@ def propose(options: argparse.Namespace) -> int:
     study = Study(runs, record, wishes)
     told = study.tell()
     if options.json:
-        Path(options.json).write_text(json.dumps(told.to_dict(runs.sources), indent=1) + "\n", encoding="utf-8")
+        write_whole(Path(options.json), json.dumps(told.to_dict(runs.sources), indent=1) + "\n")
     print(told.text)
     if options.write and told.answer is not None and told.verified:
         files = {edit.file for edit in told.answer.edits}

@@ -24,6 +24,7 @@ from torch import nn
 
 import stopgrad
 from stopgrad.audits.ranks import gathered
+from stopgrad.compare.files import write_whole
 from stopgrad.lightning import FlowAudit, RetentionAudit
 from stopgrad.runner.build import Run, not_resumable
 from stopgrad.runner.contract import ContractAudit, in_a_line
@@ -69,13 +70,6 @@ def commit() -> str | None:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a file so that a reader sees all of it or the one before."""
-    half_written = file.with_name(f".{file.name}.tmp")
-    half_written.write_text(text)
-    half_written.replace(file)
 
 
 def explained(error: BaseException, stop: dict[str, str]) -> str:

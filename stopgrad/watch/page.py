@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from stopgrad.compare.files import write_whole
 from stopgrad.flow.matrix import FlowMatrix
 from stopgrad.flow.page import in_notebook, items, matrix_table, page
 from stopgrad.flow.values import CutSite, place
@@ -31,9 +32,7 @@ DENSE = 400  # cells from which on the table is set small
 
 def write(report: Report, file: Path) -> None:
     """Write the page, all of it or nothing."""
-    half_written = file.with_name(f".{file.name}.tmp")
-    half_written.write_text(html_page(report), encoding="utf-8")
-    half_written.replace(file)
+    write_whole(file, html_page(report))
 
 
 def html_page(report: Report) -> str:

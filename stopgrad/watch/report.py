@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from stopgrad.compare.files import write_whole
 from stopgrad.flow.matrix import FlowMatrix
 from stopgrad.flow.values import place
 from stopgrad.watch.findings import SEVERITIES, Finding, findings, raised
@@ -180,9 +181,7 @@ def save(report: Report, file: Path, force: bool = False) -> None:
     """
     if file.exists() and not force:
         raise ValueError(f"--save {file}: is there already; --force replaces it")
-    half_written = file.with_name(f".{file.name}.tmp")
-    half_written.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
-    half_written.replace(file)
+    write_whole(file, json.dumps(report.to_dict(), indent=1) + "\n")
 
 
 def read(file: Path) -> dict[str, Any]:
