@@ -564,14 +564,15 @@ def test_the_probed_script_gives_its_own_numbers(tmp_path):
     """
     import pickle
 
-    from stopgrad.propose.record import Job
-
     file = tmp_path / "train.py"
     file.write_text(HEAD.lstrip() + textwrap.dedent(text))
     alone = python(file, cwd=tmp_path / "alone")
     assert alone.returncode == 0, alone.stderr
-    (tmp_path / "job.pickle").write_bytes(pickle.dumps(Job(str(file))))
-    probed = python("-m", "stopgrad.propose.record", tmp_path, cwd=tmp_path / "probed")
+    (tmp_path / "probe.py").write_text(
+        "import sys\nfrom pathlib import Path\nfrom stopgrad.propose.record import Job, record\n"
+        "record(Job(sys.argv[1]), Path(sys.argv[2]))\n"
+    )
+    probed = python(tmp_path / "probe.py", file, tmp_path, cwd=tmp_path / "probed")
     assert probed.stderr == ""
     assert len(probed.stdout.splitlines()) == 3
     assert alone.stdout.startswith(probed.stdout)

@@ -210,13 +210,8 @@ def printed(file: Path) -> dict[str, float]:
     return found
 
 
-def in_a_process(spec: Spec) -> None:
-    """Run the arm in this process, which is its own, and leave ``result.json``; its output goes into a file."""
-    os.setsid()  # what it starts is ended with it
-    with open(Path(spec.folder) / OUTPUT, "w") as output:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-            os.dup2(output.fileno(), stream.fileno())
+def leave(spec: Spec) -> None:
+    """Run the arm in this process, which is its own, and leave ``result.json``."""
     os.chdir(spec.source)
     write(Path(spec.folder), run(spec))
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
-import multiprocessing
 import os
-import signal
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,9 +14,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from stopgrad.ablate.arm import OUTPUT, Spec, begun, digest, in_a_process, write
+from stopgrad.ablate.arm import OUTPUT, Spec, begun, digest, leave, write
 from stopgrad.ablate.arms import Arm
 from stopgrad.ablate.workspace import clear
+from stopgrad.rewrite.process import end, started
 
 TIMEOUT, ENDED = "Timeout", "Ended"  # what is said of runs that could say nothing themselves
 
@@ -98,7 +95,7 @@ class Runs:
                     yield spec, self._result(spec, process)
         finally:
             for process in running:
-                _end(process)
+                end(process)
 
     def _ended(self, running: Mapping[BaseProcess, tuple[Spec, float]]) -> list[BaseProcess]:
         """Waits for one that has ended, or whose time is over."""
@@ -111,7 +108,7 @@ class Runs:
 
     def _result(self, spec: Spec, process: BaseProcess) -> dict[str, Any]:
         is_late = process.is_alive()
-        _end(process)
+        end(process)
         if is_late:
             return _failed(spec, TIMEOUT, f"did not end within --timeout {self.timeout:g} s")
         result = _known(Path(spec.folder), spec)
@@ -128,10 +125,7 @@ def _started(spec: Spec) -> BaseProcess:
         raise ValueError(f"{folder}: holds what is no arm's; choose another --out")
     clear(folder)
     spec.write()
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    process = context.Process(target=in_a_process, args=(spec,))
-    process.start()
-    return process
+    return started(leave, spec, output=folder / OUTPUT)
 
 
 def _known(folder: Path, spec: Spec) -> dict[str, Any] | None:
@@ -153,11 +147,3 @@ def _failed(spec: Spec, error: str, message: str) -> dict[str, Any]:
     result = begun(spec) | {"status": "raised", "error": error, "message": message, "steps": None}
     write(Path(spec.folder), result)
     return result
-
-
-def _end(process: BaseProcess) -> None:
-    """End a process that still runs, and all that it has started."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # all have ended, or it has not begun
-        os.killpg(process.pid or 0, signal.SIGKILL)
-    process.kill()
-    process.join()

@@ -1,7 +1,4 @@
-"""One run of a script to the end of its first cycles: its matrix, and the graph of its values. In a process of its own.
-
-python -m stopgrad.propose.record JOB        # a folder with job.pickle; it writes record.pickle there
-"""
+"""One run of a script to the end of its first cycles: its matrix, and the graph of its values."""
 
 from __future__ import annotations
 
@@ -29,6 +26,7 @@ from stopgrad.watch.hooks import overhear
 from stopgrad.watch.span import Span
 from stopgrad.watch.watch import Watch
 
+RECORD = "record.pickle"
 CYCLES = 3  # that are seen at least
 MOST_CYCLES = 30  # that an optimiser which has not stepped is waited for
 ALWAYS, MOST_SPANS = 2, 12  # whose values are kept: so many of the first, and those that show another loss
@@ -170,7 +168,7 @@ def plain(part: str) -> str:
 
 
 def _write(record: Record, folder: Path) -> None:
-    (folder / "record.pickle").write_bytes(pickle.dumps(record))
+    (folder / RECORD).write_bytes(pickle.dumps(record))
 
 
 @contextmanager
@@ -189,7 +187,7 @@ def _own_gradients() -> Iterator[None]:
 
 
 def record(job: Job, folder: Path) -> None:
-    """Run the script."""
+    """Run the script in this process, which is its own, leave what it has shown in the folder, and end."""
     files: list[str] = []
 
     def rewrite(tree: ast.Module, file: str) -> ast.Module:
@@ -211,10 +209,6 @@ def record(job: Job, folder: Path) -> None:
         finally:
             watch.close()
     _write(watch.finish(error), folder)
-
-
-if __name__ == "__main__":
-    from stopgrad.propose.record import record as run  # under its own name: what is pickled here is read elsewhere
-
-    run(pickle.loads((Path(sys.argv[1]) / "job.pickle").read_bytes()), Path(sys.argv[1]))
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
     os._exit(0)  # threads and workers of the script are of no more use
