@@ -41,8 +41,8 @@ from torch.utils.data import DataLoader, TensorDataset
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from recipes.parts.batches import Batches  # noqa: E402
 from recipes.parts.domains import Domains  # noqa: E402
-from recipes.parts.images import Batches  # noqa: E402
 from stopgrad.lightning import FlowAudit  # noqa: E402
 from stopgrad.runner.build import quiet  # noqa: E402
 from stopgrad.runner.meter import Meter  # noqa: E402

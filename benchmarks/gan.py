@@ -39,7 +39,8 @@ sys.path.insert(0, str(ROOT))
 
 from recipes.gan import GAN  # noqa: E402
 from recipes.parts.averages import follow  # noqa: E402
-from recipes.parts.images import Batches, Images  # noqa: E402
+from recipes.parts.batches import Batches  # noqa: E402
+from recipes.parts.images import Images  # noqa: E402
 from stopgrad.lightning import FlowAudit  # noqa: E402
 from stopgrad.runner.build import quiet  # noqa: E402
 from stopgrad.runner.meter import Meter  # noqa: E402

@@ -31,8 +31,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from recipes.loss_logging import SWITCHES, LossLogging  # noqa: E402
+from recipes.parts.batches import Batches  # noqa: E402
 from recipes.parts.domains import Domains  # noqa: E402
-from recipes.parts.images import Batches  # noqa: E402
 from stopgrad.audits.retention import kept_graphs  # noqa: E402
 from stopgrad.runner.build import quiet  # noqa: E402
 from stopgrad.runner.names import register  # noqa: E402

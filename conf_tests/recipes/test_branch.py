@@ -7,8 +7,8 @@ import torch
 
 from conf_tests.helpers import build_recipe, final, norms, train
 from recipes.branch import BOUNDARIES, FLOW
+from recipes.parts.batches import Batches
 from recipes.parts.domains import Domains, inverted, textured
-from recipes.parts.images import Batches
 
 SMALL = ["recipe=branch", "data.name=digits", "data.shape=[1,8,8]", "recipe.width=4", "recipe.hidden=16"]
 CUTS = ["detach", "no_grad", "freeze", "data"]

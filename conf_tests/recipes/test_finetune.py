@@ -11,7 +11,7 @@ from torch import nn
 from conf_tests.helpers import ROOT, build_recipe, config, final, norms, result, train
 from recipes.finetune import BOUNDARIES, FineTune
 from recipes.parts.backbones import backbone
-from recipes.parts.images import Batches
+from recipes.parts.batches import Batches
 from recipes.parts.pretrained import kept_features, pretrained
 from stopgrad.audits.freeze import FreezeWatch
 

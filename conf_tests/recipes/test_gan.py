@@ -9,8 +9,9 @@ import torch
 from conf_tests.helpers import build_recipe, config, final, norms, result, train
 from recipes.gan import BOUNDARIES, FLOW, GAN
 from recipes.parts.averages import follow
+from recipes.parts.batches import Batches
 from recipes.parts.frechet import Classifier, Features, FrechetDistance, accuracy, cached_classifier
-from recipes.parts.images import Batches, read_images
+from recipes.parts.images import read_images
 
 EQUIVALENT = ["detach", "no_grad", "freeze", "detach_", "data", "none"]
 MLP = ["recipe=gan", "data=digits"]

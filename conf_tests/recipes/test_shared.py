@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from conf_tests.helpers import build_recipe
-from recipes.parts.images import Batches, Images, read_images
+from recipes.parts.batches import Batches
+from recipes.parts.images import Images, read_images
 from recipes.parts.labels import check_labels
 from stopgrad.runner.meter import SavedBytes
 from stopgrad.runner.record import explained, weights_sha256

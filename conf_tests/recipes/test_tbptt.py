@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from conf_tests.helpers import build_recipe, final, result, train
-from recipes.parts.images import Batches
+from recipes.parts.batches import Batches
 from recipes.parts.recall import UNANSWERABLE, Recall
 from recipes.tbptt import BOUNDARIES, TBPTT
 

@@ -11,7 +11,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from recipes.parts.images import Batches, Images
+from recipes.parts.images import Images
 from recipes.parts.pretrained import pretrained
 
 TEXTURES = 200
@@ -83,9 +83,6 @@ class Domains(Images):
         """The weights of ``network``, images to class scores, trained on the source domain; from the cache if there."""
         return pretrained(network, self.images, self.labels, steps=steps, cache=self.cache)
 
-    def val_dataloader(self) -> Batches:
-        """All that is held out, in one batch: target images and labels, source images and the same labels."""
-        labels = self.held_out_labels
-        return Batches(self.held_out_shifted, labels, self.held_out_images, labels, batch_size=len(labels))
-
-    test_dataloader = val_dataloader
+    def held_out_tensors(self) -> tuple[Tensor, ...]:
+        """Target images and labels, source images and the same labels."""
+        return self.held_out_shifted, self.held_out_labels, self.held_out_images, self.held_out_labels

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
 import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
+from recipes.parts.batches import InMemory
 from recipes.parts.cache import cached
 
 HELD_OUT = 0.2  # of every data set; the same images for every seed
@@ -72,72 +72,7 @@ def read_images(name: str, cache: Path) -> tuple[Tensor, Tensor]:
     return {"digits": read_digits, "mnist5k": read_mnist5k}[name](cache)
 
 
-class Batches:
-    """An endless shuffled stream of batches from tensors in memory, whose whole state is one number: the position.
-
-    Batch k depends on ``seed`` and k alone: pass after pass over the data, each in a fresh order, the last smaller
-    batch of a pass dropped so that every step sees the same shapes. Arms of a comparison therefore share their data
-    order, and a run that resumes at k sees what it would have seen. Iterating yields ``length`` batches from the
-    position on. Yields a tensor where one tensor was given, else a tuple.
-
-    Args:
-        tensors: of equal length N; batches are gathered on the device they lie on.
-        batch_size: samples a batch, on each rank.
-        length: batches an iteration yields; one pass over the data if None.
-        seed: of the order.
-        rank, world_size: this process takes every ``world_size``-th sample of each pass.
-
-    Raises:
-        ValueError: the data cannot fill one batch.
-    """
-
-    def __init__(
-        self,
-        *tensors: Tensor,
-        batch_size: int,
-        length: int | None = None,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.tensors, self.batch_size, self.seed = tensors, batch_size, seed
-        self.rank, self.world_size = rank, world_size
-        self.per_pass = len(tensors[0]) // (batch_size * world_size)
-        if self.per_pass == 0:
-            most = len(tensors[0]) // world_size
-            raise ValueError(f"data.batch_size={batch_size}: each rank has {most} samples; choose at most {most}")
-        self.length = length or self.per_pass
-        self.position = 0
-        self._order = (-1, torch.empty(0))  # the pass it belongs to, and its indices
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[Any]:
-        for _ in range(self.length):
-            self.position += 1
-            yield self.batch(self.position - 1)
-
-    def batch(self, k: int) -> Any:
-        """Batch ``k`` of the stream: (batch_size, ...) for each tensor."""
-        a_pass, here = divmod(k, self.per_pass)
-        if self._order[0] != a_pass:
-            order = torch.from_numpy(np.random.default_rng((self.seed, a_pass)).permutation(len(self.tensors[0])))
-            order = order[self.rank :: self.world_size]
-            self._order = (a_pass, order.to(self.tensors[0].device))
-        indices = self._order[1][here * self.batch_size : (here + 1) * self.batch_size]
-        if len(self.tensors) == 1:
-            return self.tensors[0][indices]
-        return tuple(tensor[indices] for tensor in self.tensors)
-
-    def state_dict(self) -> dict[str, int]:
-        return {"position": self.position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.position = state["position"]
-
-
-class Images(L.LightningDataModule):
+class Images(InMemory):
     """Batches of images (B, C, H, W), from memory, on the device that trains.
 
     Args:
@@ -159,10 +94,9 @@ class Images(L.LightningDataModule):
         seed: NonNegativeInt = 0,
         cache: str = ".cache",
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, steps, seed)
         self.source, self.cache = name, Path(cache)
         self.shape: tuple[int, ...] = tuple(shape)
-        self.batch_size, self.steps, self.seed = batch_size, steps, seed
 
     def prepare_data(self) -> None:
         """Parse or download once, on one process."""
@@ -179,23 +113,7 @@ class Images(L.LightningDataModule):
         self.held_out_images, self.held_out_labels = images[kept:], labels[kept:]
 
     def train_tensors(self) -> tuple[Tensor, ...]:
-        """What a batch is taken from."""
         return (self.images,)
 
-    def train_dataloader(self) -> Batches:
-        trainer = self.trainer
-        device = trainer.strategy.root_device if trainer else "cpu"
-        return Batches(
-            *(tensor.to(device) for tensor in self.train_tensors()),
-            batch_size=self.batch_size,
-            length=self.steps,
-            seed=self.seed,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-        )
-
-    def val_dataloader(self) -> Batches:
-        """All held-out images, in one batch."""
-        return Batches(self.held_out_images, batch_size=len(self.held_out_images))
-
-    test_dataloader = val_dataloader
+    def held_out_tensors(self) -> tuple[Tensor, ...]:
+        return (self.held_out_images,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from recipes.parts.images import Batches, Images
+from recipes.parts.images import Images
 
 
 class LabelledImages(Images):
@@ -17,8 +17,5 @@ class LabelledImages(Images):
     def train_tensors(self) -> tuple[Tensor, ...]:
         return self.images, self.labels
 
-    def val_dataloader(self) -> Batches:
-        """All held-out images and their labels, in one batch."""
-        return Batches(self.held_out_images, self.held_out_labels, batch_size=len(self.held_out_labels))
-
-    test_dataloader = val_dataloader
+    def held_out_tensors(self) -> tuple[Tensor, ...]:
+        return self.held_out_images, self.held_out_labels

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import lightning as L
 import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from recipes.parts.images import Batches
+from recipes.parts.batches import InMemory
 
 
-class LinearTask(L.LightningDataModule):
+class LinearTask(InMemory):
     """y = w B x with B (F, D) of orthonormal rows and |w| = 1; training inputs fill a subspace only.
 
     The inputs out of distribution are N(0, 1) in all D dimensions, so that a mean squared error on them is
@@ -39,8 +38,7 @@ class LinearTask(L.LightningDataModule):
         steps: PositiveInt | None = None,
         seed: NonNegativeInt = 0,
     ) -> None:
-        super().__init__()
-        self.batch_size, self.steps, self.seed = batch_size, steps, seed
+        super().__init__(batch_size, steps, seed)
         if not features <= subspace < inputs:
             raise ValueError(f"data.subspace={subspace}: choose from {features} to {inputs - 1}")
         random = np.random.default_rng(seed)
@@ -63,21 +61,9 @@ class LinearTask(L.LightningDataModule):
         """(N, D) to (N, 1)."""
         return inputs @ self.backbone.T @ self.head.T
 
-    def train_dataloader(self) -> Batches:
-        trainer = self.trainer
-        return Batches(
-            self.train_inputs,
-            self.train_labels,
-            batch_size=self.batch_size,
-            length=self.steps,
-            seed=self.seed,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-        )
+    def train_tensors(self) -> tuple[Tensor, ...]:
+        return self.train_inputs, self.train_labels
 
-    def val_dataloader(self) -> Batches:
-        """In one batch: inputs (N, D) like the training's and labels (N, 1), inputs out of distribution and labels."""
-        held_out = self.inputs, self.labels(self.inputs), self.ood_inputs, self.labels(self.ood_inputs)
-        return Batches(*held_out, batch_size=len(self.inputs))
-
-    test_dataloader = val_dataloader
+    def held_out_tensors(self) -> tuple[Tensor, ...]:
+        """Inputs (N, D) like the training's and labels (N, 1), inputs out of distribution and labels."""
+        return self.inputs, self.labels(self.inputs), self.ood_inputs, self.labels(self.ood_inputs)

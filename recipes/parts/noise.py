@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import lightning as L
 import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor
 
-from recipes.parts.images import Batches
+from recipes.parts.batches import InMemory
 
 HELD_OUT = 64  # draws; the same for every seed
 
 
-class Noise(L.LightningDataModule):
+class Noise(InMemory):
     """Batches (B, D) of float64 noise from a pool, in a fresh order every time it is used up.
 
     Args:
@@ -32,24 +32,12 @@ class Noise(L.LightningDataModule):
         steps: PositiveInt | None = None,
         seed: NonNegativeInt = 0,
     ) -> None:
-        super().__init__()
-        self.batch_size, self.steps, self.seed = batch_size, steps, seed
+        super().__init__(batch_size, steps, seed)
         self.noise = torch.from_numpy(np.random.default_rng((seed, 1)).normal(size=(pool, dimensions)))
         self.held_out = torch.from_numpy(np.random.default_rng(0).normal(size=(HELD_OUT, dimensions)))
 
-    def train_dataloader(self) -> Batches:
-        trainer = self.trainer
-        return Batches(
-            self.noise.to(trainer.strategy.root_device if trainer else "cpu"),
-            batch_size=self.batch_size,
-            length=self.steps,
-            seed=self.seed,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-        )
+    def train_tensors(self) -> tuple[Tensor, ...]:
+        return (self.noise,)
 
-    def val_dataloader(self) -> Batches:
-        """All held-out draws, in one batch."""
-        return Batches(self.held_out, batch_size=len(self.held_out))
-
-    test_dataloader = val_dataloader
+    def held_out_tensors(self) -> tuple[Tensor, ...]:
+        return (self.held_out,)

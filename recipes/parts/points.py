@@ -11,7 +11,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from recipes.parts.images import Batches
+from recipes.parts.batches import Batches, InMemory
 
 
 class Point(L.LightningDataModule):
@@ -57,7 +57,7 @@ def energy_distance(a: Tensor, b: Tensor) -> Tensor:
     return 2 * torch.cdist(a, b).mean() - within(a) - within(b)
 
 
-class Cloud(L.LightningDataModule):
+class Cloud(InMemory):
     """Points (B, D) from a distribution, drawn once by the seed, and others, in one batch, for validation.
 
     Args:
@@ -81,23 +81,12 @@ class Cloud(L.LightningDataModule):
         steps: PositiveInt | None = None,
         seed: NonNegativeInt = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, steps, seed)
         generator = torch.Generator().manual_seed(seed)
         self.points, self.held_out_points = (KINDS[kind](n, *shape, generator=generator) for n in (points, held_out))
-        self.batch_size, self.steps, self.seed = batch_size, steps, seed
 
-    def train_dataloader(self) -> Batches:
-        trainer = self.trainer
-        return Batches(
-            self.points.to(trainer.strategy.root_device if trainer else "cpu"),
-            batch_size=self.batch_size,
-            length=self.steps,
-            seed=self.seed,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-        )
+    def train_tensors(self) -> tuple[Tensor, ...]:
+        return (self.points,)
 
-    def val_dataloader(self) -> Batches:
-        return Batches(self.held_out_points, batch_size=len(self.held_out_points))
-
-    test_dataloader = val_dataloader
+    def held_out_tensors(self) -> tuple[Tensor, ...]:
+        return (self.held_out_points,)

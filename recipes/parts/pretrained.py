@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recipes.parts.batches import Batches
 from recipes.parts.cache import cached
-from recipes.parts.images import Batches
 
 SPECIFICATION = "AdamW, one cycle to 5e-3; batch 64; cross-entropy; seed 0"
 

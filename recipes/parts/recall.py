@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import lightning as L
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from recipes.parts.images import Batches
+from recipes.parts.batches import InMemory
 
 UNANSWERABLE = -100  # the target where there is nothing to recall yet; cross_entropy ignores it
 
 
-class Recall(L.LightningDataModule):
+class Recall(InMemory):
     """Batches of symbols (B, T) and targets (B, T), int64: the target of a step is the symbol ``delay`` steps before.
 
     Args:
@@ -36,10 +35,10 @@ class Recall(L.LightningDataModule):
         steps: PositiveInt | None = None,
         seed: NonNegativeInt = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, steps, seed)
         if length <= delay:
             raise ValueError(f"data.length={length}: choose more than data.delay={delay}")
-        self.delay, self.batch_size, self.steps, self.seed = delay, batch_size, steps, seed
+        self.delay = delay
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randint(symbols, (sequences + 500, length), generator=generator)
         self.sequences, self.held_out = drawn[:sequences], drawn[sequences:]
@@ -49,21 +48,8 @@ class Recall(L.LightningDataModule):
         nothing = symbols.new_full((len(symbols), self.delay), UNANSWERABLE)
         return torch.cat([nothing, symbols[:, : -self.delay]], dim=1)
 
-    def train_dataloader(self) -> Batches:
-        trainer = self.trainer
-        sequences = self.sequences.to(trainer.strategy.root_device if trainer else "cpu")
-        return Batches(
-            sequences,
-            self.targets(sequences),
-            batch_size=self.batch_size,
-            length=self.steps,
-            seed=self.seed,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-        )
+    def train_tensors(self) -> tuple[Tensor, ...]:
+        return self.sequences, self.targets(self.sequences)
 
-    def val_dataloader(self) -> Batches:
-        """All held-out sequences, in one batch."""
-        return Batches(self.held_out, self.targets(self.held_out), batch_size=len(self.held_out))
-
-    test_dataloader = val_dataloader
+    def held_out_tensors(self) -> tuple[Tensor, ...]:
+        return self.held_out, self.targets(self.held_out)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-import lightning as L
 import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from recipes.parts.images import Batches
+from recipes.parts.batches import InMemory
 
 HELD_OUT = 600  # sinusoids that judge; the same for every seed
 QUERIES = 100  # samples of each
@@ -44,7 +43,7 @@ def lines() -> Tasks:
     return Tasks(inputs, targets, inputs, targets)
 
 
-class RegressionTasks(L.LightningDataModule):
+class RegressionTasks(InMemory):
     """Batches of tasks, from a pool in memory.
 
     Args:
@@ -66,28 +65,15 @@ class RegressionTasks(L.LightningDataModule):
         steps: PositiveInt | None = None,
         seed: NonNegativeInt = 0,
     ) -> None:
-        super().__init__()
-        self.batch_size, self.steps, self.seed = batch_size, steps, seed
+        super().__init__(batch_size, steps, seed)
         if kind == "lines":
             self.tasks = self.held_out = lines()
         else:
             self.tasks = sinusoids(pool, shots, shots, np.random.default_rng((seed, 1)))
             self.held_out = sinusoids(HELD_OUT, shots, QUERIES, np.random.default_rng(0))
 
-    def train_dataloader(self) -> Batches:
-        trainer = self.trainer
-        device = trainer.strategy.root_device if trainer else "cpu"
-        return Batches(
-            *(part.to(device) for part in self.tasks),
-            batch_size=self.batch_size,
-            length=self.steps,
-            seed=self.seed,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-        )
+    def train_tensors(self) -> Tasks:
+        return self.tasks
 
-    def val_dataloader(self) -> Batches:
-        """All tasks that judge, in one batch."""
-        return Batches(*self.held_out, batch_size=len(self.held_out.query_inputs))
-
-    test_dataloader = val_dataloader
+    def held_out_tensors(self) -> Tasks:
+        return self.held_out

@@ -14,7 +14,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from recipes.parts.images import Batches
+from recipes.parts.batches import Batches
 
 
 class Transition(NamedTuple):
