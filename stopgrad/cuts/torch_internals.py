@@ -156,7 +156,7 @@ def allow_recompiles(limit: int) -> None:
 
 @contextmanager
 def keep_state_dicts_whole(module: nn.Module) -> Iterator[None]:
-    """Take off what FSDP2 hangs on each module that it manages: ``state_dict`` and ``load_state_dict`` would reshard it.
+    """Take off FSDP2's hooks, by which ``state_dict`` and ``load_state_dict`` would reshard a module that it manages.
 
     Modules keep such hooks in ``_state_dict_pre_hooks`` and ``_load_state_dict_pre_hooks``.
     """

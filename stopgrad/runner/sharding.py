@@ -36,7 +36,6 @@ class Held:
         self.mine = sharded.to_local()  # these rows: those that torch.chunk gives
         first = min(mesh.get_local_rank() * -(-whole.shape[0] // mesh.size()), whole.shape[0])
         self.rows = slice(first, first + self.mine.shape[0])
-        self.is_sharded = mesh.size() > 1
         self.average: Any = None  # the gradient over all ranks, as FSDP2 holds it
         self.shown: Tensor | None = None  # the same as the recipe sees it
 
@@ -70,10 +69,10 @@ class Held:
         if due:
             gradient_or_zero(self.whole)
 
-    def end_reduction(self) -> None:
+    def end_reduction(self, sharded: bool) -> None:
         """The average is the gradient; where it is sharded, as a DTensor, whose norm is that of the whole."""
         self.average, self.sharded.grad = self.sharded.grad, None
-        self.shown = self.average if self.is_sharded or self.average is None else self.average.to_local()
+        self.shown = self.average if sharded or self.average is None else self.average.to_local()
         self.whole.grad = self.shown
 
     def hand_over(self) -> None:
@@ -82,6 +81,15 @@ class Held:
         gradient = self.whole.grad
         self.sharded.grad = self.average if gradient is self.shown else self.sharded_of(gradient)
         self.sharded.requires_grad_(self.whole.requires_grad)
+
+    def take_back(self, gathered: bool) -> None:
+        """After a step: the recipe has the new weights; a graph that was made with the old ones says so."""
+        self.sharded.grad = None
+        if gathered:
+            torch.autograd.graph.increment_version(self.whole)
+        else:
+            with torch.no_grad():
+                self.whole.copy_(self.mine)
 
     def sharded_of(self, whole: Tensor | None) -> Tensor | None:
         """The same tensor, of which every rank holds its rows."""
@@ -131,6 +139,7 @@ class Shards:
             unit: [Held(name, whole[name], sharded[name]) for name in group]
             for unit, group in zip(units, groups.values(), strict=True)
         }
+        self.sharded = mesh["shard"].size() > 1
         self.all = [each for part in self.held.values() for each in part]
         _exchange(optimizers, {names[each.name]: each.whole for each in self.all})
         self.stepping: dict[Optimizer, list[Any]] = {}  # the units of an optimiser, while it steps
@@ -156,7 +165,7 @@ class Shards:
                 with torch.enable_grad():
                     unit(torch.zeros((), device=part[0].whole.device, requires_grad=True)).backward()
             for each in part:
-                each.end_reduction()
+                each.end_reduction(self.sharded)
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Hand over; where a closure is to compute the gradients, when it has."""
@@ -190,14 +199,27 @@ class Shards:
         _exchange([optimizer], {each.whole: each.sharded for each in self.all})
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """The recipe gets the new weights, whole; a graph that was made with the old ones says so, as it does alone."""
+        """The recipe gets the new weights, whole."""
         _exchange([optimizer], {each.sharded: each.whole for each in self.all})
         for unit in self.stepping.pop(optimizer):
-            unit.reshard()
-            unit.unshard()
+            if self.sharded:
+                self._gather(unit)
             for each in self.held[unit]:
-                each.sharded.grad = None
-            torch.autograd.graph.increment_version([each.whole for each in self.held[unit]])
+                each.take_back(self.sharded)
+
+    def _gather(self, unit: Any) -> None:
+        """FSDP2 frees what was whole, and gathers it anew.
+
+        Raises:
+            RunFailed: somebody has shared the memory of a parameter with NumPy, which keeps it.
+        """
+        for each in self.held[unit]:
+            if not each.whole.untyped_storage().resizable():
+                raise RunFailed(
+                    f"{each.name}: .numpy() has shared its memory, which FSDP2 must free; write .clone().numpy()"
+                )
+        unit.reshard()
+        unit.unshard()
 
     def shard_state(self, optimizer: Optimizer) -> None:
         """The optimiser's state, which a checkpoint holds whole, as the ranks hold it."""
