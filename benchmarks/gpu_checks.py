@@ -24,10 +24,9 @@ from stopgrad.runner.build import quiet  # noqa: E402
 from stopgrad.runner.names import register  # noqa: E402
 from stopgrad.runner.project import open_project  # noqa: E402
 
-LOSSES, WEIGHTS = (
-    1e-3,
-    1e-2,
-)  # how far fp32 may part from the CPU in so many steps: of a loss, of what the weights moved
+# How far fp32 on the device may part from the CPU: not further than so many times what the CPU parts from itself where
+# its first weights are changed by a part in a million, and this much more.
+TIMES, MORE = 10, 1e-4
 NORMS = {"bf16-mixed": 0.1, "16-mixed": 0.02}  # how far a norm of the first audit may part from fp32's
 STEPS = 20
 
@@ -46,14 +45,12 @@ def begin() -> None:
 
 
 def apart(a: Mapping[str, Sequence[float]], b: Mapping[str, Sequence[float]]) -> float:
-    """The largest difference of a loss, relative to the largest value of that loss; inf where they came otherwise."""
+    """The largest difference of a loss, relative to the largest of all; inf where they came otherwise, or as NaN."""
     if {name: len(each) for name, each in a.items()} != {name: len(each) for name, each in b.items()}:
         return math.inf
-    found = [0.0]
-    for name, each in a.items():
-        largest = max(abs(value) for value in each) or 1.0
-        found += [abs(x - y) / largest for x, y in zip(each, b[name], strict=True)]
-    return math.inf if any(math.isnan(value) for value in found) else max(found)
+    found = [abs(x - y) for name in a for x, y in zip(a[name], b[name], strict=True)]
+    largest = max((abs(value) for each in a.values() for value in each), default=0.0) or 1.0
+    return math.inf if any(math.isnan(value) for value in found) else max(found, default=0.0) / largest
 
 
 def moved_apart(a: Trained, b: Trained) -> float:
@@ -83,15 +80,17 @@ def finite(losses: Mapping[str, Sequence[float]]) -> bool:
 def agrees(overrides: Sequence[str], device: str, steps: int = STEPS) -> dict[str, Any]:
     """fp32 on the device against the CPU: the same weights, batches and noise; losses, weights and the verdict."""
     begin()
-    here = trained(overrides, "cpu", steps, same_noise=True)
+    here, near = (trained(overrides, "cpu", steps, same_noise=True, disturbed=by) for by in (0.0, 1e-6))
     there = trained(overrides, device, steps, same_noise=True)
     losses, weights, cells = apart(here.losses, there.losses), moved_apart(here, there), other_cells(here, there)
-    ok = losses <= LOSSES and weights <= WEIGHTS and not cells and here.broken == there.broken
-    said = f"losses {losses:.1e}, weights {weights:.1e} apart after {steps} steps"
+    most = TIMES * apart(here.losses, near.losses) + MORE, TIMES * moved_apart(here, near) + MORE
+    ok = losses <= most[0] and weights <= most[1] and not cells and here.broken == there.broken
+    said = f"after {steps} steps losses {losses:.1e} apart (of {most[0]:.1e}), weights {weights:.1e} (of {most[1]:.1e})"
     said += f"; verdict {'the same' if not cells else ', '.join(cells)}"
     said += f"; broken: {', '.join(here.broken)}" if here.broken else ""
     said += f", on the device {', '.join(there.broken) or 'none'}" if here.broken != there.broken else ""
-    return {"ok": ok, "said": said, "losses": losses, "weights": weights, "steps": steps, "broken": there.broken}
+    figures = {"losses": losses, "weights": weights, "most": most, "steps": steps, "broken": there.broken}
+    return {"ok": ok, "said": said, **figures}
 
 
 def mixed(overrides: Sequence[str], device: str, precision: str, steps: int = STEPS) -> dict[str, Any]:

@@ -170,6 +170,15 @@ def state(recipe: torch.nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", torch.float64, copy=True) for name, tensor in floating.items()}
 
 
+@torch.no_grad()
+def disturb(recipe: torch.nn.Module, part: float) -> None:
+    """Change each weight by at most this part of itself."""
+    generator = torch.Generator().manual_seed(0)
+    for weight in recipe.parameters():
+        noise = 2 * torch.rand(weight.shape, generator=generator, dtype=torch.float64) - 1
+        weight.copy_(weight * (1 + part * noise))
+
+
 def scaled_on_the_cpu(config: DictConfig) -> list[MixedPrecision]:
     """fp16 with a scaler where Lightning would take bf16 for it: on a CPU."""
     if config.trainer.accelerator != "cpu" or config.trainer.precision != "16-mixed":
@@ -190,7 +199,7 @@ def trained(
     same_noise: bool = False,
     warm_up: int = WARM_UP,
     waits: bool = False,
-    disturb: Callable[[torch.nn.Module], None] | None = None,
+    disturbed: float = 0.0,
 ) -> Trained:
     """Train as train.py does, without validation and files.
 
@@ -199,12 +208,12 @@ def trained(
         audit_every: audit every so many batches, not the first alone.
         same_noise: draw on the CPU whatever the device, so that two devices can be compared.
         waits: count those of a further step.
-        disturb: changes the recipe before it is trained: how a test makes a deviation.
+        disturbed: by at most this part of itself each weight is changed before.
     """
     config = composed(overrides, device, steps + 10 * waits, precision)
     recipe, data = parts(config)
-    if disturb is not None:
-        disturb(recipe)
+    if disturbed:
+        disturb(recipe, disturbed)
     found = Trained(before=state(recipe))
     if compiled:
         compile_networks(recipe)

@@ -26,6 +26,7 @@ from stopgrad.flow.matrix import FlowMatrix
 from stopgrad.flow.pictures import matrix_figure
 from stopgrad.flow.steps import Finding as OptimizerFinding
 from stopgrad.lightning.audit import Audit, boundaries_of, over_ranks, parts_in, split_groups
+from stopgrad.lightning.manual import scale_of
 from stopgrad.lightning.names import is_unaudited, loss_being_named
 from stopgrad.watch.findings import Finding
 from stopgrad.watch.report import Report
@@ -125,6 +126,10 @@ class FlowAudit(Audit):
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run is not None:
             self._run.end()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if self._run is not None:  # in fp16 also where the scaler then leaves the step out
+            self._run.on_step(optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -266,10 +271,12 @@ def _plain_optimizers(trainer: Trainer) -> list[Optimizer]:
 
 @dataclass
 class _Report:
-    """One backward: its loss, its name (or None while it is unknown), and the norms of what arrived."""
+    """One backward: its loss, its name (or None while it is unknown), the scale of the loss (fp16), and the norms of
+    what arrived, scaled."""
 
     loss: Tensor
     name: str | None
+    scale: float
     norms: dict[int, list[Tensor]] = field(default_factory=dict)
     crossings: dict[str, list[Tensor]] = field(default_factory=dict)
     fallback: bool = False
@@ -288,7 +295,7 @@ class _FlowRun:
         self.zeros = measure.zero_parameters(t for part in self.audit.parts.values() for t in part)
         self.audit.__enter__()
         self.audit.on_crossing(self._watch_crossing)
-        self.handles = [register_optimizer_step_pre_hook(self._on_step)]
+        self.handles = [register_optimizer_step_pre_hook(self.on_step)]
         for tensor in {id(t): t for part in self.audit.parts.values() for t in part}.values():
             if tensor.is_floating_point() or tensor.is_complex():
                 self.handles.append(self._watch_parameter(tensor))
@@ -318,7 +325,7 @@ class _FlowRun:
         """A backward begins."""
         name = loss_being_named()
         self.audit.admit(name or "unnamed", loss)
-        self.current = _Report(loss, name, fallback=name is None)
+        self.current = _Report(loss, name, scale_of(self.trainer), fallback=name is None)
 
     def end(self) -> None:
         """A backward has ended: the gradients that arrived are those of its loss."""
@@ -326,7 +333,8 @@ class _FlowRun:
             self.reports.append(self.current)
             self.current = None
 
-    def _on_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+    def on_step(self, optimizer: Any, *_: Any) -> None:
+        """An optimiser steps: what has no name takes its."""
         index = next((i for i, o in enumerate(_plain_optimizers(self.trainer)) if o is optimizer), None)
         if index is not None and not self.automatic:
             for report in self.reports:
@@ -340,15 +348,13 @@ class _FlowRun:
 
     def matrix(self, declared: Sequence[str]) -> FlowMatrix:
         """The matrix of all losses of the batch, under their final names."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        scale = 1.0 if scaler is None else scaler.get_scale()
         for order, report in enumerate(r for r in self.reports if r.name is None):
             report.name = "loss" if self.automatic else f"loss_{order}"
         unnamed = list(dict.fromkeys(r.name for r in self.reports if r.fallback))
         rename = dict(zip(unnamed, declared, strict=True)) if len(unnamed) == len(declared) else {}
         for report in self.reports:
-            norms = {key: _combined(got) / scale for key, got in report.norms.items()}
-            crossings = {name: [float(n) / scale for n in got] for name, got in report.crossings.items()}
+            norms = {key: _combined(got) / report.scale for key, got in report.norms.items()}
+            crossings = {name: [float(n) / report.scale for n in got] for name, got in report.crossings.items()}
             name = rename.get(report.name, report.name) if report.fallback else report.name
             self.audit.record(str(name), report.loss, norms, crossings, zeros=self.zeros)
         return self.audit.matrix()
