@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stopgrad.lightning import FlowAudit
 from stopgrad.lightning.lightning_internals import batch_number
+from stopgrad.lightning.manual import scale_of
 from stopgrad.lightning.names import loss_being_named
 from stopgrad.runner.build import build_recipe, compile_networks
 from stopgrad.runner.finite import Finite
@@ -92,6 +93,7 @@ class Trained:
         seconds: a step, after the warm-up; None of a run shorter than that.
         waits: in one step that does not log.
         peak: bytes; on a CPU 0.
+        scale: of the losses at the end, in fp16.
     """
 
     losses: dict[str, list[float]] = field(default_factory=dict)
@@ -103,7 +105,7 @@ class Trained:
     seconds: float | None = None
     waits: int | None = None
     peak: int = 0
-    scale: float | None = None
+    scale: float = 1.0
 
 
 class Losses(L.Callback):
@@ -113,9 +115,7 @@ class Losses(L.Callback):
         self.kept: list[tuple[str, Tensor]] = []
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        value = loss.detach().double().clone()
-        self.kept.append((loss_being_named() or "loss", value if scaler is None else value / scaler.get_scale()))
+        self.kept.append((loss_being_named() or "loss", loss.detach().double() / scale_of(trainer)))
 
     def read(self) -> dict[str, list[float]]:
         found: dict[str, list[float]] = {}
@@ -179,12 +179,13 @@ def disturb(recipe: torch.nn.Module, part: float) -> None:
         weight.copy_(weight * (1 + part * noise))
 
 
-def scaled_on_the_cpu(config: DictConfig) -> list[MixedPrecision]:
-    """fp16 with a scaler where Lightning would take bf16 for it: on a CPU."""
-    if config.trainer.accelerator != "cpu" or config.trainer.precision != "16-mixed":
-        return []
-    config.trainer.precision = None
-    return [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))]
+def scaled(config: DictConfig, first: float | None) -> MixedPrecision | None:
+    """fp16 with a scaler of this first scale; on a CPU, where Lightning would take bf16 for it, always."""
+    device = "cpu" if config.trainer.accelerator == "cpu" else "cuda"
+    if config.trainer.precision != "16-mixed" or (device == "cuda" and first is None):
+        return None
+    del config.trainer.precision
+    return MixedPrecision("16-mixed", device, torch.amp.GradScaler(device, init_scale=first or 2.0**16))
 
 
 def trained(
@@ -199,6 +200,7 @@ def trained(
     same_noise: bool = False,
     warm_up: int = WARM_UP,
     waits: bool = False,
+    first_scale: float | None = None,
     disturbed: float = 0.0,
 ) -> Trained:
     """Train as train.py does, without validation and files.
@@ -208,6 +210,7 @@ def trained(
         audit_every: audit every so many batches, not the first alone.
         same_noise: draw on the CPU whatever the device, so that two devices can be compared.
         waits: count those of a further step.
+        first_scale: of the losses in fp16; by default the scaler's own.
         disturbed: by at most this part of itself each weight is changed before.
     """
     config = composed(overrides, device, steps + 10 * waits, precision)
@@ -223,13 +226,12 @@ def trained(
         torch.cuda.reset_peak_memory_stats()
     if same_noise:
         recipe.training_step = _with_noise_of_the_cpu(recipe.training_step)
-    if plugins := scaled_on_the_cpu(config):
-        del config.trainer.precision
+    scaler = scaled(config, first_scale)
     with tempfile.TemporaryDirectory() as folder:
         trainer = instantiate(
             config.trainer,
             callbacks=[Finite(at_once=False), losses, *([audit] if audited else []), clock],
-            plugins=plugins or None,
+            plugins=scaler and [scaler],
             default_root_dir=folder,
             limit_val_batches=0,
             log_every_n_steps=NEVER,
@@ -248,8 +250,7 @@ def trained(
     found.seconds = clock.seconds / timed if timed > 0 else None
     found.waits = clock.waits[0] if clock.waits else None
     found.peak = 0 if device == "cpu" else torch.cuda.max_memory_allocated()
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    found.scale = None if scaler is None else scaler.get_scale()
+    found.scale = scale_of(trainer)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,9 @@ class FlowAudit(Audit):
     time: the first audit goes on until it has seen every one, for 20 batches at most, and judges them together. One
     that has not come by then is a violation, and so is one that a shorter run did not show, if there were losses that
     the contract does not name; else a warning.
+
+    In fp16 norms are those of the unscaled gradient. The scaler begins with a scale that is too large, under which
+    gradients overflow: the first audit goes on over these batches too.
 
     The gradient is measured by hooks in the real backward: no extra pass, and what DDP later averages is not in it.
     Losses are named by :func:`loss_name`. An unnamed one takes the name of the optimiser that steps next
@@ -139,7 +143,7 @@ class FlowAudit(Audit):
             return
         contract = self._contract(pl_module)
         try:
-            seen = self._run.matrix(list(contract))
+            seen, overflowed = self._run.matrix(list(contract)), self._run.overflowed
             if self._steps is not None:
                 self._run.tell(self._steps)
         finally:
@@ -147,7 +151,7 @@ class FlowAudit(Audit):
         self.matrix = seen if self.matrix is None else self.matrix.updated(seen)
         awaited = self._awaited(contract) if self._opening else []
         if self._opening:
-            self._opening = self._opening - 1 if awaited else 0
+            self._opening = self._opening - 1 if awaited or overflowed else 0
         if not self._opening:
             self._tell(trainer, contract)
             self._judge(trainer, contract, awaited)
@@ -345,6 +349,12 @@ class _FlowRun:
         for report in self.reports:
             steps.touched.update(report.norms)
             steps.reached.update(key for key, got in report.norms.items() if _combined(got) > 0)
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether a scaled gradient left the range of fp16: its scaler will go on with a smaller scale."""
+        norms = (norm for report in self.reports if report.scale != 1 for got in report.norms.values() for norm in got)
+        return not all(math.isfinite(norm) for norm in norms)
 
     def matrix(self, declared: Sequence[str]) -> FlowMatrix:
         """The matrix of all losses of the batch, under their final names."""

@@ -54,7 +54,7 @@ def scaler_of(trainer: Trainer) -> GradScaler | None:
 
 
 def scale_of(trainer: Trainer) -> float:
-    """What a loss is multiplied by before its backward: the scaler's present scale, or 1. On a GPU fp16 waits for it."""
+    """What a loss is multiplied by before its backward: the scaler's present scale, or 1. On a GPU, fp16 waits here."""
     scaler = scaler_of(trainer)
     return 1.0 if scaler is None else scaler.get_scale()
 
