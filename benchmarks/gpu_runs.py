@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from stopgrad import FlowContract
 from stopgrad.lightning import FlowAudit
-from stopgrad.lightning.lightning_internals import batch_number
 from stopgrad.lightning.manual import scale_of
 from stopgrad.lightning.names import loss_being_named
 from stopgrad.runner.build import build_recipe, compile_networks
@@ -88,7 +88,9 @@ class Trained:
     Attributes:
         losses: of each name, its values in order, of the unscaled loss.
         before, after: the floating-point state, on the CPU.
-        cells: the state of each cell of the audit's first matrix, as ``loss:part``; and ``norms`` of those reached.
+        cells: the state of each cell that the contract names, as ``loss:part``, in the audit's first matrix; and of the
+            others, whether gradient arrives.
+        norms: of the cells that are reached.
         broken: the cells in which the contract is broken.
         seconds: a step, after the warm-up; None of a run shorter than that.
         waits: in one step that does not log.
@@ -125,25 +127,30 @@ class Losses(L.Callback):
 
 
 class Clock(L.Callback):
-    """Seconds a step from the end of the warm-up on; then, where ``waits``, one more step whose waits are counted."""
+    """Seconds of the steps after the warm-up; then, where ``waits``, one more step whose waits are counted."""
 
     def __init__(self, steps: int, device: str, warm_up: int, waits: bool) -> None:
-        self.steps, self.device, self.warm_up = steps, device, warm_up
-        self.count, self.waits, self.seconds = waits, [], 0.0
+        self.steps, self.device, self.warm_up, self.count = steps, device, warm_up, waits
+        self.done, self.seconds, self.waits = 0, 0.0, []
         self.inside: Any = None
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        if self.count and batch_number(trainer) == self.steps + 1:  # after what is timed
+        if self.count and self.done == self.steps:
             self.inside = counted_waits(self.device, self.waits)
             self.inside.__enter__()
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self.done += 1
         if self.inside is not None:
             self.inside.__exit__(None, None, None)
             trainer.should_stop, self.inside = True, None
-        elif batch_number(trainer) in (self.warm_up, self.steps):
+        elif self.done in (self.warm_up, self.steps):
             finish(self.device)
             self.seconds = time.perf_counter() - self.seconds
+
+
+def contract_of(recipe: L.LightningModule) -> FlowContract:
+    return FlowContract.of(getattr(recipe, "FLOW", {}))
 
 
 def finish(device: str) -> None:
@@ -242,9 +249,13 @@ def trained(
         trainer.fit(recipe, data)
     found.losses, found.after = losses.read(), state(recipe)
     if audit.matrix is not None:
-        cells = {f"{loss}:{part}": cell for (loss, part), cell in audit.matrix.items()}
-        found.cells = {name: cell.state for name, cell in cells.items()}
-        found.norms = {name: cell.norm for name, cell in cells.items() if cell.state == "open"}
+        matrix, contract = audit.matrix, contract_of(recipe)
+        named = contract.wanted(matrix.losses, matrix.parts, partial=True, unions=matrix.facts.unions)
+        for key, cell in matrix.items():
+            shut = "not reached" if cell.state in ("blocked", "independent") else cell.state
+            found.cells[":".join(key)] = cell.state if key in named else shut
+            if cell.state == "open":
+                found.norms[":".join(key)] = cell.norm
     found.broken = sorted({f"{each.loss}:{each.part}" for each in audit.violations})
     timed = steps - clock.warm_up
     found.seconds = clock.seconds / timed if timed > 0 else None
