@@ -13,7 +13,7 @@ second call goes on from there (``--again`` repeats what did not hold).
 `run`      python train.py trainer=gpu: training in bf16, validation, checkpoints, test
 `fsdp`     the same with trainer=fsdp on one device
 `16-mixed` fp16 with a scaler, and `bf16-mixed`: finite losses; verdict and norms of the audit are fp32's
-`compile`  compile=true, with FlowAudit and without, against eager
+`compile`  compile=true with FlowAudit: losses and verdict are eager's; `compiled speed`: and with and without it
 `waits`    how often a step of loss_logging waits for the device, by what it keeps
 `speed`    steps a second, over a plain loop that calls the same training_step; waits; peak memory
 =========  ============================================================================================================
@@ -72,7 +72,9 @@ def planned(names: Sequence[str], device: str, small: bool, everything: bool) ->
                         label, checks.agrees, {"overrides": [*recipe[name], *arm], "device": device, "steps": steps}
                     )
         for name in names:
-            yield Item(f"run {name}", checks.script, {"arguments": [*recipe[name], *length, where], "device": device})
+            yield Item(
+                f"run {name}", checks.script, {"arguments": [*recipe[name], *length, where], "device": device}, 110
+            )
         if "gan" in names:
             fsdp = [*recipe["gan"], *length, "trainer=fsdp", "trainer.devices=1"]
             file = "stopgrad/runner/configs/trainer/fsdp.yaml"
@@ -82,11 +84,12 @@ def planned(names: Sequence[str], device: str, small: bool, everything: bool) ->
                 arguments = {"overrides": recipe[name], "device": device, "precision": precision}
                 yield Item(f"{precision} {name}", checks.mixed, arguments)
 
-    def alone() -> Iterator[Item]:
         for name in names:
             if name in COMPILED or everything:
-                arguments = {"overrides": recipe[name], "device": device, "steps": 8 if small else 60}
-                yield Item(f"compile {name}", checks.compiles, arguments, 120)
+                arguments = {"overrides": recipe[name], "device": device}
+                yield Item(f"compile {name}", checks.compiles, arguments, 150)
+
+    def alone() -> Iterator[Item]:
         for history, (least, most) in HISTORIES.items() if "loss_logging" in names else ():
             overrides = [*recipe["loss_logging"], f"stop.history={history}"]
             arguments = {"overrides": overrides, "device": device, "least": least, "most": most}
@@ -95,6 +98,11 @@ def planned(names: Sequence[str], device: str, small: bool, everything: bool) ->
             if name in TIMED or everything:
                 steps = 12 if small else 300 if everything else 100
                 yield Item(f"speed {name}", checks.speed, {"overrides": recipe[name], "device": device, "steps": steps})
+
+        for name in names:
+            if name in COMPILED or everything:
+                arguments = {"overrides": recipe[name], "device": device, "steps": 8 if small else 60}
+                yield Item(f"compiled speed {name}", checks.compiled_speed, arguments, 120)
 
     return list(together()), list(alone())
 

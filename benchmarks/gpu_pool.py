@@ -59,7 +59,7 @@ def run(items: Iterable[Item], record: Record, workers: int, deadline: float) ->
             left = deadline - time.monotonic()
             if item is None or left <= 0:
                 break
-            worker = worker or _Worker()
+            worker = worker or _Worker(left)
             began, limit = time.monotonic(), min(item.limit, left)
             found = worker.ask(item, limit)
             if "error" in found:  # what a failure left of a GPU's context is not to be trusted
@@ -77,13 +77,16 @@ def run(items: Iterable[Item], record: Record, workers: int, deadline: float) ->
 
 
 class _Worker:
-    def __init__(self) -> None:
+    def __init__(self, patience: float) -> None:
         self.pipe, far = PROCESSES.Pipe()
         self.process = PROCESSES.Process(target=_work, args=(far,), daemon=False)
         self.process.start()
         far.close()
+        self.ready = self.pipe.poll(patience) and self.pipe.recv()  # all is imported, which is no part of an item
 
     def ask(self, item: Item, limit: float) -> dict[str, Any]:
+        if not self.ready:
+            return {"error": "its process did not begin"}
         self.pipe.send((item.function, dict(item.arguments)))
         if not self.pipe.poll(limit):
             return {"error": f"not finished after {limit:.0f} s"}
@@ -100,6 +103,7 @@ class _Worker:
 
 
 def _work(pipe: Any) -> None:
+    pipe.send(True)
     with suppress(EOFError):  # the pipe is closed
         while True:
             function, arguments = pipe.recv()
