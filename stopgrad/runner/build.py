@@ -22,7 +22,7 @@ from hydra.utils import instantiate
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from pydantic import (
     ConfigDict,
     NonNegativeInt,
@@ -56,6 +56,7 @@ ROOT = {
 }
 LENGTH = ("max_epochs", "min_epochs", "min_steps")  # an epoch is as long as the run, so that these would do nothing
 SHARED = ("data.batch_size", "data.num_envs", "recipe.num_envs", "recipe.minibatch")  # sizes that the ranks share
+LAUNCH = {"restarts": NonNegativeInt, "timeout": PositiveInt}  # of trainer=ddp, for stopgrad/runner/launch.py
 KEY_FIRST = re.compile(r"[a-z_.]+=")  # a message that names its key already
 ARBITRARY = ConfigDict(arbitrary_types_allowed=True)
 
@@ -64,6 +65,19 @@ class Run(NamedTuple):
     data: L.LightningDataModule
     recipe: L.LightningModule
     trainer: L.Trainer
+
+
+def trainer_section(config: DictConfig) -> DictConfig:
+    """What Lightning's trainer is made of: without the keys that say how its ranks are started.
+
+    Raises:
+        InputError: one of those has a value that it cannot have.
+    """
+    section = copy.deepcopy(config.trainer)
+    with read_write(section), open_dict(section):
+        for key, hint in LAUNCH.items() if averages(config) else ():
+            check_type(f"trainer.{key}", section.pop(key), hint)
+    return section
 
 
 def quiet() -> None:
@@ -98,7 +112,7 @@ def build(config: DictConfig) -> Run:
     recipe = build_recipe(part)
     if config.compile:
         compile_networks(recipe)
-    return Run(data, recipe, instantiate(config.trainer, **extras, _convert_="all"))
+    return Run(data, recipe, instantiate(trainer_section(config), **extras, _convert_="all"))
 
 
 def compile_networks(recipe: L.LightningModule) -> None:
@@ -149,8 +163,9 @@ def check_build(config: DictConfig) -> None:
     for name in LENGTH:
         if config.trainer.get(name) not in (None, -1):
             raise InputError(f"trainer.{name}={config.trainer[name]}: does nothing; a run is trainer.max_steps long")
-    for key in ("recipe", "data", "trainer"):
-        check_arguments(key, config[key])
+    trainer = trainer_section(config)
+    for key, section in {"recipe": config.recipe, "data": config.data, "trainer": trainer}.items():
+        check_arguments(key, section)
     choices = config.hydra.runtime.choices
     with torch.random.fork_rng(devices=[]):
         part = share(config, world_size(config))
@@ -160,7 +175,7 @@ def check_build(config: DictConfig) -> None:
         attempt(f"recipe={choices.recipe}", recipe.configure_optimizers)
         if hasattr(recipe, "check_data"):  # what only the two together can tell
             attempt(f"recipe={choices.recipe}", lambda: recipe.check_data(data))
-        attempt(f"trainer={choices.trainer}", lambda: instantiate(config.trainer, logger=False))
+        attempt(f"trainer={choices.trainer}", lambda: instantiate(trainer, logger=False))
     for key, section in parts_to_build(config):
         check_arguments(key, section)
         said = f"logger={choices.logger}" if key == "logger" else key

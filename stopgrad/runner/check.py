@@ -21,7 +21,7 @@ from stopgrad.runner import names
 from stopgrad.runner.declared import declaration
 from stopgrad.runner.errors import InputError, choose, is_input_error, one_line, wants_traceback
 from stopgrad.runner.hydra_internals import product
-from stopgrad.runner.launch import check_ranks, under_torchrun
+from stopgrad.runner.launch import check_ranks, ranks_are_there
 from stopgrad.runner.progress import Sweep
 from stopgrad.runner.safety import check_paths, check_safety
 
@@ -145,7 +145,7 @@ class CheckFirst(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
-            if under_torchrun():
+            if ranks_are_there():
                 raise InputError("-m under torchrun: start a sweep without it; trainer=ddp starts its ranks itself")
             configs = sweep_configs(config)
             if configs:
