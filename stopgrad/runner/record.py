@@ -29,8 +29,9 @@ from stopgrad.lightning import FlowAudit, RetentionAudit
 from stopgrad.runner.build import Run, not_resumable
 from stopgrad.runner.contract import ContractAudit, in_a_line
 from stopgrad.runner.declared import declaration
+from stopgrad.runner.endings import lost
 from stopgrad.runner.errors import RunFailed, flat
-from stopgrad.runner.launch import RankLost, lost, started_here
+from stopgrad.runner.launch import started_here
 from stopgrad.runner.loggers import close, log_settings
 from stopgrad.runner.meter import Meter
 from stopgrad.runner.names import as_typed
@@ -131,34 +132,12 @@ def beginning(config: DictConfig) -> dict[str, Any]:
     }
 
 
-def since(folder: Path, began: float) -> dict[str, Any]:
-    """The result that a run has left in ``folder`` since then; empty where it has left none."""
-    file = folder / "result.json"
-    return json.loads(file.read_text()) if file.exists() and file.stat().st_mtime >= began else {}
-
-
-def record_for_ranks(config: DictConfig, began: float, status: str, error: str = "", message: str = "") -> str:
-    """Write what the ranks of a run that ended early could not, tell how it ended, and return its message.
-
-    What rank 0 has said of a mistake of its own stands.
-    """
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    nothing = {"steps": None, "metrics": {}, "seconds": time.time() - began, "flow": None, "violations": []}
-    nothing |= {"contract": {"broken": "", "flipped": []}, "kept": []}
-    result = since(folder, began) or beginning(config) | nothing
-    if result.get("status") != "raised" or result["error"] == RankLost.__name__:
-        result |= {"status": status} | ({"error": error, "message": message} if message else {})
-    write_whole(folder / "result.json", json.dumps(result, indent=2) + "\n")
-    print(ending(result, folder), flush=True)
-    return result.get("message", "")
-
-
 @contextmanager
 def record(config: DictConfig, run: Run) -> Iterator[None]:
     """Write ``config.yaml`` at the start and ``result.json`` at the end, however it comes; then print the summary.
 
     In a sweep an arm that raises is a result: it is recorded and the next arm starts. Of several ranks the first
-    writes; where they do not finish, who has started them tells (:func:`record_for_ranks`).
+    writes; where they do not finish, who has started them tells (``endings.py``).
     """
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
