@@ -253,7 +253,8 @@ class GAN(L.LightningModule):
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
         """(n, C, H, W) from the averaged generator; the same noise every time, and no draw from the global stream."""
-        noise = torch.randn(n, self.latent, generator=torch.Generator().manual_seed(0)).to(self.device)
+        noise = torch.randn(n, self.latent, generator=torch.Generator().manual_seed(0))
+        noise = noise.to(next(self.average.parameters()).device)  # in setup, the weights are still on the CPU
         mode = self.average.training
         samples = self.average.eval()(noise)
         self.average.train(mode)
