@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from benchmarks import gpu_checks as checks
+from benchmarks import gpu_page as page
 from benchmarks.gpu_pool import Item, Record, run
 from benchmarks.gpu_runs import NoiseOfTheCPU, Trained, trained
 from conf_tests.helpers import ROOT
@@ -122,3 +123,19 @@ def test_noise_is_that_of_the_cpu_whatever_the_device():
     assert moved[0].device.type == "meta"  # drawn, then moved: the next draws are the same
     assert torch.equal(plain[1], moved[1])
     assert torch.equal(plain[2], moved[2])
+
+
+def test_page_says_what_the_file_holds_and_no_more():
+    here = page.PAGE.read_text()
+    assert here == page.written(here, page.section(page.measured())), "stale: python benchmarks/gpu.py --write"
+    items = {
+        "fp32 gan": {"ok": True, "said": "near"},
+        "fp32 td": {"ok": False, "said": "far | away"},
+        "speed gan": {"ok": True, "said": "9 steps a second"},
+    }
+    text = page.section({"card": "A card", "torch": "2", "command": "python it", "items": items})
+    assert text.startswith("A card, torch 2, `python it`: 2 of 3 items hold.")
+    assert "| 1 of 2 |" in text
+    assert "| `fp32 td` | far / away |" in text
+    assert "| `speed gan` | 9 steps a second |" in text
+    assert page.section(None).startswith("Nothing has run on a GPU")
