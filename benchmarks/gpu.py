@@ -3,6 +3,7 @@
     python benchmarks/gpu.py --check --out gpu.json      # under 8 minutes on one GPU, the most valuable first
     python benchmarks/gpu.py --all --out gpu.json        # the rest
     python benchmarks/gpu.py --check --device cpu gan    # the same program where there is no GPU, of one recipe
+    python benchmarks/gpu.py --write                     # put what docs/gpu.json holds into docs/distributed.md
 
 Each item runs in a process of its own, with a limit of time, and is kept in the file as soon as it is finished: a
 second call goes on from there (``--again`` repeats what did not hold).
@@ -36,6 +37,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import gpu_checks as checks  # noqa: E402
+from benchmarks import gpu_page  # noqa: E402
 from benchmarks.gpu_pool import Item, Record, line, run  # noqa: E402
 from stopgrad.runner.declared import Declaration, declaration, recipe_configs  # noqa: E402
 
@@ -123,6 +125,7 @@ def main() -> None:
     parser.add_argument("recipes", nargs="*", help="these alone")
     parser.add_argument("--check", action="store_true", help="what takes under 8 minutes")
     parser.add_argument("--all", action="store_true", help="every recipe compiled and timed")
+    parser.add_argument("--write", action="store_true", help="docs/gpu.json into docs/distributed.md")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--small", action="store_true", help="in the sizes with which a recipe takes a second")
     parser.add_argument("--only", default="", help="items whose names begin so, such as fp32")
@@ -134,8 +137,11 @@ def main() -> None:
     known = list(recipe_configs())
     if unknown := [name for name in arguments.recipes if name not in known]:
         parser.error(f"{unknown[0]}: no recipe; choose from {', '.join(known)}")
-    if arguments.check == arguments.all:
-        parser.error("choose --check or --all")
+    if arguments.check + arguments.all + arguments.write != 1:
+        parser.error("choose one of --check, --all and --write")
+    if arguments.write:
+        gpu_page.write()
+        return
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU; --device cpu tests the program")
     deadline = time.monotonic() + 60 * arguments.minutes

@@ -280,7 +280,6 @@ def plain(overrides: Sequence[str], device: str, steps: int) -> float:
     recipe.to(device)
     stub: Any = SimpleNamespace(log_every_n_steps=NEVER, global_step=0, max_steps=steps, datamodule=data, world_size=1)
     stub.strategy, stub.global_rank, stub.logger = SimpleNamespace(root_device=torch.device(device)), 0, None
-    stub.precision_plugin = None
     recipe.trainer = data.trainer = stub
     data.prepare_data()
     data.setup("fit")

@@ -38,6 +38,7 @@ CASES = {
     "trainer.max_stepz=3": "trainer.max_stepz=3: no such key; choose one of max_steps, .*; did you mean max_steps?",
     "trainer.max_epochs=1": "trainer.max_epochs=1: does nothing; a run is trainer.max_steps long",
     "trainer.log_every_n_steps=0": "trainer.log_every_n_steps=0: input should be greater than 0",
+    "trainer.precision=16-mixed": "trainer.precision=16-mixed: fp16 with a scaler needs a GPU; choose bf16-mixed or .*",
     "trainer=tpu": "trainer=tpu: choose one of .*; did you mean .*?",
     "seed=-1": "seed=-1: input should be greater than or equal to 0",
     "seed=x": "seed=x: input should be a valid integer.*",

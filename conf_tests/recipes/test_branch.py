@@ -58,7 +58,8 @@ class TestProbe:
             recipe = build_recipe(*SMALL, f"stop.clip={choice}", "recipe.max_norm=1")
             for parameter in recipe.parameters():
                 parameter.grad = torch.ones_like(parameter)
-            recipe.clip()
+            recipe.trainer = SimpleNamespace()
+            recipe.clip(recipe.configure_optimizers())
             main = [p for group in (recipe.trunk, recipe.classifier) for p in group.parameters()]
             found = [
                 torch.cat([p.grad.flatten() for p in ps]).norm().item() for ps in (main, recipe.branch.parameters())

@@ -50,7 +50,7 @@ class _Scaled:
 
 def scaler_of(trainer: Trainer) -> GradScaler | None:
     """The gradient scaler of a training in fp16 (``precision=16-mixed``), else None."""
-    return getattr(trainer.precision_plugin, "scaler", None)
+    return getattr(getattr(trainer, "precision_plugin", None), "scaler", None)
 
 
 def scale_of(trainer: Trainer) -> float:
