@@ -35,7 +35,14 @@ def begin(recipe: str, folder: Path) -> Any:
     ranks = ["trainer=ddp", "trainer.restarts=2", "callbacks.last.every_n_train_steps=7"]
     (folder / "tmp").mkdir(parents=True)
     out, err = folder / "out", folder / "err"
-    run = [f"recipe={recipe}", "logger=none", *declared(recipe).small, *steps, *ranks, f"hydra.run.dir={folder / 'run'}"]
+    run = [
+        f"recipe={recipe}",
+        "logger=none",
+        *declared(recipe).small,
+        *steps,
+        *ranks,
+        f"hydra.run.dir={folder / 'run'}",
+    ]
     return start(*run, cwd=folder, out=out, err=err, TMPDIR=str(folder / "tmp"))
 
 

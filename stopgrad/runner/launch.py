@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from itertools import groupby
@@ -144,10 +145,12 @@ def _rank(one_run: Callable[..., Any], jobs: list[Job], folder: str, began: floa
     import torch.distributed as dist
 
     from stopgrad.runner.checkpoints import last_since
-    from stopgrad.runner.terminal import say
+    from stopgrad.runner.terminal import Tqdm, say
 
     os.setsid()  # Ctrl-C in the terminal reaches the agent alone, which hands it on
     threading.Thread(target=_end_with_agent, daemon=True).start()
+    Tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a rank that is killed would leave
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # started again
     take_part(*state)
     guard()
     again, trainer = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), jobs[0].config.trainer
@@ -163,6 +166,7 @@ def _rank(one_run: Callable[..., Any], jobs: list[Job], folder: str, began: floa
             if again and rank == 0:
                 (job.folder / "result.json").unlink(missing_ok=True)
                 say(f"restart {again} of trainer.restarts={trainer.restarts}, from {last or 'the start'}")
+            again = 0  # those after it had not begun
             one_run(job.config, last)
         dist.destroy_process_group()
     except Exception as error:
