@@ -25,7 +25,7 @@ from conf_tests.conformance.catalogue import declared
 from conf_tests.faults.processes import descendants, left_of, listening, listening_on, ranks_of
 from conf_tests.helpers import result, start, wait_for
 
-STEPS = 400
+STEPS = 300
 SECONDS = 300
 RECIPES = ["dirac_gan", "gan", "bandit", "loss_logging"]
 
