@@ -1,206 +1,163 @@
-"""Every recipe on a GPU, or with --device cpu on a CPU: does it run, how fast, what does it wait for?
+"""Every recipe on a GPU: does it train as on a CPU, in half precision, compiled, sharded; what does it cost?
 
-    python benchmarks/gpu.py                         # all recipes on the GPU
-    python benchmarks/gpu.py gan td3 --device cpu    # what can be tested without one
+    python benchmarks/gpu.py --check --out gpu.json      # under 8 minutes on one GPU, the most valuable first
+    python benchmarks/gpu.py --all --out gpu.json        # the rest
+    python benchmarks/gpu.py --check --device cpu gan    # the same program where there is no GPU, of one recipe
 
-Columns: milliseconds a step as train.py runs it; the same over a plain loop that calls the same training_step; waits
-for the device in a step that does not log (on a GPU as torch.cuda counts them, on a CPU the operations that would wait:
-`.item()`, `nonzero` and the like); peak memory; and, with --compile, milliseconds a step after torch.compile over
-without.
-Environments of `actor_critic` and `td3` live on the CPU: their waits are the actions that they are given.
+Each item runs in a process of its own, with a limit of time, and is kept in the file as soon as it is finished: a
+second call goes on from there (``--again`` repeats what did not hold).
+
+=========  ============================================================================================================
+`fp32`     trainer=gpu in fp32 without TF32, at the default and with one boundary or switch flipped, against the CPU:
+           the same weights, batches and noise; losses, weights and the audit's verdict after 20 steps
+`run`      python train.py trainer=gpu: training in bf16, validation, checkpoints, test
+`fsdp`     the same with trainer=fsdp on one device
+`16-mixed` fp16 with a scaler, and `bf16-mixed`: finite losses; verdict and norms of the audit are fp32's
+`compile`  compile=true with FlowAudit: losses and verdict are eager's; `compiled speed`: and with and without it
+`waits`    how often a step of loss_logging waits for the device, by what it keeps
+`speed`    steps a second, over a plain loop that calls the same training_step; waits; peak memory
+=========  ============================================================================================================
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import resource
+import os
+import platform
+import shlex
 import sys
-import tempfile
 import time
-import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import lightning as L
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
-from omegaconf import DictConfig
-from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from stopgrad.lightning import FlowAudit  # noqa: E402
-from stopgrad.lightning.lightning_internals import batch_number  # noqa: E402
-from stopgrad.runner.build import build_recipe, compile_networks, quiet  # noqa: E402
-from stopgrad.runner.declared import recipe_configs  # noqa: E402
-from stopgrad.runner.finite import Finite  # noqa: E402
-from stopgrad.runner.meter import Meter  # noqa: E402
-from stopgrad.runner.names import register  # noqa: E402
-from stopgrad.runner.project import open_project  # noqa: E402
-from stopgrad.runner.streams import RandomStreams  # noqa: E402
+from benchmarks import gpu_checks as checks  # noqa: E402
+from benchmarks.gpu_pool import Item, Record, line, run  # noqa: E402
+from stopgrad.runner.declared import Declaration, declaration, recipe_configs  # noqa: E402
 
-WARM_UP = 10
-open_project(ROOT)
-WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "equal")
+COMPILED = ("gan", "finetune", "simsiam")
+TIMED = ("gan", "finetune", "simsiam", "td3", "loss_logging")
+HISTORIES = {"item": (1, None), "detach": (0, 0), "deferred": (0, 0), "after_backward": (0, 0), "running_sum": (0, 0)}
+CHAOTIC = 3  # steps where a difference in the last bit changes what an environment answers
 
 
-class Waits(TorchDispatchMode):
-    """Counts the operations after which the CPU waits for the device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += function.overloadpacket.__name__ in WAITS
-        return function(*args, **(kwargs or {}))
+def leak(of: Declaration) -> list[str]:
+    """One boundary of the recipe flipped, or else one switch: the overrides."""
+    for name, choice in of.turned_over().items():
+        if f"stop.{name}={choice}" not in of.refuses:
+            return [*of.needs.get(f"stop.{name}", []), f"stop.{name}={choice}"]
+    return []
 
 
-class Watch(L.Callback):
-    """Seconds a step after the warm-up, and the waits of one step that does not log."""
+def planned(names: Sequence[str], device: str, small: bool, everything: bool) -> tuple[list[Item], list[Item]]:
+    """The items that may run side by side, and those that are timed, one after the other."""
+    declared = {name: declaration(str(config.recipe._target_)) for name, config in recipe_configs().items()}
+    size = {name: declared[name].small if small else [] for name in names}
+    recipe = {name: [f"recipe={name}", *size[name]] for name in names}
+    length = ["trainer.max_steps=8", "trainer.val_check_interval=4", "trainer.log_every_n_steps=4"]
+    where = "trainer=cpu" if device == "cpu" else "trainer=gpu"
 
-    def __init__(self, steps: int, device: str) -> None:
-        self.steps, self.device, self.seconds, self.waits = steps, device, 0.0, 0
-        self.counter: Any = None
+    def together() -> Iterator[Item]:
+        for name in names:
+            chaotic = "environments" in declared[name].exempt.get("ranks", "")
+            steps = CHAOTIC if chaotic else checks.STEPS
+            for arm in ([], leak(declared[name])):
+                if arm or not everything:
+                    label = f"fp32 {name} {' '.join(arm)}".strip()
+                    yield Item(
+                        label, checks.agrees, {"overrides": [*recipe[name], *arm], "device": device, "steps": steps}
+                    )
+        for name in names:
+            yield Item(
+                f"run {name}", checks.script, {"arguments": [*recipe[name], *length, where], "device": device}, 110
+            )
+        if "gan" in names:
+            fsdp = [*recipe["gan"], *length, "trainer=fsdp", "trainer.devices=1"]
+            file = "stopgrad/runner/configs/trainer/fsdp.yaml"
+            yield Item("fsdp gan", checks.offered, {"file": file, "arguments": fsdp, "device": device}, 120)
+        for precision in ("16-mixed", "bf16-mixed"):
+            for name in names:
+                arguments = {"overrides": recipe[name], "device": device, "precision": precision}
+                yield Item(f"{precision} {name}", checks.mixed, arguments)
 
-    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        if batch_number(trainer) != self.steps + 1:  # after what is timed
-            return
-        if self.device == "cpu":
-            self.counter = Waits()
-        else:
-            self.counter = warnings.catch_warnings(record=True)
-            torch.cuda.set_sync_debug_mode("warn")
-        self.caught = self.counter.__enter__()
+        for name in names:
+            if name in COMPILED or everything:
+                arguments = {"overrides": recipe[name], "device": device}
+                yield Item(f"compile {name}", checks.compiles, arguments, 150)
 
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        step = batch_number(trainer)
-        if self.counter is not None:
-            self.counter.__exit__(None, None, None)
-            self.waits = self.counter.count if self.device == "cpu" else len(self.caught)
-            if self.device != "cpu":
-                torch.cuda.set_sync_debug_mode("default")
-            trainer.should_stop, self.counter = True, None
-        elif step in (WARM_UP, self.steps):
-            finish(self.device)
-            self.seconds = time.perf_counter() - self.seconds
+    def alone() -> Iterator[Item]:
+        for history, (least, most) in HISTORIES.items() if "loss_logging" in names else ():
+            overrides = [*recipe["loss_logging"], f"stop.history={history}"]
+            arguments = {"overrides": overrides, "device": device, "least": least, "most": most}
+            yield Item(f"waits loss_logging {history}", checks.waits, arguments)
+        for name in names:
+            if name in TIMED or everything:
+                steps = 12 if small else 300 if everything else 100
+                yield Item(f"speed {name}", checks.speed, {"overrides": recipe[name], "device": device, "steps": steps})
 
+        for name in names:
+            if name in COMPILED or everything:
+                arguments = {"overrides": recipe[name], "device": device, "steps": 8 if small else 60}
+                yield Item(f"compiled speed {name}", checks.compiled_speed, arguments, 120)
 
-def finish(device: str) -> None:
-    if device != "cpu":
-        torch.cuda.synchronize()
-
-
-def composed(recipe: str, device: str, steps: int) -> DictConfig:
-    overrides = [f"recipe={recipe}", f"trainer.max_steps={steps}", f"cache={ROOT / '.cache'}"]
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return compose("train", [*overrides, f"trainer={'cpu' if device == 'cpu' else 'gpu'}"])
-
-
-def parts(config: DictConfig) -> tuple[Any, Any]:
-    torch.manual_seed(0)
-    return build_recipe(config), instantiate(config.data, _convert_="all")
-
-
-def as_run(config: DictConfig, device: str, steps: int, compiled: bool) -> Watch:
-    """Train as train.py does; no validation, no files."""
-    recipe, data = parts(config)
-    if compiled:
-        compile_networks(recipe)
-    watch = Watch(steps, device)
-    never = 10**9
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = instantiate(
-            config.trainer,
-            callbacks=[RandomStreams(), Meter(), Finite(at_once=False), FlowAudit(on_violation="warn"), watch],
-            default_root_dir=folder,
-            limit_val_batches=0,
-            log_every_n_steps=never,
-            **{"logger": False, "enable_checkpointing": False, "enable_progress_bar": False},
-            _convert_="all",
-        )
-        trainer.fit(recipe, data)
-    watch.seconds /= steps - WARM_UP
-    return watch
+    return list(together()), list(alone())
 
 
-def plain(config: DictConfig, device: str, steps: int) -> float:
-    """Seconds a step of a loop that calls the same training_step, without Lightning."""
-    recipe, data = parts(config)
-    recipe.to(device)
-    stub: Any = SimpleNamespace(log_every_n_steps=10**9, global_step=0, max_steps=steps, datamodule=data, world_size=1)
-    stub.strategy, stub.global_rank, stub.logger = SimpleNamespace(root_device=torch.device(device)), 0, None
-    recipe.trainer = data.trainer = stub
-    data.prepare_data()
-    data.setup("fit")
-    recipe.setup("fit")
-    made = recipe.configure_optimizers()
-    optimizers = made if isinstance(made, list) else [made]
-    for optimizer in optimizers:
-        optimizer.optimizer = optimizer  # as Lightning's wrapper holds it
-    recipe.optimizers = lambda: optimizers if len(optimizers) > 1 else optimizers[0]
-    recipe.manual_backward = lambda loss, **options: loss.backward(**options)
-    recipe.log = recipe.log_dict = lambda *args, **kwargs: None
-    stub.train_dataloader = data.train_dataloader()
-    started = 0.0
-    for k, batch in enumerate(stub.train_dataloader):
-        stub.global_step = k
-        loss = recipe.training_step(batch, k)
-        if recipe.automatic_optimization:
-            optimizers[0].zero_grad()
-            (loss["loss"] if isinstance(loss, dict) else loss).backward()
-            optimizers[0].step()
-        if k + 1 in (WARM_UP, steps):
-            finish(device)
-            started = time.perf_counter() - started
-        if k + 1 == steps:
-            break
-    return started / (steps - WARM_UP)
-
-
-def measured(recipe: str, device: str, steps: int, compiled: bool) -> dict[str, Any]:
-    config = composed(recipe, device, 10 * steps)
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-    watch = as_run(config, device, steps, False)
-    found: dict[str, Any] = {"recipe": recipe, "milliseconds": watch.seconds * 1e3, "waits": watch.waits}
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found["peak_memory"] = resident if device == "cpu" else torch.cuda.max_memory_allocated()
-    found["over_plain"] = watch.seconds / plain(config, device, steps)
-    if compiled:
-        found["compiled"] = as_run(config, device, steps, True).seconds / watch.seconds
-    return found
+def head(device: str) -> dict[str, str]:
+    """Where it ran, and how."""
+    card = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": device,
+        "card": card,
+        "torch": str(torch.__version__),
+        "command": shlex.join(["python", *sys.argv]),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipes", nargs="*", default=list(recipe_configs()))
+    parser.add_argument("recipes", nargs="*", help="these alone")
+    parser.add_argument("--check", action="store_true", help="what takes under 8 minutes")
+    parser.add_argument("--all", action="store_true", help="every recipe compiled and timed")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--small", action="store_true", help="in the sizes with which a recipe takes a second")
+    parser.add_argument("--only", default="", help="items whose names begin so, such as fp32")
+    parser.add_argument("--again", action="store_true", help="repeat what did not hold")
+    parser.add_argument("--minutes", type=float, default=8.0, help="begin nothing after them")
+    parser.add_argument("--workers", type=int, default=max(1, min(8, (os.cpu_count() or 1) // 2)))
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     arguments = parser.parse_args()
+    known = list(recipe_configs())
+    if unknown := [name for name in arguments.recipes if name not in known]:
+        parser.error(f"{unknown[0]}: no recipe; choose from {', '.join(known)}")
+    if arguments.check == arguments.all:
+        parser.error("choose --check or --all")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU; --device cpu tests the program")
-    quiet()
-    warnings.filterwarnings("ignore")
-    register()
-    rows = []
-    for recipe in arguments.recipes:
-        rows.append(measured(recipe, arguments.device, arguments.steps, arguments.compile))
-        if not arguments.json:
-            row = rows[-1]
-            print(
-                f"{recipe:16} {row['milliseconds']:8.2f} ms a step, {row['over_plain']:.2f} of a plain loop's,", end=" "
-            )
-            print(f"{row['waits']:3} waits, {row['peak_memory'] >> 20} MiB", end="")
-            print(f", compiled {row['compiled']:.2f}" if "compiled" in row else "", flush=True)
-    if arguments.json:
-        print(json.dumps({"device": arguments.device, "steps": arguments.steps, "recipes": rows}))
+    deadline = time.monotonic() + 60 * arguments.minutes
+    record = Record(arguments.out, head(arguments.device))
+    names = arguments.recipes or known
+    together, alone = planned(names, arguments.device, arguments.small, arguments.all)
+    for items, workers in ((together, arguments.workers), (alone, 1)):
+        kept = record.content["items"]
+        done = {name for name, found in kept.items() if found["ok"] or not arguments.again}
+        run([i for i in items if i.name not in done and i.name.startswith(arguments.only)], record, workers, deadline)
+    sys.exit(report(record))
+
+
+def report(record: Record) -> int:
+    """Print all that is known, what does not hold last; 1 where anything does not."""
+    items = record.content["items"]
+    print("\n" + "  ".join(f"{key}: {value}" for key, value in record.content.items() if key != "items"))
+    for name, found in sorted(items.items(), key=lambda pair: not pair[1]["ok"]):
+        print(line(name, found))
+    wrong = sum(not found["ok"] for found in items.values())
+    print(f"{len(items) - wrong} hold, {wrong} do not")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from recipes.parts.policies import Normalise, linear, mlp, policy_for
 from recipes.parts.rollouts import Rollout, lambda_returns, once
 from stopgrad import FlowContract, Stops
 from stopgrad.lightning import loss_name, unaudited
-from stopgrad.lightning.manual import counted, log_is_due, raw, trainer_of
+from stopgrad.lightning.manual import clip_gradients, counted, log_is_due, raw, trainer_of
 
 Share = Annotated[float, Field(ge=0, le=1)]
 AtLeastTwo = Annotated[int, Field(ge=2)]  # every second step may be one that only resets
@@ -261,7 +261,7 @@ class ActorCritic(L.LightningModule):
                 self.manual_backward(value_loss)
         else:
             self.manual_backward(policy_loss + value_loss)
-        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.max_grad_norm, foreach=True)
+        clip_gradients(self, optimizer, self.max_grad_norm)
         optimizer.step()
         return {"loss/policy": policy_loss.detach(), "loss/value": value_loss.detach()}
 

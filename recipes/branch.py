@@ -28,13 +28,12 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import clip_grad_norm_
 
 from recipes.parts.labels import check_labels
 from recipes.parts.networks import mlp
 from stopgrad import FlowContract, Stops
 from stopgrad.lightning import loss_name
-from stopgrad.lightning.manual import counted, log_is_due
+from stopgrad.lightning.manual import clip_gradients, counted, log_is_due
 
 PAPER = "Alain & Bengio 2016; Ganin 2016"
 # The first choice is the probe's, and the default.
@@ -140,23 +139,23 @@ class Branch(L.LightningModule):
                 with loss_name(f"{name}_loss"):
                     self.manual_backward(value)
                 terms[f"loss/{name}"] = value.detach()
-        terms |= self.clip()
+        terms |= self.clip(optimizer)
         optimizer.step()
         if log_is_due(self):
             self.log_dict(terms, prog_bar=True)
 
-    def clip(self) -> dict[str, Tensor]:
+    def clip(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         """Scale the gradients down to norm ``max_norm``; their norms before."""
-        main, branch = [*self.trunk.parameters(), *self.classifier.parameters()], list(self.branch.parameters())
         if self.stop.clip == "global":
-            return {"health/norm": clip_grad_norm_([*main, *branch], self.max_norm)}
+            return {"health/norm": clip_gradients(self, optimizer, self.max_norm)}
         return {
-            "health/norm": clip_grad_norm_(main, self.max_norm),
-            "health/branch_norm": clip_grad_norm_(branch, self.max_norm),
+            "health/norm": clip_gradients(self, optimizer, self.max_norm, group=0),
+            "health/branch_norm": clip_gradients(self, optimizer, self.max_norm, group=1),
         }
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer(self.parameters())
+        main = [*self.trunk.parameters(), *self.classifier.parameters()]
+        return self.optimizer([{"params": main}, {"params": self.branch.parameters()}])
 
     # ---- how well it does
 

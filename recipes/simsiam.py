@@ -197,7 +197,7 @@ class SimSiam(L.LightningModule):
         if self.average is not None and self.decay is not None:
             follow(self.average, self.encoder, self.decay)
         if self.objective == "cross_entropy":
-            self.centre.lerp_(self.said, 1 - self.centre_decay)
+            self.centre.lerp_(self.said.to(self.centre), 1 - self.centre_decay)
         if log_is_due(self):
             self.log("loss/view", loss.detach(), prog_bar=True)
 

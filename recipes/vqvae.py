@@ -243,7 +243,7 @@ class VQVAE(L.LightningModule):
         """Running numbers and sums of the z that each code stands for (van den Oord et al., appendix A.1)."""
         chosen = F.one_hot(codes.index.flatten(), self.codes).to(codes.z)  # (B L, K)
         self.counts.lerp_(chosen.sum(0), 1 - self.decay)
-        self.sums.lerp_(chosen.T @ codes.z.flatten(0, 1), 1 - self.decay)
+        self.sums.lerp_((chosen.T @ codes.z.flatten(0, 1)).to(self.sums), 1 - self.decay)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimizer([p for group in self.parameter_groups().values() for p in group.parameters()])

@@ -19,11 +19,21 @@ def test_arms_side_by_side_on_a_local_ray(tmp_path):
     assert detach["weights_sha256"] == none["weights_sha256"]
 
 
-def test_gpu_benchmark_runs_on_a_cpu():
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--device=cpu", "--steps=12", "--json"]
-    ran = subprocess.run([*command, "dirac_gan", "gan"], capture_output=True, text=True, timeout=120)
-    assert ran.returncode == 0, ran.stderr
-    for row in json.loads(ran.stdout)["recipes"]:
-        assert row["waits"] == 0  # no step waits for the device, but where the run logs
-        assert row["milliseconds"] > 0
-        assert row["peak_memory"] > 0
+def gpu_check(file, *more):
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--check", "--device=cpu", "--small", "--workers=1"]
+    return subprocess.run([*command, f"--out={file}", *more], capture_output=True, text=True, timeout=120)
+
+
+def test_gpu_check_runs_on_a_cpu_and_goes_on(tmp_path):
+    file = tmp_path / "gpu.json"
+    ran = gpu_check(file, "dirac_gan", "--only=fp32")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    first = json.loads(file.read_text())["items"]
+    assert set(first) == {"fp32 dirac_gan", "fp32 dirac_gan stop.fakes=none"}
+    for found in first.values():
+        assert (found["losses"], found["weights"]) == (0.0, 0.0)  # the same device
+    assert first["fp32 dirac_gan stop.fakes=none"]["broken"] == ["d_loss:generator", "d_loss:stop.fakes"]
+    first["fp32 dirac_gan"]["said"] = "kept"
+    file.write_text(json.dumps({"items": first}))
+    assert gpu_check(file, "dirac_gan", "--only=fp32").returncode == 0
+    assert json.loads(file.read_text())["items"] == first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from stopgrad.flow.matrix import FlowMatrix
 from stopgrad.flow.pictures import matrix_figure
 from stopgrad.flow.steps import Finding as OptimizerFinding
 from stopgrad.lightning.audit import Audit, boundaries_of, over_ranks, parts_in, split_groups
+from stopgrad.lightning.manual import scale_of
 from stopgrad.lightning.names import is_unaudited, loss_being_named
 from stopgrad.watch.findings import Finding
 from stopgrad.watch.report import Report
@@ -44,6 +46,9 @@ class FlowAudit(Audit):
     time: the first audit goes on until it has seen every one, for 20 batches at most, and judges them together. One
     that has not come by then is a violation, and so is one that a shorter run did not show, if there were losses that
     the contract does not name; else a warning.
+
+    In fp16 norms are those of the unscaled gradient. The scaler begins with a scale that is too large, under which
+    gradients overflow: the first audit goes on over these batches too.
 
     The gradient is measured by hooks in the real backward: no extra pass, and what DDP later averages is not in it.
     Losses are named by :func:`loss_name`. An unnamed one takes the name of the optimiser that steps next
@@ -126,6 +131,10 @@ class FlowAudit(Audit):
         if self._run is not None:
             self._run.end()
 
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if self._run is not None:  # in fp16 also where the scaler then leaves the step out
+            self._run.on_step(optimizer)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -134,7 +143,7 @@ class FlowAudit(Audit):
             return
         contract = self._contract(pl_module)
         try:
-            seen = self._run.matrix(list(contract))
+            seen, overflowed = self._run.matrix(list(contract)), self._run.overflowed
             if self._steps is not None:
                 self._run.tell(self._steps)
         finally:
@@ -142,7 +151,7 @@ class FlowAudit(Audit):
         self.matrix = seen if self.matrix is None else self.matrix.updated(seen)
         awaited = self._awaited(contract) if self._opening else []
         if self._opening:
-            self._opening = self._opening - 1 if awaited else 0
+            self._opening = self._opening - 1 if awaited or overflowed else 0
         if not self._opening:
             self._tell(trainer, contract)
             self._judge(trainer, contract, awaited)
@@ -266,10 +275,12 @@ def _plain_optimizers(trainer: Trainer) -> list[Optimizer]:
 
 @dataclass
 class _Report:
-    """One backward: its loss, its name (or None while it is unknown), and the norms of what arrived."""
+    """One backward: its loss, its name (or None while it is unknown), the scale of the loss (fp16), and the norms of
+    what arrived, scaled."""
 
     loss: Tensor
     name: str | None
+    scale: float
     norms: dict[int, list[Tensor]] = field(default_factory=dict)
     crossings: dict[str, list[Tensor]] = field(default_factory=dict)
     fallback: bool = False
@@ -288,7 +299,7 @@ class _FlowRun:
         self.zeros = measure.zero_parameters(t for part in self.audit.parts.values() for t in part)
         self.audit.__enter__()
         self.audit.on_crossing(self._watch_crossing)
-        self.handles = [register_optimizer_step_pre_hook(self._on_step)]
+        self.handles = [register_optimizer_step_pre_hook(self.on_step)]
         for tensor in {id(t): t for part in self.audit.parts.values() for t in part}.values():
             if tensor.is_floating_point() or tensor.is_complex():
                 self.handles.append(self._watch_parameter(tensor))
@@ -318,7 +329,7 @@ class _FlowRun:
         """A backward begins."""
         name = loss_being_named()
         self.audit.admit(name or "unnamed", loss)
-        self.current = _Report(loss, name, fallback=name is None)
+        self.current = _Report(loss, name, scale_of(self.trainer), fallback=name is None)
 
     def end(self) -> None:
         """A backward has ended: the gradients that arrived are those of its loss."""
@@ -326,7 +337,8 @@ class _FlowRun:
             self.reports.append(self.current)
             self.current = None
 
-    def _on_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+    def on_step(self, optimizer: Any, *_: Any) -> None:
+        """An optimiser steps: what has no name takes its."""
         index = next((i for i, o in enumerate(_plain_optimizers(self.trainer)) if o is optimizer), None)
         if index is not None and not self.automatic:
             for report in self.reports:
@@ -338,17 +350,21 @@ class _FlowRun:
             steps.touched.update(report.norms)
             steps.reached.update(key for key, got in report.norms.items() if _combined(got) > 0)
 
+    @property
+    def overflowed(self) -> bool:
+        """Whether a scaled gradient left the range of fp16: its scaler will go on with a smaller scale."""
+        norms = (norm for report in self.reports if report.scale != 1 for got in report.norms.values() for norm in got)
+        return not all(math.isfinite(norm) for norm in norms)
+
     def matrix(self, declared: Sequence[str]) -> FlowMatrix:
         """The matrix of all losses of the batch, under their final names."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        scale = 1.0 if scaler is None else scaler.get_scale()
         for order, report in enumerate(r for r in self.reports if r.name is None):
             report.name = "loss" if self.automatic else f"loss_{order}"
         unnamed = list(dict.fromkeys(r.name for r in self.reports if r.fallback))
         rename = dict(zip(unnamed, declared, strict=True)) if len(unnamed) == len(declared) else {}
         for report in self.reports:
-            norms = {key: _combined(got) / scale for key, got in report.norms.items()}
-            crossings = {name: [float(n) / scale for n in got] for name, got in report.crossings.items()}
+            norms = {key: _combined(got) / report.scale for key, got in report.norms.items()}
+            crossings = {name: [float(n) / report.scale for n in got] for name, got in report.crossings.items()}
             name = rename.get(report.name, report.name) if report.fallback else report.name
             self.audit.record(str(name), report.loss, norms, crossings, zeros=self.zeros)
         return self.audit.matrix()

@@ -1,7 +1,8 @@
 """What a recipe asks of Lightning, typed: its optimisers, its trainer's settings, its data.
 
 A step is one batch on every axis, but Lightning counts the steps of its optimisers. So a recipe steps the one that
-steps once a batch through Lightning (:func:`counted`), and every other by itself (:func:`raw`).
+steps once a batch through Lightning (:func:`counted`), and every other by itself (:func:`raw`). In fp16 both step
+through the gradient scaler.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 from typing import Any, cast
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 
@@ -25,7 +29,48 @@ def counted(module: LightningModule, index: int = 0) -> Optimizer:
 
 def raw(module: LightningModule, index: int = 0) -> Optimizer:
     """The optimiser beneath Lightning's, whose steps nobody counts."""
-    return optimizers(module)[index].optimizer
+    optimizer, scaler = optimizers(module)[index].optimizer, scaler_of(trainer_of(module))
+    return optimizer if scaler is None else cast(Optimizer, _Scaled(optimizer, scaler))
+
+
+class _Scaled:
+    """An optimiser whose step goes through a scaler, and is left out where a gradient overflowed."""
+
+    def __init__(self, optimizer: Optimizer, scaler: GradScaler) -> None:
+        self._optimizer, self._scaler = optimizer, scaler
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._optimizer, name)
+
+    def step(self) -> None:
+        if any(p.grad is not None for group in self._optimizer.param_groups for p in group["params"]):
+            self._scaler.step(self._optimizer)
+            self._scaler.update()  # or the scaler would refuse this optimiser's next step within the batch
+
+
+def scaler_of(trainer: Trainer) -> GradScaler | None:
+    """The gradient scaler of a training in fp16 (``precision=16-mixed``), else None."""
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
+def scale_of(trainer: Trainer) -> float:
+    """What a loss is multiplied by before its backward: the scaler's present scale, or 1. On a GPU, fp16 waits here."""
+    scaler = scaler_of(trainer)
+    return 1.0 if scaler is None else scaler.get_scale()
+
+
+def clip_gradients(module: LightningModule, optimizer: Optimizer, max_norm: float, group: int | None = None) -> Tensor:
+    """Scale the gradients of an optimiser's parameters, or of one group of them, down to a norm of ``max_norm``.
+
+    In fp16 the bound is scaled, not the gradients unscaled, after which Lightning would refuse to step. The scale is a
+    power of two, so that this is the same.
+
+    Returns:
+        The norm before, of the unscaled gradients.
+    """
+    groups = optimizer.param_groups if group is None else [optimizer.param_groups[group]]
+    scale, held = scale_of(trainer_of(module)), [p for each in groups for p in each["params"]]
+    return clip_grad_norm_(held, max_norm * scale, foreach=True) / scale
 
 
 def trainer_of(module: LightningModule) -> Trainer:

@@ -56,7 +56,7 @@ ROOT = {
 }
 LENGTH = ("max_epochs", "min_epochs", "min_steps")  # an epoch is as long as the run, so that these would do nothing
 SHARED = ("data.batch_size", "data.num_envs", "recipe.num_envs", "recipe.minibatch")  # sizes that the ranks share
-LAUNCH = {"restarts": NonNegativeInt, "timeout": PositiveInt}  # of trainer=ddp, for stopgrad/runner/launch.py
+LAUNCH = {"restarts": NonNegativeInt, "timeout": PositiveInt, "shard": PositiveInt | None}  # of ranks, not of Lightning
 KEY_FIRST = re.compile(r"[a-z_.]+=")  # a message that names its key already
 ARBITRARY = ConfigDict(arbitrary_types_allowed=True)
 
@@ -75,8 +75,9 @@ def trainer_section(config: DictConfig) -> DictConfig:
     """
     section = copy.deepcopy(config.trainer)
     with read_write(section), open_dict(section):
-        for key, hint in LAUNCH.items() if averages(config) else ():
-            check_type(f"trainer.{key}", section.pop(key), hint)
+        for key, hint in LAUNCH.items():
+            if key in section:
+                check_type(f"trainer.{key}", section.pop(key), hint)
     return section
 
 
@@ -181,7 +182,7 @@ def check_build(config: DictConfig) -> None:
         said = f"logger={choices.logger}" if key == "logger" else key
         attempt(said, lambda section=section: instantiate(section, _convert_="all"))
     if config.ckpt_path is not None:
-        check_checkpoint(config.ckpt_path, recipe, world_size(config) if config.mode == "train" else None)
+        check_checkpoint(config.ckpt_path, recipe)
 
 
 def parts_to_build(config: DictConfig) -> Iterator[tuple[str, DictConfig]]:
@@ -288,16 +289,13 @@ def not_resumable(error: BaseException, path: str | None) -> RunFailed | None:
     return RunFailed(f"ckpt_path={path}: cannot be restored from: {type(error).__name__}: {reason}")
 
 
-def check_checkpoint(path: str, recipe: L.LightningModule, ranks: int | None = None) -> None:
-    """Refuse a checkpoint whose weights do not fit the recipe, or that so many ``ranks`` cannot go on from.
+def check_checkpoint(path: str, recipe: L.LightningModule) -> None:
+    """Refuse a checkpoint whose weights do not fit the recipe.
 
     Raises:
         InputError: it cannot be read, or names or shapes of its weights differ.
     """
     checkpoint = read_checkpoint(path)
-    if ranks is not None and len(checkpoint.get("ranks", ())) != ranks:
-        wrote = len(checkpoint.get("ranks", ()))
-        raise InputError(f"ckpt_path={path}: written by {wrote} rank(s), which it goes on with; here are {ranks}")
     found = {name: tuple(getattr(t, "shape", ["no tensor"])) for name, t in checkpoint["state_dict"].items()}
     wanted = {name: tuple(t.shape) for name, t in recipe.state_dict().items()}
     for name in sorted(found.keys() | wanted.keys()):
