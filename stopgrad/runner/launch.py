@@ -104,7 +104,7 @@ def _launch(one_run: Callable[..., Any], jobs: list[Job]) -> int:
     """Start the ranks, which run the jobs until one fails. Returns how many are done with."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher import LaunchConfig, elastic_launch
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     for name in () if wants_traceback() else ("torch.distributed.elastic", "torch.multiprocessing"):
         logging.getLogger(name).propagate = False
@@ -157,7 +157,7 @@ def _rank(one_run: Callable[..., Any], jobs: list[Job], folder: str, began: floa
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     os.environ.update(LOOPBACK | os.environ)
     try:
-        join(dist.FileStore(f"{folder}/ranks-{again}", world), rank, world, trainer.timeout)
+        join(rank, world, trainer.timeout, init_method=f"file://{folder}/ranks-{again}")
         for job in jobs:
             job.enter()
             if again and since(job.folder, began).get("status") == "finished":
@@ -183,21 +183,24 @@ def _end_with_agent() -> None:
     os._exit(1)
 
 
-def join(store: Any, rank: int, world: int, seconds: float) -> None:
-    """Become a member of the process group. Collectives of objects go over gloo, those of GPU tensors over NCCL."""
+def join(rank: int, world: int, seconds: float, **meeting: Any) -> None:
+    """Become a member of the process group. Collectives of objects go over gloo, those of GPU tensors over NCCL.
+
+    ``meeting`` says where the ranks meet, as to ``init_process_group``: ``init_method`` or ``store``.
+    """
     import torch
     import torch.distributed as dist
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=seconds))
+    dist.init_process_group(backend, rank=rank, world_size=world, timeout=timedelta(seconds=seconds), **meeting)
 
 
 def adopt_srun() -> None:
     """Put what Slurm says of this rank in torchrun's words."""
     if under_srun():
-        from lightning.fabric.plugins.environments import SLURMEnvironment
+        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
         slurm = SLURMEnvironment(auto_requeue=False)
         said = {"RANK": slurm.global_rank(), "LOCAL_RANK": slurm.local_rank(), "GROUP_RANK": slurm.node_rank()}
@@ -214,12 +217,13 @@ def follows() -> bool:
 def on_ranks_there(one_run: Callable[..., Any], job: Job | None = None) -> None:
     """On the ranks that torchrun or srun has started: rank 0 hands its ``job`` to the others, and all run it."""
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
-    store, rank, world = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))
+    store, rank, world = next(rendezvous("env://", timeout=timedelta(minutes=10)))
     if job is not None:
-        store.set("job", pickle.dumps(job))
-    job = job or Job(*pickle.loads(store.get("job")))
+        store.set("job", pickle.dumps(job).hex())
+    job = job or Job(*pickle.loads(bytes.fromhex(store.get("job").decode())))
     job.enter()
-    join(dist.PrefixStore("ranks", store), rank, world, job.config.trainer.timeout)
+    join(rank, world, job.config.trainer.timeout, store=store)
     one_run(job.config)
     dist.destroy_process_group()
