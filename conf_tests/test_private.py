@@ -611,7 +611,7 @@ def test_private_use_is_seen(source: str) -> None:
     "source",
     [
         "from __future__ import annotations",
-        "from stopgrad.runner.launch import _join",
+        "from stopgrad.runner.launch import _rank",
         "from . import _mine",
         "class Mine:\n    def __init__(self): self._name = 1\n    def same(self, other): return other._name",
         "class Mine:\n    def _f(self): return self._f()",

@@ -52,7 +52,7 @@ def _rank(rank: int, folder: str, function: Callable[..., Any], arguments: tuple
     torch.set_num_threads(1)
     said = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
     os.environ.update(LOOPBACK | {name: str(value) for name, value in said.items()})
-    join(dist.FileStore(f"{folder}/store", 2), rank, 2, seconds=600)
+    join(rank, 2, seconds=600, init_method=f"file://{folder}/store")
     try:
         answer = function(*arguments)
     except Exception:

@@ -1,13 +1,15 @@
 """train.py on two ranks: one sweep directory with each arm once, one run directory, torchrun."""
 
+import importlib.util
 import re
+import socket
 import subprocess
 import sys
 
 import pytest
 
 from conf_tests.conformance.catalogue import declared
-from conf_tests.helpers import ROOT, result, train
+from conf_tests.helpers import ROOT, result, start, train
 
 TWO = ["recipe=dirac_gan", "trainer=ddp", "trainer.max_steps=6", "trainer.val_check_interval=6", "logger=none"]
 TWO += ["trainer.log_every_n_steps=3"]
@@ -41,6 +43,9 @@ def test_sweep_makes_one_directory_with_each_arm_once(swept):
         ("trainer=ddp trainer.devices=0", "trainer.devices=0: choose a number from 1"),
         ("trainer=ddp trainer.devices=auto", "trainer.devices=auto: choose a number from 1"),
         ("trainer=ddp trainer.num_nodes=2", "trainer.num_nodes=2: several machines need torchrun; .*"),
+        ("trainer=ddp trainer.restarts=-1", "trainer.restarts=-1: input should be greater than or equal to 0"),
+        ("trainer=ddp trainer.timeout=0", "trainer.timeout=0: input should be greater than 0"),
+        ("trainer=cpu +trainer.restarts=1", "trainer.restarts=1: choose one of .*"),
         ("trainer=ddp data.batch_size=33", "data.batch_size=33: is shared by 2 ranks; choose a multiple of 2"),
         ("trainer=ddp data.batch_size=4", "data.batch_size=2: fewer than recipe.n_critic=3 steps, on each rank"),
         ("data.batch_size=2", "data.batch_size=2: fewer than recipe.n_critic=3 steps, on each rank"),
@@ -102,3 +107,56 @@ def test_resumed_each_rank_goes_on_with_its_own_streams_and_environments(recipe,
     train(*run, "trainer.max_steps=8", f"ckpt_path={last}", "hydra.run.dir=resumed", cwd=tmp_path)
     resumed, whole = result(tmp_path / "resumed"), result(tmp_path / "s" / "8")
     assert (resumed["steps"], resumed["weights_sha256"]) == (8, whole["weights_sha256"])
+
+
+def test_under_srun_the_ranks_are_there(tmp_path):
+    """Two processes with the variables that Slurm sets; rank 1 has no config of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    slurm = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODEID": "0"}
+    slurm |= {"SLURM_NODELIST": "localhost", "SLURM_JOB_NAME": "job", "MASTER_PORT": port}
+    ranks = []
+    for rank, overrides in enumerate([[*TWO, "hydra.run.dir=run"], []]):
+        mine = slurm | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+        ranks.append(start(*overrides, cwd=tmp_path, out=tmp_path / f"out{rank}", err=tmp_path / f"err{rank}", **mine))
+    for rank, process in enumerate(ranks):
+        process.join(120)
+        process.kill()
+        assert process.exitcode == 0, (tmp_path / f"err{rank}").read_text()
+    first, second = result(tmp_path / "run")["ranks"]
+    assert first["weights_sha256"] == second["weights_sha256"]
+    assert (tmp_path / "out1").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["recipe=td", "trainer=smoke"], "trainer.strategy: under srun every run needs trainer=ddp"),
+        (
+            [*TWO, "trainer.devices=3"],
+            "trainer.devices=3 trainer.num_nodes=1: srun started 2 ranks on each of 1 machines; "
+            "write trainer.devices=2 trainer.num_nodes=1",
+        ),
+        (["-m", *TWO, "seed=0,1"], "-m under srun: start a sweep without it; trainer=ddp starts its ranks itself"),
+    ],
+)
+def test_under_srun_wrong_numbers_are_refused_in_one_line(overrides, message, tmp_path):
+    slurm = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODEID": "0"}
+    ran = train(*overrides, cwd=tmp_path, SLURM_PROCID="0", SLURM_LOCALID="0", **slurm)
+    assert (ran.returncode, ran.stderr) == (2, f"error: {message}\n")
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher") is None, reason="pip install -e '.[slurm]'"
+)
+def test_each_arm_in_a_job_of_submitit_on_this_machine(swept, tmp_path):
+    """Each of which starts its own two ranks."""
+    arms = ["stop.fakes=detach,none", "hydra/launcher=submitit", "hydra.sweep.dir=s"]
+    ran = train("-m", *TWO, *arms, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    (sweep,) = (swept[0] / "runs" / "dirac_gan").iterdir()
+    for arm in ("fakes-detach", "fakes-none"):
+        found, same = result(tmp_path / "s" / arm / "seed-0"), result(sweep / arm / "seed-0")
+        assert found["ranks"] == same["ranks"]
+    assert len(list((tmp_path / "s" / ".submitit").glob("*/*_result.pkl"))) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 import signal
 import time
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from conf_tests import helpers
+from conf_tests.faults.processes import descendants, left_of, listening, listening_on, ranks_of
 from conf_tests.helpers import PROCESSES, result, train, wait_for
 from stopgrad.lightning import loss_name
 from stopgrad.runner.checkpoints import LastCheckpoint, WholeCheckpoints
@@ -24,6 +26,8 @@ from stopgrad.runner.finite import Finite, NonFiniteLoss
 
 RUN = ["recipe=dirac_gan", "logger=none", "trainer.val_check_interval=10"]
 TWO = ["trainer=ddp", "trainer.devices=2"]
+FAULT = ["+callbacks.fault._target_=conf_tests.faults.fault.Fault", "allow=[conf_tests]"]
+FAULT += ["+callbacks.fault.folder=${hydra:runtime.output_dir}"]
 
 
 @pytest.fixture
@@ -50,14 +54,10 @@ def checkpoint_of(process: Any, folder: Path) -> Path:
     return last
 
 
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 @pytest.mark.parametrize(
     ("number", "status", "ranks"),
-    [(signal.SIGTERM, 143, []), (signal.SIGINT, 130, []), (signal.SIGTERM, 143, TWO)],
-    ids=["SIGTERM", "Ctrl-C", "SIGTERM, two ranks"],
+    [(signal.SIGTERM, 143, []), (signal.SIGINT, 130, []), (signal.SIGTERM, 143, TWO), (signal.SIGINT, 130, TWO)],
+    ids=["SIGTERM", "Ctrl-C", "SIGTERM, two ranks", "Ctrl-C, two ranks"],
 )
 def test_asked_to_end_it_saves_and_goes_on_from_there(number, status, ranks, start, tmp_path):
     process = start(*ranks)
@@ -75,43 +75,112 @@ def test_asked_to_end_it_saves_and_goes_on_from_there(number, status, ranks, sta
     assert resumed["weights_sha256"] == whole["weights_sha256"]
 
 
-def test_killed_rank_ends_the_run_with_a_line_and_leaves_no_process(start, tmp_path):
-    process = start(*TWO)
-    checkpoint_of(process, tmp_path)
-    (other,) = children(process.pid)
-    os.kill(other, signal.SIGKILL)
-    process.join(60)
-    assert process.exitcode == 1
-    assert (tmp_path / "err").read_text().splitlines()[-1] == "error: rank 1 ended with status -9"
-    assert result(tmp_path / "run")["status"] == "raised"
+# ---- several ranks
 
 
-def test_ranks_listen_on_loopback_alone_and_end_with_rank_0(start, tmp_path):
-    process = start(*TWO)
-    checkpoint_of(process, tmp_path)
-    (other,) = children(process.pid)
-    listening = [address for pid in (process.pid, other) for address in listening_on(pid)]
-    assert listening  # gloo does
-    assert {address for address in listening if not address.startswith("0100007F:")} == set()
-    process.kill()
-    deadline = time.monotonic() + 30
-    while Path(f"/proc/{other}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not Path(f"/proc/{other}").exists()
+def test_two_runs_at_once_have_their_own_ranks_which_listen_on_loopback_alone_and_end_with_who_started_them(tmp_path):
+    """The one's rank is killed, the other's parent."""
+    folders = [tmp_path / "first", tmp_path / "second"]
+    processes = []
+    try:
+        for folder in folders:
+            (folder / "tmp").mkdir(parents=True)
+            run = [*RUN, *TWO, "trainer.max_steps=100000000", "hydra.run.dir=run"]
+            ends = {"out": folder / "out", "err": folder / "err", "TMPDIR": str(folder / "tmp")}
+            processes.append(helpers.start(*run, cwd=folder, **ends))
+        for process, folder in zip(processes, folders, strict=True):
+            checkpoint_of(process, folder)
+        everyone = [descendants(process.pid) for process in processes]
+        ranks = [ranks_of(process.pid) for process in processes]
+        assert [len(each) for each in ranks] == [2, 2]
+        ports = [address for each in ranks for rank in each for address in listening_on(rank)]
+        assert len(set(ports)) == len(ports) >= 4  # gloo does, on each rank
+        assert {address for address in ports if not address.startswith("0100007F:")} == set()
+        assert not any(listening_on(process.pid) for process in processes)
+
+        os.kill(ranks[0][1], signal.SIGKILL)
+        asked = time.monotonic()
+        processes[0].join(60)
+        assert time.monotonic() - asked < 15
+        assert processes[0].exitcode == 1
+        assert (folders[0] / "err").read_text() == "error: rank 1 was ended by SIGKILL\n"
+        ended = result(folders[0] / "run")
+        assert (ended["status"], ended["message"]) == ("raised", "rank 1 was ended by SIGKILL")
+        assert left_of(everyone[0]) == []
+        assert list((folders[0] / "tmp").iterdir()) == []
+
+        last = folders[1] / "run" / "checkpoints" / "last.ckpt"
+        assert processes[1].is_alive()
+        written = last.stat().st_mtime_ns
+        assert wait_for(lambda: last.stat().st_mtime_ns > written, processes[1])  # the other goes on
+        processes[1].kill()
+        processes[1].join()
+        assert left_of(everyone[1]) == []
+        assert not set(ports) & {address for address, _ in listening()}
+    finally:
+        for process in processes:
+            process.kill()
 
 
-def listening_on(pid: int) -> list[str]:
-    """Local addresses of the listening TCP sockets of a process, in the kernel's hexadecimal."""
-    sockets = set()
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            sockets.add(os.readlink(link))
-        except OSError:
-            continue
-    lines = [
-        line.split() for kind in ("tcp", "tcp6") for line in Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory):
+    """A sweep over what happens to a rank in step 40, with and without restarts: its folder, and what was printed."""
+    folder = tmp_path_factory.mktemp("faults")
+    kinds = ["trainer.restarts=0,3", "+callbacks.fault.kind=none,kill,raise,disk", *FAULT]
+    steps = [
+        "trainer.max_steps=60",
+        "hydra.sweep.dir=s",
+        "hydra.sweep.subdir=${callbacks.fault.kind}-${trainer.restarts}",
     ]
-    return [fields[1] for fields in lines if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets]
+    return folder / "s", train("-m", *RUN, "trainer=ddp", *kinds, *steps, cwd=folder)
+
+
+def test_rank_that_fails_is_named_in_one_line_with_its_own_error(faults):
+    folder, ran = faults
+    assert ran.returncode == 0, ran.stderr
+    wrote = f"checkpoint {folder}/disk-0/checkpoints/last.ckpt: cannot be written: No space left on device"
+    said = {
+        "kill": ("RankKilled", "rank 1 was ended by SIGKILL"),
+        "raise": ("ValueError", "rank 1: ValueError: on purpose,"),
+        "disk": ("RunFailed", f"{wrote}; the one before is kept"),
+    }
+    for kind, (error, message) in said.items():
+        found = result(folder / f"{kind}-0")
+        assert (found["status"], found["error"], found["message"]) == ("raised", error, message)
+        assert found["steps"] == (50 if kind == "disk" else 40)
+    lines = ran.stderr.splitlines()
+    assert lines[:3] == [f"error: {message}" for _, message in said.values()]
+    assert len(re.findall(r"^run  s/", ran.stdout, re.M)) == 8  # each is told once
+
+
+def test_started_again_it_ends_as_if_nothing_had_happened(faults):
+    folder, ran = faults
+    whole = result(folder / "none-0")
+    assert whole["status"] == "finished"
+    for kind in ("none", "kill", "raise", "disk"):
+        found = result(folder / f"{kind}-3")
+        assert (found["status"], found["steps"]) == ("finished", 60)
+        assert found["weights_sha256"] == whole["weights_sha256"], kind
+    again = [line for line in ran.stderr.splitlines() if "restart" in line]
+    assert len(again) == len(ran.stderr.splitlines()) - 3 == 3
+    assert all(line.endswith("/checkpoints/last.ckpt") for line in again)
+
+
+@pytest.mark.full
+def test_rank_that_hangs_ends_the_run(tmp_path):
+    ran = train(
+        *RUN,
+        *TWO,
+        *FAULT,
+        "+callbacks.fault.kind=hang",
+        "trainer.timeout=10",
+        "trainer.max_steps=60",
+        "hydra.run.dir=run",
+        cwd=tmp_path,
+    )
+    assert ran.returncode == 1
+    assert ran.stderr == "error: trainer.timeout=10: for so many seconds another rank did not answer\n"
+    assert result(tmp_path / "run")["steps"] == 40
 
 
 # ---- checkpoints

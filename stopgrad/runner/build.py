@@ -76,7 +76,7 @@ def trainer_section(config: DictConfig) -> DictConfig:
     section = copy.deepcopy(config.trainer)
     with read_write(section), open_dict(section):
         for key, hint in LAUNCH.items():
-            if key in section:
+            if averages(config) and key in section:
                 check_type(f"trainer.{key}", section.pop(key), hint)
     return section
 

@@ -175,7 +175,8 @@ class CheckFirst(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             if ranks_are_there():
-                raise InputError("-m under torchrun: start a sweep without it; trainer=ddp starts its ranks itself")
+                starter = "srun" if under_srun() else "torchrun"
+                raise InputError(f"-m under {starter}: start a sweep without it; trainer=ddp starts its ranks itself")
             configs = sweep_configs(config)
             if configs:
                 names.COMMON = set.intersection(*(set(names.as_typed(each.hydra)) for each in configs))

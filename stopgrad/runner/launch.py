@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from itertools import groupby
@@ -103,7 +104,7 @@ def _launch(one_run: Callable[..., Any], jobs: list[Job]) -> int:
     """Start the ranks, which run the jobs until one fails. Returns how many are done with."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher import LaunchConfig, elastic_launch
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     for name in () if wants_traceback() else ("torch.distributed.elastic", "torch.multiprocessing"):
         logging.getLogger(name).propagate = False
@@ -144,17 +145,19 @@ def _rank(one_run: Callable[..., Any], jobs: list[Job], folder: str, began: floa
     import torch.distributed as dist
 
     from stopgrad.runner.checkpoints import last_since
-    from stopgrad.runner.terminal import say
+    from stopgrad.runner.terminal import Tqdm, say
 
     os.setsid()  # Ctrl-C in the terminal reaches the agent alone, which hands it on
     threading.Thread(target=_end_with_agent, daemon=True).start()
+    Tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a rank that is killed would leave
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # started again
     take_part(*state)
     guard()
     again, trainer = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), jobs[0].config.trainer
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     os.environ.update(LOOPBACK | os.environ)
     try:
-        join(dist.FileStore(f"{folder}/ranks-{again}", world), rank, world, trainer.timeout)
+        join(rank, world, trainer.timeout, init_method=f"file://{folder}/ranks-{again}")
         for job in jobs:
             job.enter()
             if again and since(job.folder, began).get("status") == "finished":
@@ -163,6 +166,7 @@ def _rank(one_run: Callable[..., Any], jobs: list[Job], folder: str, began: floa
             if again and rank == 0:
                 (job.folder / "result.json").unlink(missing_ok=True)
                 say(f"restart {again} of trainer.restarts={trainer.restarts}, from {last or 'the start'}")
+            again = 0  # those after it had not begun
             one_run(job.config, last)
         dist.destroy_process_group()
     except Exception as error:
@@ -179,21 +183,24 @@ def _end_with_agent() -> None:
     os._exit(1)
 
 
-def join(store: Any, rank: int, world: int, seconds: float) -> None:
-    """Become a member of the process group. Collectives of objects go over gloo, those of GPU tensors over NCCL."""
+def join(rank: int, world: int, seconds: float, **meeting: Any) -> None:
+    """Become a member of the process group. Collectives of objects go over gloo, those of GPU tensors over NCCL.
+
+    ``meeting`` says where the ranks meet, as to ``init_process_group``: ``init_method`` or ``store``.
+    """
     import torch
     import torch.distributed as dist
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=seconds))
+    dist.init_process_group(backend, rank=rank, world_size=world, timeout=timedelta(seconds=seconds), **meeting)
 
 
 def adopt_srun() -> None:
     """Put what Slurm says of this rank in torchrun's words."""
     if under_srun():
-        from lightning.fabric.plugins.environments import SLURMEnvironment
+        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
         slurm = SLURMEnvironment(auto_requeue=False)
         said = {"RANK": slurm.global_rank(), "LOCAL_RANK": slurm.local_rank(), "GROUP_RANK": slurm.node_rank()}
@@ -210,12 +217,13 @@ def follows() -> bool:
 def on_ranks_there(one_run: Callable[..., Any], job: Job | None = None) -> None:
     """On the ranks that torchrun or srun has started: rank 0 hands its ``job`` to the others, and all run it."""
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
-    store, rank, world = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))
+    store, rank, world = next(rendezvous("env://", timeout=timedelta(minutes=10)))
     if job is not None:
-        store.set("job", pickle.dumps(job))
-    job = job or Job(*pickle.loads(store.get("job")))
+        store.set("job", pickle.dumps(job).hex())
+    job = job or Job(*pickle.loads(bytes.fromhex(store.get("job").decode())))
     job.enter()
-    join(dist.PrefixStore("ranks", store), rank, world, job.config.trainer.timeout)
+    join(rank, world, job.config.trainer.timeout, store=store)
     one_run(job.config)
     dist.destroy_process_group()
