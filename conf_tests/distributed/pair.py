@@ -1,4 +1,4 @@
-"""Two ranks over gloo, in two processes with a deadline; and noise that is shared out as the data are."""
+"""Ranks over gloo, in processes with a deadline; and noise that is shared out as the data are."""
 
 from __future__ import annotations
 
@@ -25,11 +25,16 @@ from stopgrad.runner.launch import LOOPBACK, join
 
 def on_two_ranks(function: Callable[..., Any], *arguments: Any, seconds: float = 120) -> list[Any]:
     """``function(*arguments)`` on both ranks of a group of two; what each returns, or the error that one raises."""
+    return on_ranks(2, function, *arguments, seconds=seconds)
+
+
+def on_ranks(world: int, function: Callable[..., Any], *arguments: Any, seconds: float = 120) -> list[Any]:
+    """The same on so many ranks."""
     with tempfile.TemporaryDirectory() as folder:
         answers = PROCESSES.Queue()
         processes = [
-            PROCESSES.Process(target=_rank, args=(rank, folder, function, arguments, answers), daemon=True)
-            for rank in (0, 1)
+            PROCESSES.Process(target=_rank, args=(rank, world, folder, function, arguments, answers), daemon=True)
+            for rank in range(world)
         ]
         for process in processes:
             process.start()
@@ -41,18 +46,20 @@ def on_two_ranks(function: Callable[..., Any], *arguments: Any, seconds: float =
             for process in processes:
                 process.kill()
                 process.join()
-    for rank in (0, 1):
+    for rank in range(world):
         if isinstance(found[rank], str) and found[rank].startswith("Traceback"):
             raise RuntimeError(found[rank])
-    return [found[0], found[1]]
+    return [found[rank] for rank in range(world)]
 
 
-def _rank(rank: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...], answers: Any) -> None:
+def _rank(
+    rank: int, world: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...], answers: Any
+) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    said = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
+    said = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "GROUP_RANK": 0}
     os.environ.update(LOOPBACK | {name: str(value) for name, value in said.items()})
-    join(rank, 2, seconds=600, init_method=f"file://{folder}/store")
+    join(rank, world, seconds=600, init_method=f"file://{folder}/store")
     try:
         answer = function(*arguments)
     except Exception:
@@ -66,11 +73,11 @@ def _rank(rank: int, folder: str, function: Callable[..., Any], arguments: tuple
 
 
 def trainer(strategy: Any = None, **options: Any) -> L.Trainer:
-    """Of one of the two ranks: quiet, without checkpoints."""
+    """Of one of the ranks: quiet, without checkpoints."""
     plain = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     return L.Trainer(
         accelerator="cpu",
-        devices=2,
+        devices=dist.get_world_size(),
         strategy=strategy or AveragedGradients(),
         plugins=[TorchElasticEnvironment()],
         use_distributed_sampler=False,

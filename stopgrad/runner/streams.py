@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import warnings
 from typing import Any
 
 import lightning as L
@@ -13,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from stopgrad.audits.ranks import gathered
 from stopgrad.lightning.lightning_internals import loader_states, set_loader_states
+from stopgrad.runner.terminal import say
 
 
 class RandomStreams(Callback):
@@ -46,10 +46,7 @@ class RandomStreams(Callback):
         set_loader_states(checkpoint, states[0] if shared else [])
         if trainer.is_global_zero:
             data = "the data in their order" if shared else "data and environments from their beginning"
-            text = (
-                f"ckpt_path: written by {len(ranks)} rank(s), goes on on {trainer.world_size}: {data}, noise of its own"
-            )
-            warnings.warn(text, stacklevel=2)
+            say(f"ckpt_path: written by {len(ranks)} rank(s), here are {trainer.world_size}: {data}, noise of its own")
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
         if self.restored is not None:
