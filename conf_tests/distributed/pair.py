@@ -9,7 +9,6 @@ import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -21,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from conf_tests.helpers import PROCESSES
 from stopgrad.runner.averaging import AveragedGradients
-from stopgrad.runner.launch import FOLDER, LOOPBACK, _environment, _join
+from stopgrad.runner.launch import LOOPBACK, join
 
 
 def on_two_ranks(function: Callable[..., Any], *arguments: Any, seconds: float = 120) -> list[Any]:
@@ -51,9 +50,9 @@ def on_two_ranks(function: Callable[..., Any], *arguments: Any, seconds: float =
 def _rank(rank: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...], answers: Any) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    os.environ.update(LOOPBACK | _environment(rank, 2, Path(folder)))
-    assert FOLDER in os.environ
-    _join()
+    said = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
+    os.environ.update(LOOPBACK | {name: str(value) for name, value in said.items()})
+    join(dist.FileStore(f"{folder}/store", 2), rank, 2, seconds=600)
     try:
         answer = function(*arguments)
     except Exception:

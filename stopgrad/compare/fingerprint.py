@@ -7,7 +7,6 @@ more finely, for the cosine between arms.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import random
 import sys
@@ -20,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stopgrad.audits.ranks import bytes_of
+
 FILE = "fingerprints.pt"
 VERSION = 2  # of the file: another one means that hashes and sketches cannot be compared with these
 SKETCH = 256  # numbers kept of each group: distances are right to 1 / sqrt(2 * 256) = 4%; exact up to 256 parameters
@@ -30,9 +31,7 @@ def tensor_hash(*tensors: Tensor) -> int:
     """64 bits of BLAKE2b over the bytes of tensors, as a signed integer."""
     digest = hashlib.blake2b(digest_size=8)
     for tensor in tensors:
-        tensor = tensor.detach().cpu().contiguous()
-        if size := tensor.numel() * tensor.element_size():
-            digest.update((ctypes.c_char * size).from_address(tensor.data_ptr()))  # needs no NumPy
+        digest.update(bytes_of(tensor))
     return int.from_bytes(digest.digest(), "little", signed=True)
 
 

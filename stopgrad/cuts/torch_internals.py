@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from operator import attrgetter, methodcaller
 from typing import Any
 
@@ -152,3 +152,17 @@ def allow_recompiles(limit: int) -> None:
     from torch._dynamo import config  # takes a second to import
 
     config.recompile_limit = limit
+
+
+@contextmanager
+def keep_state_dicts_whole(module: nn.Module) -> Iterator[None]:
+    """Take off FSDP2's hooks, by which ``state_dict`` and ``load_state_dict`` would reshard a module that it manages.
+
+    Modules keep such hooks in ``_state_dict_pre_hooks`` and ``_load_state_dict_pre_hooks``.
+    """
+    kept = [(each, set(each._state_dict_pre_hooks), set(each._load_state_dict_pre_hooks)) for each in module.modules()]
+    yield
+    for each, saving, loading in kept:
+        for hooks, before in ((each._state_dict_pre_hooks, saving), (each._load_state_dict_pre_hooks, loading)):
+            for key in hooks.keys() - before:
+                del hooks[key]

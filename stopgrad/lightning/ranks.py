@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from stopgrad.audits.ranks import Difference, RankDivergence, first_difference
+from stopgrad.audits.ranks import Difference, RankDivergence, first_difference, sharded_tensors
 from stopgrad.lightning.audit import Audit
 
 
@@ -23,11 +23,13 @@ class RankAudit(Audit):
 
     Attributes:
         difference: what the last comparison found, or None.
+        sharded: the tensors of which each rank holds a shard alone; they are compared with their replicas, if any.
     """
 
     def __init__(self, every_n_steps: int | None = 500, on_violation: str = "raise") -> None:
         super().__init__(every_n_steps, on_violation)
         self.difference: Difference | None = None
+        self.sharded: list[str] = []
         self._equal_after: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -50,6 +52,7 @@ class RankAudit(Audit):
         if trainer.world_size == 1:
             return
         optimizers = [getattr(o, "optimizer", o) for o in trainer.optimizers]
+        self.sharded = sharded_tensors(module, optimizers)
         self.difference = first_difference(module, optimizers)
         if self.difference is None:
             self._equal_after = self.batches

@@ -22,7 +22,7 @@ from hydra.utils import instantiate
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from pydantic import (
     ConfigDict,
     NonNegativeInt,
@@ -56,6 +56,7 @@ ROOT = {
 }
 LENGTH = ("max_epochs", "min_epochs", "min_steps")  # an epoch is as long as the run, so that these would do nothing
 SHARED = ("data.batch_size", "data.num_envs", "recipe.num_envs", "recipe.minibatch")  # sizes that the ranks share
+LAUNCH = {"restarts": NonNegativeInt, "timeout": PositiveInt, "shard": PositiveInt | None}  # of ranks, not of Lightning
 KEY_FIRST = re.compile(r"[a-z_.]+=")  # a message that names its key already
 ARBITRARY = ConfigDict(arbitrary_types_allowed=True)
 
@@ -64,6 +65,20 @@ class Run(NamedTuple):
     data: L.LightningDataModule
     recipe: L.LightningModule
     trainer: L.Trainer
+
+
+def trainer_section(config: DictConfig) -> DictConfig:
+    """What Lightning's trainer is made of: without the keys that say how its ranks are started.
+
+    Raises:
+        InputError: one of those has a value that it cannot have.
+    """
+    section = copy.deepcopy(config.trainer)
+    with read_write(section), open_dict(section):
+        for key, hint in LAUNCH.items():
+            if key in section:
+                check_type(f"trainer.{key}", section.pop(key), hint)
+    return section
 
 
 def quiet() -> None:
@@ -98,7 +113,7 @@ def build(config: DictConfig) -> Run:
     recipe = build_recipe(part)
     if config.compile:
         compile_networks(recipe)
-    return Run(data, recipe, instantiate(config.trainer, **extras, _convert_="all"))
+    return Run(data, recipe, instantiate(trainer_section(config), **extras, _convert_="all"))
 
 
 def compile_networks(recipe: L.LightningModule) -> None:
@@ -149,8 +164,9 @@ def check_build(config: DictConfig) -> None:
     for name in LENGTH:
         if config.trainer.get(name) not in (None, -1):
             raise InputError(f"trainer.{name}={config.trainer[name]}: does nothing; a run is trainer.max_steps long")
-    for key in ("recipe", "data", "trainer"):
-        check_arguments(key, config[key])
+    trainer = trainer_section(config)
+    for key, section in {"recipe": config.recipe, "data": config.data, "trainer": trainer}.items():
+        check_arguments(key, section)
     choices = config.hydra.runtime.choices
     with torch.random.fork_rng(devices=[]):
         part = share(config, world_size(config))
@@ -160,17 +176,21 @@ def check_build(config: DictConfig) -> None:
         attempt(f"recipe={choices.recipe}", recipe.configure_optimizers)
         if hasattr(recipe, "check_data"):  # what only the two together can tell
             attempt(f"recipe={choices.recipe}", lambda: recipe.check_data(data))
+<<<<<<< HEAD
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU")  # refused here
             trainer = attempt(f"trainer={choices.trainer}", lambda: instantiate(config.trainer, logger=False))
     if config.trainer.get("precision") == "16-mixed" != trainer.precision:
         raise InputError("trainer.precision=16-mixed: fp16 with a scaler needs a GPU; choose bf16-mixed or 32-true")
+=======
+        attempt(f"trainer={choices.trainer}", lambda: instantiate(trainer, logger=False))
+>>>>>>> main
     for key, section in parts_to_build(config):
         check_arguments(key, section)
         said = f"logger={choices.logger}" if key == "logger" else key
         attempt(said, lambda section=section: instantiate(section, _convert_="all"))
     if config.ckpt_path is not None:
-        check_checkpoint(config.ckpt_path, recipe, world_size(config) if config.mode == "train" else None)
+        check_checkpoint(config.ckpt_path, recipe)
 
 
 def parts_to_build(config: DictConfig) -> Iterator[tuple[str, DictConfig]]:
@@ -277,16 +297,13 @@ def not_resumable(error: BaseException, path: str | None) -> RunFailed | None:
     return RunFailed(f"ckpt_path={path}: cannot be restored from: {type(error).__name__}: {reason}")
 
 
-def check_checkpoint(path: str, recipe: L.LightningModule, ranks: int | None = None) -> None:
-    """Refuse a checkpoint whose weights do not fit the recipe, or that so many ``ranks`` cannot go on from.
+def check_checkpoint(path: str, recipe: L.LightningModule) -> None:
+    """Refuse a checkpoint whose weights do not fit the recipe.
 
     Raises:
         InputError: it cannot be read, or names or shapes of its weights differ.
     """
     checkpoint = read_checkpoint(path)
-    if ranks is not None and len(checkpoint.get("ranks", ())) != ranks:
-        wrote = len(checkpoint.get("ranks", ()))
-        raise InputError(f"ckpt_path={path}: written by {wrote} rank(s), which it goes on with; here are {ranks}")
     found = {name: tuple(getattr(t, "shape", ["no tensor"])) for name, t in checkpoint["state_dict"].items()}
     wanted = {name: tuple(t.shape) for name, t in recipe.state_dict().items()}
     for name in sorted(found.keys() | wanted.keys()):

@@ -21,7 +21,7 @@ from stopgrad.runner import names
 from stopgrad.runner.declared import declaration
 from stopgrad.runner.errors import InputError, choose, is_input_error, one_line, wants_traceback
 from stopgrad.runner.hydra_internals import product
-from stopgrad.runner.launch import check_ranks, under_torchrun
+from stopgrad.runner.launch import averages, ranks_are_there, under_srun
 from stopgrad.runner.progress import Sweep
 from stopgrad.runner.safety import check_paths, check_safety
 
@@ -105,6 +105,35 @@ def check(config: DictConfig, folder: str) -> None:
         check_run(config)
 
 
+def check_ranks(config: DictConfig) -> None:
+    """Refuse numbers of devices that this launch cannot give.
+
+    Raises:
+        InputError: with the key and what is allowed.
+    """
+    devices, nodes = config.trainer.devices, config.trainer.get("num_nodes", 1)
+    starter = "srun" if under_srun() else "torchrun"
+    for key, value in (("devices", devices), ("num_nodes", nodes)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"trainer.{key}={value}: choose a number from 1")
+    if not averages(config):
+        if devices * nodes > 1:
+            raise InputError(f"trainer.devices={devices}: several processes need trainer=ddp")
+        if ranks_are_there():
+            raise InputError(f"trainer.strategy: under {starter} every run needs trainer=ddp")
+        return
+    if not ranks_are_there():
+        if nodes > 1:
+            raise InputError(f"trainer.num_nodes={nodes}: several machines need torchrun; see docs/distributed.md")
+        return
+    local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    if (devices, nodes) != (local, world // local):
+        raise InputError(
+            f"trainer.devices={devices} trainer.num_nodes={nodes}: {starter} started {local} ranks on each of "
+            f"{world // local} machines; write trainer.devices={local} trainer.num_nodes={world // local}"
+        )
+
+
 def check_run(config: DictConfig) -> None:
     """The part of the check that belongs to the recipe, and builds it."""
     if config.mode not in ("train", "evaluate"):
@@ -145,7 +174,7 @@ class CheckFirst(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
-            if under_torchrun():
+            if ranks_are_there():
                 raise InputError("-m under torchrun: start a sweep without it; trainer=ddp starts its ranks itself")
             configs = sweep_configs(config)
             if configs:

@@ -13,6 +13,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+from omegaconf import DictConfig, OmegaConf
 from pydantic import PositiveInt
 
 from stopgrad.lightning.lightning_internals import ask_no_rank_for_sigterm
@@ -80,6 +81,13 @@ def on_sigterm(handler: Any) -> Any:
     if threading.current_thread() is threading.main_thread():
         return signal.signal(signal.SIGTERM, handler)
     return None
+
+
+def last_since(config: DictConfig, began: float) -> Path | None:
+    """The ``last.ckpt`` that a run has written since then."""
+    folder = OmegaConf.select(config, "callbacks.last.dirpath")
+    file = Path(folder or "", "last.ckpt")
+    return file if folder and file.exists() and file.stat().st_mtime >= began else None
 
 
 class LastCheckpoint(Checkpoint):

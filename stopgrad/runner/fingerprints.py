@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from stopgrad.audits.ranks import whole_of
 from stopgrad.compare.fingerprint import FILE, FINE, Fingerprints, group_of, random_hash, sketch, tensor_hash
 from stopgrad.cuts.torch_internals import tree_leaves
 
@@ -43,9 +44,8 @@ class KeepFingerprints(Callback):
         return step % every == 0 or (step < FEWEST and step & (step - 1) == 0)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        self.taken = Fingerprints(list(pl_module.state_dict()))
+        if trainer.is_global_zero:
+            self.taken = Fingerprints(list(pl_module.state_dict()))
         self.groups = {id(p): group_of(name) for name, p in pl_module.named_parameters()}
         self.seen = set()
         self.handle = register_optimizer_step_pre_hook(self._keep_gradient)
@@ -74,15 +74,15 @@ class KeepFingerprints(Callback):
         self._leave()
 
     def _keep_gradient(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        """The gradients of an optimiser's first step, by group."""
-        if id(optimizer) in self.seen or self.taken is None:
+        """The gradients of an optimiser's first step, by group. Rank 0 keeps them; all ranks give it their shards."""
+        if id(optimizer) in self.seen:
             return
         self.seen.add(id(optimizer))
         groups: dict[str, list[Tensor]] = {}
         for p in (p for group in optimizer.param_groups for p in group["params"]):
-            gradient = torch.zeros_like(p) if p.grad is None else p.grad
+            gradient = torch.zeros_like(p) if p.grad is None else whole_of(p.grad)
             groups.setdefault(self.groups.get(id(p), "other"), []).append(gradient)
-        for group, gradients in groups.items():
+        for group, gradients in groups.items() if self.taken else ():
             self.taken.gradients.setdefault(group, sketch(gradients, FINE))
 
     def _write(self) -> None:

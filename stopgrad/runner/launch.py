@@ -1,54 +1,83 @@
-"""The processes of one run: rank 0 composes and checks the config, and hands it to the others.
+"""The processes of one run, which PyTorch's elastic agent (what torchrun is made of) starts, watches and ends.
 
-``python train.py trainer=ddp trainer.devices=2`` is rank 0. It starts the other ranks of its machine itself, once, and
-gives them one pinned config after the other, an arm of a sweep each; nothing that they do depends on a command line.
-Under torchrun, on one machine or several, the ranks are there already: rank 0 composes, the others take its config.
+``python train.py trainer=ddp trainer.devices=2`` composes and checks the config and hands it to two processes of its
+own; those of a sweep get one arm after the other. Under torchrun, or Slurm's srun, the ranks are there already: rank 0
+composes, the others take its config.
 
 On one machine no port is opened to the network: the ranks meet in a file and speak over the loopback interface.
 """
 
 from __future__ import annotations
 
-import atexit
-import json
+import logging
+import multiprocessing
 import os
-import shutil
+import pickle
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from datetime import timedelta
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import setup_globals
 from omegaconf import DictConfig, OmegaConf
 
-from stopgrad.runner.errors import InputError, RunFailed, wants_traceback
-from stopgrad.runner.project import project
+from stopgrad.runner import names
+from stopgrad.runner.endings import RankLost, since, told
+from stopgrad.runner.errors import wants_traceback
+from stopgrad.runner.progress import Sweep
+from stopgrad.runner.safety import guard
+from stopgrad.runner.sweep import take_part
 
-FOLDER = "STOPGRAD_RANKS"  # where the ranks of this machine meet; set for those that rank 0 started
 LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo", "NCCL_SOCKET_IFNAME": "lo"}
-PATIENCE = 15.0  # seconds in which a rank that failed has written why
-TIMEOUT = timedelta(minutes=10)  # for one exchange between the ranks
+PRELOAD = ["lightning.pytorch", "torch.utils.tensorboard", "stopgrad.runner.build", "stopgrad.runner.record"]
+OURS = "stopgrad-launch-"  # so begin the names of launches from here
+PATIENCE = 8  # seconds that a rank which lost another waits to be ended, so that the other's reason is the one told
+SHUTDOWN = "12"  # seconds in which ranks that are asked to end have saved; from torch 2.13 on, 30 before
 
 
-def under_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ
+class Job(NamedTuple):
+    """One run: its pinned config, and Hydra's, which says where it goes."""
+
+    config: DictConfig
+    hydra: DictConfig
+
+    @classmethod
+    def of(cls, config: DictConfig) -> Job:
+        return cls(config, OmegaConf.create({"hydra": HydraConfig.get()}))
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.hydra.hydra.runtime.output_dir)
+
+    def enter(self) -> None:
+        setup_globals()  # the resolvers of Hydra's own config
+        HydraConfig.instance().set_config(self.hydra)
 
 
-def follows() -> bool:
-    """Whether this process takes its config from rank 0."""
-    return (FOLDER in os.environ or under_torchrun()) and int(os.environ.get("RANK", 0)) > 0
+def under_srun() -> bool:
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+
+
+def ranks_are_there() -> bool:
+    """Whether torchrun or srun has started this process as one of several."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or under_srun()
+
+
+def started_here() -> bool:
+    """Whether this process is a rank that :func:`launch` has started."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(OURS)
 
 
 def averages(config: DictConfig) -> bool:
     """Whether the trainer is one of several processes."""
-    strategy = config.trainer.get("strategy")
-    return isinstance(strategy, DictConfig)
+    return isinstance(config.trainer.get("strategy"), DictConfig)
 
 
 def world_size(config: DictConfig) -> int:
@@ -56,246 +85,137 @@ def world_size(config: DictConfig) -> int:
     return int(config.trainer.devices) * int(config.trainer.get("num_nodes", 1)) if averages(config) else 1
 
 
-def check_ranks(config: DictConfig) -> None:
-    """Refuse numbers of devices that this launch cannot give.
+def launch(one_run: Callable[..., Any], jobs: list[Job]) -> None:
+    """Run the jobs one after the other, on ranks of this machine that are started once for all jobs of a kind.
+
+    In a sweep a job that fails is a result; the ranks are started anew for those after it.
 
     Raises:
-        InputError: with the key and what is allowed.
+        SystemExit: a single run failed, or the ranks were asked to end.
     """
-    devices, nodes = config.trainer.devices, config.trainer.get("num_nodes", 1)
-    for key, value in (("devices", devices), ("num_nodes", nodes)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"trainer.{key}={value}: choose a number from 1")
-    if not averages(config):
-        if devices * nodes > 1:
-            raise InputError(f"trainer.devices={devices}: several processes need trainer=ddp")
-        if under_torchrun():
-            raise InputError("trainer.strategy: under torchrun every run needs trainer=ddp")
-        return
-    if not under_torchrun():
-        if nodes > 1:
-            raise InputError(f"trainer.num_nodes={nodes}: several machines need torchrun; see docs/distributed.md")
-        return
-    local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-    if (devices, nodes) != (local, world // local):
-        raise InputError(
-            f"trainer.devices={devices} trainer.num_nodes={nodes}: torchrun started {local} ranks on each of "
-            f"{world // local} machines; write trainer.devices={local} trainer.num_nodes={world // local}"
+    for _, kind in groupby(jobs, lambda job: [job.config.trainer[key] for key in ("devices", "restarts", "timeout")]):
+        left = list(kind)
+        while left:
+            left = left[_launch(one_run, left) :]
+
+
+def _launch(one_run: Callable[..., Any], jobs: list[Job]) -> int:
+    """Start the ranks, which run the jobs until one fails. Returns how many are done with."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher import LaunchConfig, elastic_launch
+
+    for name in () if wants_traceback() else ("torch.distributed.elastic", "torch.multiprocessing"):
+        logging.getLogger(name).propagate = False
+        logging.getLogger(name).addHandler(logging.NullHandler())
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # a store that would listen on all interfaces
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SHUTDOWN)
+    multiprocessing.set_forkserver_preload(PRELOAD)
+    trainer, began = jobs[0].config.trainer, time.time()
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}  # the agent leaves its own
+    with TemporaryDirectory(prefix=OURS) as folder:
+        how = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=trainer.devices,
+            run_id=Path(folder).name,
+            rdzv_backend="c10d",
+            rdzv_endpoint=f"{folder}/agent",
+            rdzv_configs={"store_type": "file", "keep_alive_interval": 3600},  # there is no other agent to watch
+            local_addr="127.0.0.1",
+            max_restarts=trainer.restarts,
+            start_method="forkserver",
+            logs_specs=DefaultLogsSpecs(folder, local_ranks_filter={0}),
         )
-
-
-def run_on_ranks(config: DictConfig, one_run: Callable[[DictConfig], str]) -> None:
-    """``one_run(config)`` here, and on all other ranks that the config asks for. It returns how the run ended.
-
-    After a run that did not finish, the ranks of this machine are started anew for the next.
-    """
-    if world_size(config) == 1:
-        one_run(config)
-        return
-    ranks = _Ranks.of(config)
-    ended = "raised"
-    try:
-        ranks.send(config)
-        ended = one_run(config)
-    finally:
-        if ended != "finished":
-            ranks.stop()
-
-
-def follow(one_run: Callable[[DictConfig], str]) -> None:
-    """The life of a rank other than 0: take a config, run it, take the next; end with rank 0."""
-    if FOLDER in os.environ:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: rank 0 answers it
-        threading.Thread(target=_end_with_rank_0, daemon=True).start()
-    import torch.distributed as dist
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.core.utils import setup_globals
-
-    setup_globals()  # the resolvers of Hydra's own config
-    _join()
-    while True:
-        box: list[Any] = [None]
-        dist.broadcast_object_list(box, src=0)
-        if box[0] is None:
-            break
-        config, hydra = box[0]
-        HydraConfig.instance().set_config(hydra)
         try:
-            ended = one_run(config)
-        except Exception as error:
-            if FOLDER in os.environ:
-                _tell(error)
-            raise
-        if ended != "finished":
-            break
-    _leave()
-    os._exit(0)  # gloo's threads do not always survive an orderly end
+            elastic_launch(how, _rank)(one_run, jobs, folder, began, names.COMMON, Sweep.now)
+            return len(jobs)
+        except SignalException as error:
+            return told(jobs, began, 0, None, error.sigval)
+        except ChildFailedError as error:
+            return told(jobs, began, *error.get_first_failure(), asked=0)
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+                signal.signal(number, handlers[number])
 
 
-def _end_with_rank_0() -> None:
-    """Standard input is a pipe that rank 0 holds: when it closes, rank 0 is gone, however it went."""
-    sys.stdin.buffer.read()
+def _rank(one_run: Callable[..., Any], jobs: list[Job], folder: str, began: float, *state: Any) -> None:
+    """The life of a rank that the agent has started: job after job; started again, what is left of them."""
+    import torch.distributed as dist
+
+    from stopgrad.runner.checkpoints import last_since
+    from stopgrad.runner.terminal import say
+
+    os.setsid()  # Ctrl-C in the terminal reaches the agent alone, which hands it on
+    threading.Thread(target=_end_with_agent, daemon=True).start()
+    take_part(*state)
+    guard()
+    again, trainer = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), jobs[0].config.trainer
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    os.environ.update(LOOPBACK | os.environ)
+    try:
+        join(dist.FileStore(f"{folder}/ranks-{again}", world), rank, world, trainer.timeout)
+        for job in jobs:
+            job.enter()
+            if again and since(job.folder, began).get("status") == "finished":
+                continue
+            last = last_since(job.config, began) if again else None
+            if again and rank == 0:
+                (job.folder / "result.json").unlink(missing_ok=True)
+                say(f"restart {again} of trainer.restarts={trainer.restarts}, from {last or 'the start'}")
+            one_run(job.config, last)
+        dist.destroy_process_group()
+    except Exception as error:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(PATIENCE if isinstance(error, RankLost) else float(rank > 0))  # rank 0 tells what all would tell
+        raise
+
+
+def _end_with_agent() -> None:
+    """However it went: a rank's own parent is the fork server, which its children keep alive."""
+    agent = multiprocessing.parent_process()
+    assert agent is not None
+    agent.join()
     os._exit(1)
 
 
-def _tell(error: BaseException) -> None:
-    file = Path(os.environ[FOLDER], f"error-{os.environ['RANK']}.json")
-    half_written = file.with_suffix(".tmp")
-    half_written.write_text(json.dumps([type(error).__name__, str(error)]))
-    half_written.replace(file)
-
-
-def _join() -> None:
+def join(store: Any, rank: int, world: int, seconds: float) -> None:
     """Become a member of the process group. Collectives of objects go over gloo, those of GPU tensors over NCCL."""
     import torch
     import torch.distributed as dist
 
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    if under_torchrun():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group(backend, timeout=TIMEOUT)
-        return
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    meeting = Path(os.environ[FOLDER], "store").as_uri()
-    dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=world, timeout=TIMEOUT)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=seconds))
 
 
-def _leave() -> None:
+def adopt_srun() -> None:
+    """Put what Slurm says of this rank in torchrun's words."""
+    if under_srun():
+        from lightning.fabric.plugins.environments import SLURMEnvironment
+
+        slurm = SLURMEnvironment(auto_requeue=False)
+        said = {"RANK": slurm.global_rank(), "LOCAL_RANK": slurm.local_rank(), "GROUP_RANK": slurm.node_rank()}
+        said |= {"WORLD_SIZE": slurm.world_size(), "LOCAL_WORLD_SIZE": os.environ["SLURM_NTASKS_PER_NODE"]}
+        said |= {"MASTER_ADDR": slurm.main_address, "MASTER_PORT": slurm.main_port}
+        os.environ.update({name: str(value) for name, value in said.items()})
+
+
+def follows() -> bool:
+    """Whether this process takes its config from rank 0."""
+    return ranks_are_there() and int(os.environ["RANK"]) > 0
+
+
+def on_ranks_there(one_run: Callable[..., Any], job: Job | None = None) -> None:
+    """On the ranks that torchrun or srun has started: rank 0 hands its ``job`` to the others, and all run it."""
     import torch.distributed as dist
 
-    if dist.is_initialized():
-        with suppress(RuntimeError):
-            dist.destroy_process_group()
-
-
-class _Ranks:
-    """The group as rank 0 sees it, and on this machine the processes that it has started."""
-
-    running: _Ranks | None = None
-
-    def __init__(self, world: int) -> None:
-        self.world = world
-        self.processes: list[subprocess.Popen[bytes]] = []
-        self.folder: Path | None = None
-        self.outside = {name: os.environ.get(name) for name in (*_environment(0, 1, Path()), *LOOPBACK)}
-        if not under_torchrun():
-            self.folder = Path(tempfile.mkdtemp(prefix="stopgrad-ranks-"))
-            for name, value in LOOPBACK.items():
-                os.environ.setdefault(name, value)
-            for rank in range(1, world):
-                self.processes.append(self._start(rank))
-            os.environ.update(_environment(0, world, self.folder))
-        _join()
-        atexit.register(self.stop, wait=PATIENCE)
-
-    def _start(self, rank: int) -> subprocess.Popen[bytes]:
-        assert self.folder is not None
-        with open(self.folder / f"stderr-{rank}", "wb") as stderr:
-            return subprocess.Popen(
-                [sys.executable, str(project() / "train.py")],
-                env=os.environ | _environment(rank, self.world, self.folder),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-            )
-
-    @classmethod
-    def of(cls, config: DictConfig) -> _Ranks:
-        """Those that run already, where they are as many as the config asks for."""
-        world, now = world_size(config), cls.running
-        if now is not None and (now.world != world or any(p.poll() is not None for p in now.processes)):
-            now.stop()
-        if cls.running is None:
-            cls.running = cls(world)
-        return cls.running
-
-    def send(self, config: DictConfig) -> None:
-        import torch.distributed as dist
-        from hydra.core.hydra_config import HydraConfig
-
-        hydra = OmegaConf.create({"hydra": HydraConfig.get()})
-        OmegaConf.set_readonly(hydra, True)
-        dist.broadcast_object_list([(config, hydra)], src=0)
-
-    def stop(self, wait: float = 0.0) -> None:
-        """End the other ranks: at once, or let them end what they do for ``wait`` seconds."""
-        if _Ranks.running is not self:
-            return
-        _Ranks.running = None
-        atexit.unregister(self.stop)
-        if wait and (under_torchrun() or all(p.poll() is None for p in self.processes)):
-            self._say_goodbye()
-        _leave()
-        deadline = time.monotonic() + wait
-        for process in self.processes:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()))
-            process.kill()
-            process.wait()
-            assert process.stdin is not None
-            process.stdin.close()
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            for name, value in self.outside.items():
-                os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
-
-    def _say_goodbye(self) -> None:
-        import torch.distributed as dist
-
-        with suppress(RuntimeError):
-            dist.broadcast_object_list([None], src=0)
-
-    def failure(self) -> str | None:
-        """Why another rank of this machine ended, in one line; None where all go on."""
-        for rank, process in enumerate(self.processes, start=1):
-            assert self.folder is not None
-            told = self.folder / f"error-{rank}.json"
-            if told.exists():
-                if wants_traceback():
-                    sys.stderr.write((self.folder / f"stderr-{rank}").read_text(errors="replace"))
-                name, message = json.loads(told.read_text())
-                return f"rank {rank}: {name}: {message}"
-            if process.poll() is not None:
-                last = (self.folder / f"stderr-{rank}").read_text(errors="replace").strip().splitlines()[-1:]
-                return f"rank {rank} ended with status {process.returncode}{''.join(': ' + line for line in last)}"
-        return None
-
-
-def _environment(rank: int, world: int, folder: Path) -> dict[str, str]:
-    """What torchrun would set, on one machine."""
-    return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
-        "GROUP_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "0",  # unused: the ranks meet in a file
-        FOLDER: str(folder),
-    }
-
-
-class RankFailed(RunFailed):
-    """Another rank ended in the middle of a run; the message is what it had to say."""
-
-
-@contextmanager
-def failures_of_others() -> Iterator[None]:
-    """Where an exchange fails because another rank has ended, raise what that rank has to say."""
-    try:
-        yield
-    except RuntimeError as error:
-        ranks = _Ranks.running
-        if ranks is None or not _is_broken_exchange(error):
-            raise
-        deadline = time.monotonic() + PATIENCE
-        while (failure := ranks.failure()) is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        raise RankFailed(failure or str(error)) from error
-
-
-def _is_broken_exchange(error: RuntimeError) -> bool:
-    """Whether gloo or NCCL lost a peer, rather than the recipe made a mistake."""
-    text = str(error).lower()
-    return type(error).__name__.startswith("Dist") or "gloo" in text or "peer" in text or "nccl" in text
+    store, rank, world = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))
+    if job is not None:
+        store.set("job", pickle.dumps(job))
+    job = job or Job(*pickle.loads(store.get("job")))
+    job.enter()
+    join(dist.PrefixStore("ranks", store), rank, world, job.config.trainer.timeout)
+    one_run(job.config)
+    dist.destroy_process_group()

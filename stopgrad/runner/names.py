@@ -77,6 +77,14 @@ def arm_names(*, _root_: DictConfig) -> str:
     return ",".join(_root_.compare.arms)
 
 
+def engine(accelerator: str) -> str:
+    """The strategy of ``trainer=ddp``: on GPUs PyTorch's FSDP2, on CPUs one flat exchange, which costs less there."""
+    import torch
+
+    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+    return f"stopgrad.runner.{'sharding.FullyShard' if on_gpu else 'averaging.AveragedGradients'}"
+
+
 def help_text(arguments: Sequence[str] = ()) -> str:
     """What ``python train.py arguments... --help`` prints: all recipes, or of ``recipe=NAME`` what may be chosen."""
     recipes = declarations()
@@ -148,7 +156,7 @@ def groups() -> dict[str, list[str]]:
 
 def register() -> None:
     """Make the resolvers known to OmegaConf."""
-    resolvers: list[Any] = [recipe_name, arm_name, free_path, arm_names]
+    resolvers: list[Any] = [recipe_name, arm_name, free_path, arm_names, engine]
     for resolver in resolvers:
         cached = resolver is free_path  # the directory exists once the run has begun: do not name a second one
         OmegaConf.register_new_resolver(resolver.__name__, resolver, use_cache=cached, replace=True)

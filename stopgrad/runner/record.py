@@ -23,14 +23,15 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import stopgrad
-from stopgrad.audits.ranks import gathered
+from stopgrad.audits.ranks import bytes_of, gathered
 from stopgrad.compare.files import write_whole
 from stopgrad.lightning import FlowAudit, RetentionAudit
 from stopgrad.runner.build import Run, not_resumable
 from stopgrad.runner.contract import ContractAudit, in_a_line
 from stopgrad.runner.declared import declaration
+from stopgrad.runner.endings import lost
 from stopgrad.runner.errors import RunFailed, flat
-from stopgrad.runner.launch import failures_of_others
+from stopgrad.runner.launch import started_here
 from stopgrad.runner.loggers import close, log_settings
 from stopgrad.runner.meter import Meter
 from stopgrad.runner.names import as_typed
@@ -44,7 +45,7 @@ def weights_sha256(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()
 
 
@@ -110,28 +111,18 @@ def compared_as(config: DictConfig, name: str) -> dict[str, Any] | None:
     return {"name": name, "reference": config.compare.reference, "arms": arms, "expect": expect}
 
 
-@contextmanager
-def record(config: DictConfig, run: Run) -> Iterator[dict[str, Any]]:
-    """Write ``config.yaml`` at the start and ``result.json`` at the end, however it comes; then print the summary.
-
-    In a sweep an arm that raises is a result: it is recorded and the next arm starts. Of several ranks the first
-    writes. Yields the result, which is filled at the end.
-    """
+def beginning(config: DictConfig) -> dict[str, Any]:
+    """What is known of a run before its first step."""
     hydra = HydraConfig.get()
-    folder = Path(hydra.runtime.output_dir)
-    if run.trainer.is_global_zero:
-        write_whole(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-    stop: Any = OmegaConf.to_container(config.stop, resolve=True)
     declared = declaration(config.recipe._target_)
-    settings = chosen_settings(config)
-    result: dict[str, Any] = {
+    return {
         "recipe": hydra.runtime.choices["recipe"],
-        "arm": folder.parent.name,
-        "stop": stop,
+        "arm": Path(hydra.runtime.output_dir).parent.name,
+        "stop": OmegaConf.to_container(config.stop, resolve=True),
         "stop_default": declared.default_stop,
         "compare": compared_as(config, hydra.runtime.choices["compare"]),
         "seed": config.seed,
-        "settings": settings,
+        "settings": chosen_settings(config),
         "mode": config.mode,
         "started": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
         "metrics_declared": declared.metrics,
@@ -139,14 +130,28 @@ def record(config: DictConfig, run: Run) -> Iterator[dict[str, Any]]:
         "commit": commit(),
         "replay": replay_command(hydra),
     }
+
+
+@contextmanager
+def record(config: DictConfig, run: Run) -> Iterator[None]:
+    """Write ``config.yaml`` at the start and ``result.json`` at the end, however it comes; then print the summary.
+
+    In a sweep an arm that raises is a result: it is recorded and the next arm starts. Of several ranks the first
+    writes; where they do not finish, who has started them tells (``endings.py``).
+    """
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    if run.trainer.is_global_zero:
+        write_whole(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    result = beginning(config)
+    stop, settings = result["stop"], result["settings"]
     started = time.perf_counter()
     failure: BaseException | None = None
     try:
-        with failures_of_others():
-            told = flat({"stop": stop}) | settings | {"seed": config.seed}
-            log_settings(run.trainer.loggers, told, declared.metrics)
-            yield result
-            result |= of_ranks(run)
+        told = flat({"stop": stop}) | settings | {"seed": config.seed}
+        log_settings(run.trainer.loggers, told, result["metrics_declared"])
+        yield
+        result |= of_ranks(run)
         result["status"] = "finished"
         if run.trainer.is_global_zero:
             leave_samples(run.recipe, folder / "samples.png")
@@ -154,7 +159,7 @@ def record(config: DictConfig, run: Run) -> Iterator[dict[str, Any]]:
         failure = stopped
         result["status"] = "interrupted"
     except Exception as error:
-        failure = error = not_resumable(error, config.ckpt_path) or error
+        failure = error = not_resumable(error, config.ckpt_path) or lost(error, config) or error
         result |= {"status": "raised", "error": type(error).__name__, "message": explained(error, stop)}
     callbacks: Any = run.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     meter = next((c for c in callbacks if isinstance(c, Meter)), None)
@@ -179,10 +184,11 @@ def record(config: DictConfig, run: Run) -> Iterator[dict[str, Any]]:
     if run.trainer.is_global_zero:
         write_whole(folder / "result.json", json.dumps(result, indent=2) + "\n")
         close(run.trainer.loggers)
-        print(ending(result, folder), flush=True)
+        if failure is None or not started_here():
+            print(ending(result, folder), flush=True)
     if failure is None:
         return
-    if result["status"] == "interrupted" or not run.trainer.is_global_zero:
+    if result["status"] == "interrupted" or not run.trainer.is_global_zero or started_here():
         raise failure
     expected = result["message"].startswith("stop.") or isinstance(failure, RunFailed)
     if not expected and hydra.mode != RunMode.MULTIRUN:

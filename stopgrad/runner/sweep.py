@@ -31,10 +31,7 @@ class WriteComparison(Callback):
     folder: Path | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        open_project(project())  # this is a worker: it imports recipes and resolves names too
-        names.register()
-        names.COMMON = state["common"]
-        Sweep.now = state["sweep"]
+        take_part(state["common"], state["sweep"])
         self.__dict__ |= state
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -43,6 +40,21 @@ class WriteComparison(Callback):
         self.common, self.sweep = names.COMMON, Sweep.now
         if not config.hydra.verbose:
             print(Sweep.now, flush=True)
+
+
+def take_part(common: set[str] | None, sweep: Sweep | None) -> None:
+    """In a worker of a launcher, or a rank: import recipes, resolve names, and know of the sweep, as who started it."""
+    open_project(project())
+    names.register()
+    names.COMMON, Sweep.now = common, sweep
+
+
+def side_by_side() -> bool:
+    """Whether a launcher other than Hydra's own runs the arms, which may be several at a time."""
+    if not HydraConfig.initialized():
+        return False
+    hydra = HydraConfig.get()
+    return hydra.mode == RunMode.MULTIRUN and not hydra.launcher._target_.endswith("BasicLauncher")
 
 
 def compared(main: Callable[[], None]) -> Callable[[], None]:

@@ -11,11 +11,11 @@ from typing import Any
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from stopgrad.runner.progress import Sweep, duration, shown
+from stopgrad.runner.sweep import side_by_side
 
 MOST = 3  # metrics that the bar shows
 EVERY = 0.2  # seconds between two looks at them: each waits for the device
@@ -25,14 +25,7 @@ WIDE = 110  # columns in which the arm's name has room too
 
 def progress_bar() -> Callback | None:
     """A bar where a person watches one run at a time; none where output goes to a file, or runs go side by side."""
-    return Bar() if sys.stderr.isatty() and not _side_by_side() else None
-
-
-def _side_by_side() -> bool:
-    if not HydraConfig.initialized():
-        return False
-    hydra = HydraConfig.get()
-    return hydra.mode == RunMode.MULTIRUN and not hydra.launcher._target_.endswith("BasicLauncher")
+    return Bar() if sys.stderr.isatty() and not side_by_side() else None
 
 
 class _Line(Tqdm):

@@ -10,11 +10,13 @@ from omegaconf import DictConfig
 
 from stopgrad.runner.check import pinned
 from stopgrad.runner.errors import one_line_errors
-from stopgrad.runner.launch import follow, follows, run_on_ranks
+from stopgrad.runner.launch import Job, adopt_srun, averages, follows, launch, on_ranks_there, ranks_are_there
 from stopgrad.runner.names import help_text, register
 from stopgrad.runner.project import configs, open_project
 from stopgrad.runner.safety import guard
-from stopgrad.runner.sweep import compared, finished_before
+from stopgrad.runner.sweep import compared, finished_before, side_by_side
+
+WAITING: list[Job] = []  # runs on several ranks, which start when all are known
 
 
 def train(folder: str | Path) -> None:
@@ -25,25 +27,38 @@ def train(folder: str | Path) -> None:
     open_project(folder)
     register()
     guard()
+    adopt_srun()
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text(sys.argv[1:]))
     elif follows():
-        follow(one_run)
+        on_ranks_there(one_run)
     else:
-        one_line_errors(
-            compared(hydra.main(version_base="1.3", config_path=str(configs()), config_name="train")(start))
-        )
+        one_line_errors(compared(whole))
+
+
+def whole() -> None:
+    """Compose, check and run; a sweep's runs on several ranks come last, so that all of them share the ranks."""
+    hydra.main(version_base="1.3", config_path=str(configs()), config_name="train")(start)()
+    launch(one_run, WAITING)
 
 
 def start(config: DictConfig) -> None:
     """One run of the config that Hydra composed, on all ranks that it asks for."""
     config = pinned(config)
-    if not finished_before(config):
-        run_on_ranks(config, one_run)
+    if finished_before(config):
+        return
+    if not averages(config):
+        one_run(config)
+    elif ranks_are_there():
+        on_ranks_there(one_run, Job.of(config))
+    elif side_by_side():  # in a process that will not come back here
+        launch(one_run, [Job.of(config)])
+    else:
+        WAITING.append(Job.of(config))
 
 
-def one_run(config: DictConfig) -> str:
-    """On every rank: build, train, test. Returns how it ended, such as ``finished``."""
+def one_run(config: DictConfig, last: Path | None = None) -> None:
+    """On every rank: build, train, test. Where ``last`` is its own checkpoint, the run goes on from there."""
     import lightning as L
 
     from stopgrad.runner.build import build, seed_rank
@@ -54,10 +69,9 @@ def one_run(config: DictConfig) -> str:
     L.seed_everything(config.seed, workers=True, verbose=False)
     run = build(config)
     seed_rank(config.seed)
-    with record(config, run) as result:
+    with record(config, run):
         if config.mode == "train":
-            run.trainer.fit(run.recipe, run.data, ckpt_path=config.ckpt_path)
+            run.trainer.fit(run.recipe, run.data, ckpt_path=last or config.ckpt_path)
             run.trainer.test(run.recipe, run.data, verbose=False)
         else:
             run.trainer.test(run.recipe, run.data, ckpt_path=config.ckpt_path, verbose=False)
-    return result["status"]
