@@ -176,15 +176,11 @@ def check_build(config: DictConfig) -> None:
         attempt(f"recipe={choices.recipe}", recipe.configure_optimizers)
         if hasattr(recipe, "check_data"):  # what only the two together can tell
             attempt(f"recipe={choices.recipe}", lambda: recipe.check_data(data))
-<<<<<<< HEAD
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU")  # refused here
-            trainer = attempt(f"trainer={choices.trainer}", lambda: instantiate(config.trainer, logger=False))
-    if config.trainer.get("precision") == "16-mixed" != trainer.precision:
+            made = attempt(f"trainer={choices.trainer}", lambda: instantiate(trainer, logger=False))
+    if trainer.get("precision") == "16-mixed" != made.precision:
         raise InputError("trainer.precision=16-mixed: fp16 with a scaler needs a GPU; choose bf16-mixed or 32-true")
-=======
-        attempt(f"trainer={choices.trainer}", lambda: instantiate(trainer, logger=False))
->>>>>>> main
     for key, section in parts_to_build(config):
         check_arguments(key, section)
         said = f"logger={choices.logger}" if key == "logger" else key
