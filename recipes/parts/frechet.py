@@ -109,7 +109,7 @@ class FrechetDistance:
     def __call__(self, images: Tensor) -> float:
         """The distance of ``images`` (M, C, H, W) to the real ones; 0 where the features' first two moments agree."""
         self.metric.reset()
-        self.metric.update(images.cpu(), real=False)
+        self.metric.update(images.cpu().float(), real=False)  # from half precision too
         return self.metric.compute().item()
 
 

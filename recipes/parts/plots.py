@@ -27,7 +27,8 @@ def scatter(points: Tensor, labels: Tensor | None = None, *, pixels: int = 192) 
 
 def in_the_plane(features: Tensor) -> Tensor:
     """Features (N, F) along their two principal axes: (N, 2), about their mean, at the scale that they have."""
-    features = features.to(torch.promote_types(features.dtype, torch.float32))  # half precision has no eigenvectors
+    features = features.detach().cpu()  # where no autocast turns it into half precision, which has no eigenvectors
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
     centred = features - features.mean(0)
     _, axes = torch.linalg.eigh(centred.T @ centred)  # in ascending order
     return centred @ axes[:, [-1, -2]]

@@ -179,7 +179,7 @@ def check_build(config: DictConfig) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU")  # refused here
             made = attempt(f"trainer={choices.trainer}", lambda: instantiate(trainer, logger=False))
-    if config.trainer.get("precision") == "16-mixed" != made.precision:
+    if trainer.get("precision") == "16-mixed" != made.precision:
         raise InputError("trainer.precision=16-mixed: fp16 with a scaler needs a GPU; choose bf16-mixed or 32-true")
     for key, section in parts_to_build(config):
         check_arguments(key, section)
