@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from stopgrad.runner.check import pinned
 from stopgrad.runner.errors import one_line_errors
-from stopgrad.runner.launch import Job, adopt_srun, follows, launch, on_ranks_there, ranks_are_there, world_size
+from stopgrad.runner.launch import Job, adopt_srun, averages, follows, launch, on_ranks_there, ranks_are_there
 from stopgrad.runner.names import help_text, register
 from stopgrad.runner.project import configs, open_project
 from stopgrad.runner.safety import guard
@@ -47,7 +47,7 @@ def start(config: DictConfig) -> None:
     config = pinned(config)
     if finished_before(config):
         return
-    if world_size(config) == 1:
+    if not averages(config):
         one_run(config)
     elif ranks_are_there():
         on_ranks_there(one_run, Job.of(config))
