@@ -1,33 +1,47 @@
-"""Every recipe under every legal strategy on two ranks over gloo, as the table of docs/distributed.md.
+"""Every recipe under every legal strategy and every engine on two ranks over gloo: the table of docs/distributed.md.
 
     python -m conf_tests.distributed.table                # print the table
     python -m conf_tests.distributed.table --write        # put it into docs/distributed.md
     python -m conf_tests.distributed.table gan td         # of these alone, printed or put in the place of theirs
 
-One sweep of train.py a recipe, its arms one after the other on the same pair of processes; what is declared refused
-runs by itself. Columns: how the run ended; whether each rank's audit found the contract kept, or which cells an arm
-broke that is there to break them; and whether parameters, buffers and optimiser state were the same, bit for bit, on
-both ranks after every batch.
+Each arm trains for five batches, in the small sizes that its recipe declares: in one process, and with half the batch
+on each of two ranks by each engine, the noise of the whole batch shared out as the data are. Columns: whether each
+rank's audit found the contract kept, or which cells an arm broke that is there to break them; and of each engine
+whether the ranks held the same state, bit for bit, after every batch, and ended with the weights of one process.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import re
-import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-from omegaconf import OmegaConf
+import lightning as L
+import numpy as np
+import torch
+from hydra.utils import instantiate
 
-from conf_tests.conformance.catalogue import CONFIGS, choices, declared, refusal
-from conf_tests.helpers import ROOT, result, train
+from conf_tests.conformance.catalogue import CONFIGS, changed, choices, composed, declared, refusal
+from conf_tests.distributed.pair import SharedNoise, on_two_ranks, trainer
+from conf_tests.helpers import PROCESSES, ROOT
+from stopgrad.lightning import FlowAudit, RankAudit
+from stopgrad.runner.averaging import AveragedGradients
+from stopgrad.runner.build import build_recipe, quiet, share
+from stopgrad.runner.sharding import FullyShard
 
 PAGE = ROOT / "docs" / "distributed.md"
 TABLE, EXEMPT = (("<!-- table -->\n", "<!-- end of table -->"), ("<!-- exempt -->\n", "<!-- end of exempt -->"))
-HEAD = ["| recipe | arm | run | contract | ranks after every batch |", "|---|---|---|---|---|"]
-SHORT = ["trainer.max_steps=6", "trainer.val_check_interval=6", "trainer.log_every_n_steps=3", "logger=none"]
+ENGINES = {"ddp": AveragedGradients, "fsdp": lambda: FullyShard(shard=None), "fsdp trainer.shard=1": FullyShard}
+HEAD = [
+    f"| recipe | arm | contract | {' | '.join(f'`trainer={name}`' for name in ENGINES)} |",
+    "|---|---|---|---|---|---|",
+]
+STEPS = 5
+EQUAL = 1e-6  # of the largest element of each tensor
 CELL = re.compile(r"(\w+) (?:reaches|does not reach) ([\w.]+)")
 
 
@@ -37,57 +51,115 @@ def arms(recipe: str) -> dict[str, list[str]]:
     return {"default": [], **found}
 
 
-def runs(recipe: str) -> dict[str, dict[str, Any]]:
-    """What each arm of the recipe left of a run on two ranks: its ``result.json``, or the ``message`` it ended with."""
-    of, known = declared(recipe), arms(recipe)
-    swept = {arm: overrides for arm, overrides in known.items() if not refusal(of, overrides)}
-    run = [f"recipe={recipe}", *of.small, *SHORT, "trainer=ddp", "callbacks.ranks.every_n_steps=1"]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "compare").mkdir()
-        nested = {arm: OmegaConf.to_container(OmegaConf.from_dotlist(overrides)) for arm, overrides in swept.items()}
-        whole = OmegaConf.to_yaml({"compare": {"reference": "default", "arms": nested}})
-        (folder / "compare" / "table.yaml").write_text(f"# @package _global_\n{whole}")
-        sweep = ["--config-dir", name, "-m", "compare=table", f"arm={','.join(swept)}", "hydra.sweep.dir=sweep"]
-        ran = train(*sweep, *run, cwd=folder)
-        found = {arm: folder / "sweep" / arm / "seed-0" for arm in swept}
-        missing = [arm for arm, left in found.items() if not (left / "result.json").exists()]
-        if missing:
-            raise RuntimeError(f"{recipe}: no result of {', '.join(missing)}\n{ran.stdout}\n{ran.stderr}")
-        results = {arm: result(left) for arm, left in found.items()}
-        for arm in known.keys() - swept.keys():
-            ran = train(*run, *known[arm], f"hydra.run.dir={arm}", cwd=folder)
-            there = (folder / arm / "result.json").exists()
-            results[arm] = result(folder / arm) if there else {"status": "refused", "message": ran.stderr.strip()}
-        return {arm: results[arm] for arm in known}
+def trained(recipe: str, overrides: list[str], engine: str | None) -> dict[str, Any]:
+    """What five batches leave on this rank, or in one process: weights, broken cells, what parted; or the error."""
+    of, ranks = declared(recipe), 2 if engine else 1
+    whole = composed(f"recipe={recipe}", *of.small, f"trainer.max_steps={STEPS}", f"cache={ROOT / '.cache'}")
+    config = share(changed(whole, overrides), ranks)
+    torch.manual_seed(config.seed)
+    flow, audit = FlowAudit(on_violation="record"), RankAudit(1, on_violation="record")
+    options: dict[str, Any] = {
+        "precision": "32-true" if "ranks" in of.exempt else "64-true",
+        "max_epochs": -1,
+        "max_steps": STEPS,
+        "limit_val_batches": 0,
+        "num_sanity_val_steps": 0,
+        "callbacks": [SharedNoise(), flow, audit],
+    }
+    alone = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False}
+    try:
+        data, module = instantiate(config.data, _convert_="all"), build_recipe(config)
+        fitting = (
+            trainer(ENGINES[engine](), **options)
+            if engine
+            else L.Trainer(**alone, enable_progress_bar=False, enable_model_summary=False, **options)
+        )
+        with patch("recipes.parts.frechet.SampleQuality", lambda *_: None):  # what is compared is the training
+            fitting.fit(module, data)
+    except Exception as error:
+        return {"error": str(error).partition("\n")[0]}
+    texts = [violation.text.partition("\n")[0] for violation in flow.violations]
+    return {
+        "weights": {name: weight.numpy().copy() for name, weight in module.state_dict().items()},
+        "cells": sorted({":".join(match) for text in texts for match in CELL.findall(text)}),
+        "parted": str(audit.difference) if audit.difference else "",
+    }
 
 
-def broken_cells(found: Mapping[str, Any]) -> list[list[str]]:
-    """On each rank, the cells of the contract that are broken, as ``loss:part``."""
-    return [
-        sorted({":".join(match) for text in rank["violations"] for match in CELL.findall(text.partition("\n")[0])})
-        for rank in found["ranks"]
-    ]
+def of_all(recipe: str, names: Sequence[str | None]) -> dict[tuple[str, str | None], dict[str, Any]]:
+    """:func:`trained` for every arm and each of the engines, in this process."""
+    quiet()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    found = {}
+    for arm, overrides in arms(recipe).items():
+        for name in names:
+            found[arm, name] = trained(recipe, overrides, name)
+            gc.collect()  # a module and its trainer know each other
+    return found
+
+
+def _alone(recipe: str, answers: Any) -> None:
+    answers.put(of_all(recipe, [None]))
+
+
+def in_one_process(recipe: str) -> dict[tuple[str, str | None], dict[str, Any]]:
+    answers = PROCESSES.Queue()
+    process = PROCESSES.Process(target=_alone, args=(recipe, answers), daemon=True)
+    process.start()
+    try:
+        return answers.get(timeout=600)
+    finally:
+        process.kill()
+        process.join()
+
+
+def apart(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float:
+    """The largest difference in any tensor, relative to its largest element."""
+    pairs = [(found[name], tensor) for name, tensor in expected.items() if tensor.dtype.kind == "f" and tensor.size]
+    return max((float(np.abs(a - b).max() / (np.abs(b).max() or 1)) for a, b in pairs), default=0.0)
+
+
+def told(engine: str, ranks: Sequence[Mapping[str, Any]], reference: Mapping[str, Any] | None) -> str:
+    """Of one engine: that the ranks are alike, and equal the reference; or how far they are apart."""
+    if parted := next((rank["parted"] for rank in ranks if rank["parted"]), ""):
+        return f"PARTED: {parted}"
+    if reference is None:
+        return "ranks alike"
+    far = max(apart(rank["weights"], reference["weights"]) for rank in ranks)
+    return "equal" if far <= EQUAL else f"{far:.0e} apart"
 
 
 def row(recipe: str, arm: str, found: Mapping[str, Any]) -> str:
-    """The arm's line of the table."""
+    """The arm's line of the table. ``found``: of each engine both ranks; of None, one process."""
     words = refusal(declared(recipe), arms(recipe)[arm])
-    if found["status"] != "finished":
-        by = " by PyTorch" if found["status"] == "raised" else ""
-        told = f"refused{by}: {words}" if words and words in found["message"] else found["message"]
-        return f"| `{recipe}` | `{arm}` | {told} | | |"
-    cells = broken_cells(found)
-    if cells[0] != cells[1]:
-        contract = f"ranks differ: {cells}"
+    both = [rank for engine in ENGINES for rank in found[engine]]
+    errors = list(dict.fromkeys(rank["error"] for rank in both if "error" in rank))
+    if errors:
+        by = f"refused by PyTorch: {words}" if words and all(words in error for error in errors) else "; ".join(errors)
+        return f"| `{recipe}` | `{arm}` | {by} | | | |"
+    cells = [rank["cells"] for rank in both]
+    if any(each != cells[0] for each in cells):
+        contract = f"RANKS DIFFER: {cells}"
     else:
-        contract = f"broken on both: {', '.join(f'`{c}`' for c in cells[0])}" if cells[0] else "kept on both"
-    same = len({rank["weights_sha256"] for rank in found["ranks"]}) == 1
-    return f"| `{recipe}` | `{arm}` | ran | {contract} | {'identical' if same else 'DIFFERENT'} |"
+        contract = f"broken: {', '.join(f'`{cell}`' for cell in cells[0])}" if cells[0] else "kept"
+    exempt = "ranks" in declared(recipe).exempt
+    reference = None if exempt else found["one process"]
+    columns = [told(engine, found[engine], reference) for engine in ENGINES]
+    return f"| `{recipe}` | `{arm}` | {contract} | {' | '.join(columns)} |"
+
+
+def results(recipe: str) -> dict[str, dict[str, Any]]:
+    """By arm: of each engine what it left on both ranks; and what one process left."""
+    one, (first, second) = in_one_process(recipe), on_two_ranks(of_all, recipe, list(ENGINES), seconds=900)
+    return {
+        arm: {"one process": one[arm, None]} | {name: [first[arm, name], second[arm, name]] for name in ENGINES}
+        for arm in arms(recipe)
+    }
 
 
 def rows(recipe: str) -> list[str]:
-    return [row(recipe, arm, found) for arm, found in runs(recipe).items()]
+    return [row(recipe, arm, found) for arm, found in results(recipe).items()]
 
 
 def rows_in(page: str) -> dict[str, list[str]]:

@@ -31,6 +31,16 @@ def _fields(pid: int) -> list[str]:
         return []
 
 
+def described(pid: int) -> str:
+    """A process's state, parent, session and command line."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")[:160]
+    except OSError:
+        command = "gone by now"
+    state, parent, _, session = (*_fields(pid)[:4], "-", "-", "-", "-")[:4]
+    return f"{pid} {state} parent {parent} session {session}: {command}"
+
+
 def left_of(pids: Iterable[int], seconds: float = 30) -> list[int]:
     """Those that still run after so many seconds; at once where there are none."""
     deadline = time.monotonic() + seconds

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from conf_tests.conformance.catalogue import declared
-from conf_tests.faults.processes import descendants, left_of, listening, listening_on, ranks_of
+from conf_tests.faults.processes import descendants, described, left_of, listening, listening_on, ranks_of
 from conf_tests.helpers import result, start, wait_for
 
 STEPS = 600
@@ -76,7 +76,7 @@ def kill_one(recipe: str, folder: Path, weights: str, seconds: float, at: random
     files = [path.name for path in (folder / "tmp").iterdir()]
     open_ports = ports & {address for address, _ in listening()}
     if left or files or open_ports:
-        return f"LEFT: processes {left}, ports {open_ports}, files {files}"
+        return f"LEFT: processes {[described(pid) for pid in left]}, ports {open_ports}, files {files}"
     if process.exitcode or found["status"] != "finished":
         return f"LOST: {process.exitcode} {said[-300:]}"
     same = found["weights_sha256"] == weights

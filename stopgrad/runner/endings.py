@@ -16,7 +16,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from stopgrad.compare.files import write_whole
 from stopgrad.runner.errors import RunFailed, wants_traceback
 
 if TYPE_CHECKING:
@@ -87,6 +86,7 @@ def _record(job: Job, began: float, why: dict[str, str]) -> str:
 
     What rank 0 has written of a mistake of its own stands.
     """
+    from stopgrad.compare.files import write_whole  # imports torch, which --help need not
     from stopgrad.runner.record import beginning
     from stopgrad.runner.terminal import ending
 
