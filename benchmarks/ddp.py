@@ -1,10 +1,12 @@
-"""Steps per second of a GAN on two CPU processes over gloo: gradients averaged by our strategy, and by Lightning's DDP.
+"""Steps per second of a GAN on two CPU processes over gloo, by each engine, in one run.
 
     python benchmarks/ddp.py                      # the MLP of recipe=gan, 256 units
     python benchmarks/ddp.py --width 1024         # 20 times the weights: more to exchange
+    python benchmarks/ddp.py --write              # several widths, into docs/distributed.md
 
-Same recipe, same data, same processes, in turn: `ours` averages after each backward, `DDP` is Lightning's DDPStrategy
-with find_unused_parameters=True, which a GAN's two losses need. Beside them one process with the whole batch.
+Same recipe, same data, same processes, in turn: `flat` is trainer=ddp on CPUs, `fsdp` and `fsdp shard=1` are FSDP2,
+and `DDP` is Lightning's DDPStrategy with find_unused_parameters=True, which a GAN's two losses need. Beside them one
+process with the whole batch.
 """
 
 from __future__ import annotations
@@ -29,8 +31,18 @@ from conf_tests.distributed.pair import on_two_ranks, trainer  # noqa: E402
 from conf_tests.helpers import config  # noqa: E402
 from stopgrad.runner.averaging import AveragedGradients  # noqa: E402
 from stopgrad.runner.build import build_recipe, quiet, share  # noqa: E402
+from stopgrad.runner.sharding import FullyShard  # noqa: E402
 
 WARM_UP = 10
+ENGINES = {
+    "flat": AveragedGradients,
+    "fsdp shard=1": FullyShard,
+    "fsdp": lambda: FullyShard(shard=None),
+    "DDP": lambda: DDPStrategy(find_unused_parameters=True),
+}
+WIDTHS = (64, 256, 1024)
+PAGE = ROOT / "docs" / "distributed.md"
+MARKS = "<!-- engines -->\n", "<!-- end of engines -->"
 
 
 class Clock(L.Callback):
@@ -58,10 +70,32 @@ def seconds_a_step(kind: str, width: int, steps: int, repeats: int) -> list[floa
             options |= {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
             L.Trainer(accelerator="cpu", devices=1, enable_model_summary=False, **options).fit(recipe, data)
         else:
-            strategy = AveragedGradients() if kind == "ours" else DDPStrategy(find_unused_parameters=True)
-            trainer(strategy, **options).fit(recipe, data)
+            trainer(ENGINES[kind](), **options).fit(recipe, data)
         found.append(clock.seconds)
     return found
+
+
+def measured(width: int, steps: int, repeats: int) -> dict[str, float]:
+    """Median milliseconds a step, by engine; the engines in turn, so that a busy minute is shared."""
+    times: dict[str, list[float]] = {kind: [] for kind in (*ENGINES, "one")}
+    for _ in range(repeats):
+        for kind in ENGINES:
+            times[kind].append(on_two_ranks(seconds_a_step, kind, width, steps, 1)[0][0])
+        times["one"] += seconds_a_step("one", width, steps, 1)
+    return {kind: statistics.median(each) * 1e3 for kind, each in times.items()}
+
+
+def table(found: dict[int, dict[str, float]], steps: int, repeats: int) -> str:
+    """What docs/distributed.md shows."""
+    others = list(ENGINES)[1:]
+    head = " | ".join(f"`{kind}`" for kind in others)
+    lines = [f"| width of the GAN | `flat`, ms a step | {head} | one process |", "|" + "---|" * (len(ENGINES) + 2)]
+    for width, each in found.items():
+        ratios = " | ".join(f"{each[kind] / each['flat']:.2f}" for kind in [*others, "one"])
+        lines.append(f"| {width} | {each['flat']:.1f} | {ratios} |")
+    said = f"Times that of `flat`: two processes over gloo, one thread each, {repeats} runs of {steps} steps, medians,"
+    said += f" torch {torch.__version__.partition('+')[0]}; a busy machine moves them by a tenth or two."
+    return "\n".join([*lines, "", said]) + "\n"
 
 
 def main() -> None:
@@ -70,22 +104,28 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--write", action="store_true", help=f"the widths {WIDTHS}, into {PAGE.name}")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    times: dict[str, list[float]] = {"ours": [], "DDP": [], "one": []}
-    for _ in range(arguments.repeats):
-        for kind in ("ours", "DDP"):
-            times[kind].append(on_two_ranks(seconds_a_step, kind, arguments.width, arguments.steps, 1)[0][0])
-        times["one"] += seconds_a_step("one", arguments.width, arguments.steps, 1)
-    median = {kind: statistics.median(each) for kind, each in times.items()}
-    found = {"width": arguments.width, "repeats": arguments.repeats, "ours_over_ddp": median["ours"] / median["DDP"]}
-    found["ours_over_one"] = median["ours"] / median["one"]
+    if arguments.write:
+        found = {width: measured(width, arguments.steps, arguments.repeats) for width in WIDTHS}
+        page, (start, end) = PAGE.read_text(), MARKS
+        before, _, rest = page.partition(start)
+        PAGE.write_text(
+            before + start + table(found, arguments.steps, arguments.repeats) + end + rest.partition(end)[2]
+        )
+        return
+    median = measured(arguments.width, arguments.steps, arguments.repeats)
+    ratios = {kind: value / median["flat"] for kind, value in median.items()}
     if arguments.json:
-        print(json.dumps(found | {"milliseconds": {kind: value * 1e3 for kind, value in median.items()}}))
+        print(
+            json.dumps(
+                {"width": arguments.width, "repeats": arguments.repeats, "milliseconds": median, "of_flat": ratios}
+            )
+        )
         return
     for kind, value in median.items():
-        print(f"{kind:5} {value * 1e3:8.2f} ms a step")
-    print(f"ours takes {found['ours_over_ddp']:.2f} of DDP's time, {found['ours_over_one']:.2f} of one process's")
+        print(f"{kind:14} {value:8.2f} ms a step, {ratios[kind]:.2f} of flat")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import queue
 import tempfile
@@ -112,15 +113,13 @@ class Shares(TorchFunctionMode):
 class SharedNoise(Callback):
     """The noise of a run does not depend on the number of its ranks: each keeps its own rows of the whole draw."""
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         torch.manual_seed(0)
+        step = pl_module.training_step
 
-    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        self.mode = Shares(trainer.global_rank, trainer.world_size)
-        self.mode.__enter__()
+        @functools.wraps(step)
+        def shared(*args: Any, **kwargs: Any) -> Any:
+            with Shares(trainer.global_rank, trainer.world_size):
+                return step(*args, **kwargs)
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        self.mode.__exit__(None, None, None)
-
-    def on_exception(self, *args: Any) -> None:
-        self.on_train_batch_end()
+        pl_module.training_step = shared
