@@ -454,6 +454,19 @@ def test_no_rank_is_asked_for_sigterm(internals: Any, monkeypatch: pytest.Monkey
 # ---- Hydra
 
 
+@rests_on("torch.nn.Module._load_state_dict_pre_hooks", "a state dict of a recipe under trainer=fsdp holds shards")
+def test_state_dict_hooks(internals: Any) -> None:
+    module = nn.Sequential(nn.Linear(1, 1))
+    kept = module[0].register_state_dict_pre_hook(lambda *_: seen.append("kept"))
+    seen: list[str] = []
+    with internals.keep_state_dicts_whole(module):
+        module[0].register_state_dict_pre_hook(lambda *_: seen.append("saving"))
+        module[0].register_load_state_dict_pre_hook(lambda *_: seen.append("loading"))
+    module.load_state_dict(module.state_dict())
+    assert seen == ["kept"]
+    kept.remove()
+
+
 @rests_on("hydra._internal.core_plugins.basic_sweeper:BasicSweeper.split_arguments", "a sweep starts without a check")
 def test_product(internals: Any) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from conf_tests.conformance.catalogue import declared
 from conf_tests.helpers import ROOT, result, start, train
@@ -59,13 +60,32 @@ def test_wrong_numbers_are_refused_in_one_line(overrides, message, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_checkpoint_of_two_ranks_is_refused_by_one(swept, tmp_path):
+def test_checkpoint_goes_on_on_another_number_of_ranks(swept, tmp_path):
     (two,) = (swept[0] / "runs" / "dirac_gan").glob("*/fakes-detach/seed-0")
     last = two / "checkpoints" / "last.ckpt"
-    ran = train("recipe=dirac_gan", "trainer=smoke", f"ckpt_path={last}", cwd=tmp_path)
-    assert ran.stderr == f"error: ckpt_path={last}: written by 2 rank(s), which it goes on with; here are 1\n"
+    more = ["recipe=dirac_gan", "trainer=smoke", "trainer.max_steps=9", "logger=none"]
+    ran = train(*more, f"ckpt_path={last}", "hydra.run.dir=one", cwd=tmp_path)
+    assert "ckpt_path: written by 2 rank(s), here are 1: the data in their order, noise of its own" in ran.stderr
+    gone_on = torch.load(tmp_path / "one" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert gone_on["global_step"] == 9
+    (loader,) = gone_on["ranks"][0]["loaders"]
+    assert loader == {"position": 9}  # batch k of the whole run, whichever rank takes what of it
     ran = train("recipe=dirac_gan", "mode=evaluate", f"ckpt_path={last}", "hydra.run.dir=e", cwd=tmp_path)
     assert result(tmp_path / "e")["weights_sha256"] == result(two)["weights_sha256"]
+
+
+def test_fsdp_runs_as_ddp_does_and_each_goes_on_from_the_other(tmp_path):
+    """Sharded in one, whole in the other: the same bits, also where they go on from each other's checkpoint."""
+    more = ["recipe=gan", "recipe.width=16", "data.batch_size=12", "logger=none", "trainer.val_check_interval=6"]
+    first = ["trainer.max_steps=6", "callbacks.last.every_n_train_steps=3", "hydra.sweep.dir=s"]
+    train("-m", *more, *first, "trainer=ddp,fsdp", "hydra.sweep.subdir=${hydra:runtime.choices.trainer}", cwd=tmp_path)
+    hashes = {kind: result(tmp_path / "s" / kind)["weights_sha256"] for kind in ("ddp", "fsdp")}
+    assert hashes["ddp"] == hashes["fsdp"]
+    last = tmp_path / "s" / "fsdp" / "checkpoints" / "last.ckpt"
+    on = ["trainer.max_steps=9", "trainer.val_check_interval=9", "hydra.sweep.dir=on"]
+    both = f"ckpt_path={last},null"
+    train("-m", *more[:-1], *on, "trainer=ddp", both, "hydra.sweep.subdir=${hydra:job.num}", cwd=tmp_path)
+    assert result(tmp_path / "on" / "0")["weights_sha256"] == result(tmp_path / "on" / "1")["weights_sha256"]
 
 
 def test_torchrun(tmp_path):
