@@ -29,7 +29,8 @@ from stopgrad.runner.project import open_project  # noqa: E402
 # How far fp32 on the device may part from the CPU: not further than so many times what the CPU parts from itself where
 # its first weights are changed by a part in a million, and this much more.
 TIMES, MORE = 10, 1e-4
-NORMS = {"bf16-mixed": 0.1, "16-mixed": 0.02}  # how far a norm of the first audit may part from fp32's
+# How far a norm of the first audit may part from fp32's: in bf16 an action that is sampled may be another.
+NORMS = {"bf16-mixed": 0.2, "16-mixed": 0.02}
 COMPILED = 1e-3  # and a loss of a compiled network from eager's, over 6 steps
 STEPS = 20
 SMALL_SCALE = 256.0

@@ -27,7 +27,7 @@ from stopgrad import FlowContract
 from stopgrad.lightning import FlowAudit
 from stopgrad.lightning.manual import scale_of
 from stopgrad.lightning.names import loss_being_named
-from stopgrad.runner.build import build_recipe, compile_networks
+from stopgrad.runner.build import build_recipe, compile_networks, trainer_section
 from stopgrad.runner.finite import Finite
 
 ROOT = Path(__file__).parents[1]
@@ -236,7 +236,7 @@ def trained(
     scaler = scaled(config, first_scale)
     with tempfile.TemporaryDirectory() as folder:
         trainer = instantiate(
-            config.trainer,
+            trainer_section(config),
             callbacks=[Finite(at_once=False), losses, *([audit] if audited else []), clock],
             plugins=scaler and [scaler],
             default_root_dir=folder,

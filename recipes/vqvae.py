@@ -242,7 +242,7 @@ class VQVAE(L.LightningModule):
     def average(self, codes: Codes) -> None:
         """Running numbers and sums of the z that each code stands for (van den Oord et al., appendix A.1)."""
         chosen = F.one_hot(codes.index.flatten(), self.codes).to(codes.z)  # (B L, K)
-        self.counts.lerp_(chosen.sum(0), 1 - self.decay)
+        self.counts.lerp_(chosen.sum(0).to(self.counts), 1 - self.decay)
         self.sums.lerp_((chosen.T @ codes.z.flatten(0, 1)).to(self.sums), 1 - self.decay)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
