@@ -10,6 +10,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -315,14 +316,14 @@ class TestBar:
 
     def test_none_where_runs_go_side_by_side_or_nobody_watches(self, monkeypatch):
         launcher = {"_target_": "basic_launcher.BasicLauncher"}
-        hydra = SimpleNamespace(mode=terminal.RunMode.MULTIRUN, launcher=OmegaConf.create(launcher))
+        hydra = SimpleNamespace(mode=RunMode.MULTIRUN, launcher=OmegaConf.create(launcher))
         monkeypatch.setattr(terminal.HydraConfig, "initialized", lambda: True)
         monkeypatch.setattr(terminal.HydraConfig, "get", lambda: hydra)
         monkeypatch.setattr(terminal.sys, "stderr", SimpleNamespace(isatty=lambda: True))
         assert isinstance(terminal.progress_bar(), terminal.Bar)
         hydra.launcher._target_ = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
         assert terminal.progress_bar() is None
-        hydra.mode = terminal.RunMode.RUN
+        hydra.mode = RunMode.RUN
         assert isinstance(terminal.progress_bar(), terminal.Bar)
         monkeypatch.setattr(terminal.sys, "stderr", SimpleNamespace(isatty=lambda: False))
         assert terminal.progress_bar() is None
