@@ -56,7 +56,7 @@ ROOT = {
 }
 LENGTH = ("max_epochs", "min_epochs", "min_steps")  # an epoch is as long as the run, so that these would do nothing
 SHARED = ("data.batch_size", "data.num_envs", "recipe.num_envs", "recipe.minibatch")  # sizes that the ranks share
-LAUNCH = {"restarts": NonNegativeInt, "timeout": PositiveInt, "shard": PositiveInt | None}  # of ranks, not of Lightning
+LAUNCH = {"restarts": NonNegativeInt, "timeout": PositiveInt, "shard": typing.Optional[PositiveInt]}  # noqa: UP045
 KEY_FIRST = re.compile(r"[a-z_.]+=")  # a message that names its key already
 ARBITRARY = ConfigDict(arbitrary_types_allowed=True)
 

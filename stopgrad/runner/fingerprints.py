@@ -82,8 +82,9 @@ class KeepFingerprints(Callback):
         for p in (p for group in optimizer.param_groups for p in group["params"]):
             gradient = torch.zeros_like(p) if p.grad is None else whole_of(p.grad)
             groups.setdefault(self.groups.get(id(p), "other"), []).append(gradient)
-        for group, gradients in groups.items() if self.taken else ():
-            self.taken.gradients.setdefault(group, sketch(gradients, FINE))
+        for group, gradients in groups.items():
+            if self.taken is not None:
+                self.taken.gradients.setdefault(group, sketch(gradients, FINE))
 
     def _write(self) -> None:
         self._leave()

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from pydantic import PositiveInt
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
@@ -122,7 +122,7 @@ class Shards:
         InputError: a trained parameter that is not the recipe's, or that has no dimension to be sharded along.
     """
 
-    def __init__(self, recipe: nn.Module, optimizers: Sequence[Optimizer], mesh: dist.DeviceMesh) -> None:
+    def __init__(self, recipe: nn.Module, optimizers: Sequence[Optimizer], mesh: DeviceMesh) -> None:
         trained = {id(p): p for each in optimizers for group in each.param_groups for p in group["params"]}
         names = {name: p for name, p in recipe.named_parameters() if id(p) in trained}
         _check(names, trained)
@@ -223,7 +223,7 @@ class Shards:
 
     def shard_state(self, optimizer: Optimizer) -> None:
         """The optimiser's state, which a checkpoint holds whole, as the ranks hold it."""
-        by_whole = {each.whole: each for each in self.all}
+        by_whole: dict[Any, Held] = {each.whole: each for each in self.all}
         for parameter, state in optimizer.state.items():
             for key, value in state.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
@@ -245,7 +245,7 @@ def _check(names: Mapping[str, nn.Parameter], trained: Mapping[int, nn.Parameter
             raise InputError(f"trainer.strategy: {name} has no dimension to be sharded along; make its shape (1,)")
 
 
-def _unit(recipe: nn.Module, names: Iterable[str], mesh: dist.DeviceMesh) -> FSDPModule:
+def _unit(recipe: nn.Module, names: Iterable[str], mesh: DeviceMesh) -> FSDPModule:
     """A unit of these parameters alone, which stay whole until they are resharded by hand."""
     inside = set(names)
     others = {p for name, p in recipe.named_parameters() if name not in inside}
