@@ -54,7 +54,8 @@ def _run(arguments: list[str], cwd: Path, compose: bool, out: Path, err: Path) -
     if compose:
         from stopgrad.runner import train as runner
 
-        vars(runner)["run_on_ranks"] = lambda config, run: print("composed")  # after Hydra, and after every check
+        ends = {"one_run": lambda config: print("composed"), "launch": lambda run, jobs: jobs and print("composed")}
+        vars(runner).update(ends)  # after Hydra, and after every check
     sys.path.insert(0, str(cwd))
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
