@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -129,6 +130,34 @@ def build_recipe(*overrides: str) -> Any:
     composed = config(*overrides)
     torch.manual_seed(composed.seed)
     return instantiate(composed.recipe, stop=composed.stop, _convert_="all")
+
+
+def trained(steps: int, *overrides: str, recipe: Any = None) -> Any:
+    """A recipe after so many batches of its data by its own training_step, without Lightning around it.
+
+    ``recipe`` is one that was built and changed before, if any.
+    """
+    composed = config(*overrides, f"trainer.max_steps={steps}")
+    recipe = build_recipe(*overrides) if recipe is None else recipe
+    data = instantiate(composed.data, _convert_="all")
+    data.prepare_data()
+    data.setup("fit")
+    made = recipe.configure_optimizers()
+    ours = made if isinstance(made, list) else [made]
+    for optimizer in ours:
+        optimizer.optimizer = optimizer  # as Lightning's wrapper holds it
+    recipe.optimizers = lambda: made
+    recipe.manual_backward = lambda loss: loss.backward()
+    recipe.log_dict = recipe.log = lambda *args, **kwargs: None
+    for k, batch in enumerate(data.train_dataloader()):
+        recipe.trainer = SimpleNamespace(log_every_n_steps=10**9, global_step=k, datamodule=data)
+        loss = recipe.training_step(batch, k)
+        if recipe.automatic_optimization:
+            (optimizer,) = ours
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return recipe
 
 
 def norms(loss: Tensor, groups: Mapping[str, nn.Module]) -> dict[str, float | None]:

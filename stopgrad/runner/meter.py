@@ -34,8 +34,9 @@ class SavedBytes:
 
     def _pack(self, tensor: Tensor) -> tuple[Tensor, int]:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.known:
-            self.storages[storage.data_ptr()] = (storage, storage.nbytes())
+        with suppress(RuntimeError):  # a tensor of torch.func has none: it is not counted
+            if storage.data_ptr() not in self.known:
+                self.storages[storage.data_ptr()] = (storage, storage.nbytes())
         return tensor.detach(), version_of(tensor)
 
     def _unpack(self, packed: tuple[Tensor, int]) -> Tensor:
