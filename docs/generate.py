@@ -1,4 +1,4 @@
-"""The tables that are made, not written: README's row for each recipe, and docs/recipes/index.md.
+"""The tables that are made, not written: README's row for each recipe, docs/recipes/index.md, docs/which.md's second.
 
     python docs/generate.py                        write them
     python docs/generate.py --check                write nothing; name what is stale, and end with 1
@@ -25,11 +25,12 @@ from omegaconf import OmegaConf
 from stopgrad.compare import compare
 from stopgrad.compare.read import Run
 from stopgrad.compare.words import number
-from stopgrad.cuts.strategies import spelling
+from stopgrad.cuts.strategies import TAKES_FACTOR, spelling, stops
 from stopgrad.runner.declared import Declaration, declared_in, recipe_files
 
 ROOT = Path(__file__).parents[1]
 README, INDEX, MEASURED = (ROOT / path for path in ("README.md", "docs/recipes/index.md", "docs/measured"))
+WHICH = ROOT / "docs" / "which.md"
 START, END = "<!-- recipes: made by python docs/generate.py -->\n", "<!-- end of recipes -->"
 ELSEWHERE = re.compile(r"(compare|arm|cache|logger|hydra\..*|callbacks\.fingerprints\.window)=|seed=\d+$")
 OF = "override /recipe"
@@ -200,6 +201,18 @@ def readme_rows() -> str:
     return "\n".join(lines) + "\n"
 
 
+def which_rows() -> str:
+    """A row for each boundary: the method, what is cut by default or must stay live, and what happens otherwise."""
+    lines = ["| method | what is cut | what happens otherwise | recipe |", "|---|---|---|---|"]
+    for name, _, _, declared in recipes():
+        for boundary, legal in declared.boundaries.items():
+            cut = stops(legal[0]) or legal[0] in TAKES_FACTOR
+            what = f"`{boundary}`: {f'by `{legal[0]}`' if cut else 'nothing, it stays **live**'}"
+            link = f"[`{name}`](recipes/{name}.md)"
+            lines.append(f"| {declared.paper} | {what} | {bare(declared.without.get(boundary, ''))} | {link} |")
+    return "\n".join(lines) + "\n"
+
+
 def effect(compare: str) -> tuple[str | None, str] | None:
     """The first arm that a metric tells from the reference: the switch that it flips, and how far the median moves."""
     found = measured(compare)
@@ -312,9 +325,13 @@ def figure(value: float | str | None) -> str:
 
 def pages() -> dict[Path, str]:
     """What each generated file must hold."""
-    before, _, rest = README.read_text().partition(START)
-    _, _, after = rest.partition(END)
-    return {README: before + START + readme_rows() + END + after, INDEX: index()}
+    rows = {README: readme_rows(), WHICH: which_rows()}
+    return {file: between_marks(file.read_text(), text) for file, text in rows.items()} | {INDEX: index()}
+
+
+def between_marks(page: str, text: str) -> str:
+    before, _, rest = page.partition(START)
+    return before + START + text + END + rest.partition(END)[2]
 
 
 def stale() -> list[str]:
