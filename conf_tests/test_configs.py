@@ -52,7 +52,7 @@ def test_help_has_a_line_for_each_recipe():
         assert len(re.findall(rf"^  {name}  +\S", text, re.M)) == 1
     assert max(map(len, text.partition("Other choices")[0].splitlines())) <= 120
     assert "stop.penalty" not in text
-    assert "trainer: cpu, ddp, gpu, smoke" in text
+    assert "trainer: cpu, ddp, fsdp, gpu, smoke" in text
 
 
 def test_help_on_a_recipe_lists_its_boundaries_and_switches():
@@ -63,7 +63,7 @@ def test_help_on_a_recipe_lists_its_boundaries_and_switches():
         "boundary stop.discriminator=freeze|none\n",
         "switch   stop.zero_grad=timely|late\n             late, G steps on what D's loss left in it\n",
         "switch   stop.penalty=kept|no_create_graph|detached\n",
-        "trainer: cpu, ddp, gpu, smoke",
+        "trainer: cpu, ddp, fsdp, gpu, smoke",
     ):
         assert line in text
     assert "stop.advantage" not in text
