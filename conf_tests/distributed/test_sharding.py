@@ -167,6 +167,7 @@ def many_things(module, k, parts=None):
         mean_backward(module, penalty_of, parts)
     nn.utils.clip_grad_norm_(module.experts[0].parameters(), 0.3)
     optimizer.step()
+    assert module.experts[1].weight.requires_grad == (k >= 2)  # a step changes no flag
     with torch.no_grad():
         for mine, its in zip(module.average.parameters(), module.experts[0].parameters(), strict=True):
             mine.lerp_(its, 0.1)
