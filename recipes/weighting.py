@@ -3,6 +3,8 @@ r"""Losses weighed by functions of themselves: the weight is a number, or the pr
     theta ──> L1, L2, ... ──┬───────────────────> * ──> + ──> weighted_loss
                             └──> w(L) ──> ‖ ──────┘           ‖ stop.weight: it weighs, and is not made small
 
+Three schemes, and what the weight does to the gradient:
+
     normalised   w = 1 / L           cut: grad log L, whatever the scale; live: the loss is 1, and its gradient 0
     focal        w = (1 - p)^gamma   cut: the logit comes to rest at logit(eta) / (gamma + 1); live: elsewhere
     causal       w = exp(-eps L1)    of a later L2; cut: L1's own gradient; live: (1 - eps w L2) times it, the wrong way
