@@ -1,7 +1,7 @@
 r"""Branch: a second head on a trunk that must not feel it, or must feel its opposite.
 
     source ──> trunk ──> features ──> classifier ──> label_loss
-    both   ──> trunk ──> features ──‖──> branch ──> domain_loss      ‖ stop.features: 0 detach, +1 none, -l reverse:l
+    both   ──> trunk ──> features ──‖──> branch ──> branch_loss      ‖ stop.features: 0 detach, +1 none, -l reverse:l
 
 One gate, three methods. Closed, the branch is a probe (Alain & Bengio 2016, arXiv:1610.01644): it tells what the
 trunk knows, here whether an image is of the source domain or of the target, and the trunk trains as if it were not
@@ -10,6 +10,9 @@ arXiv:1505.07818, eq. 13-15): the branch learns to tell the domains apart and th
 
 A gradient is not the only way from a branch to its trunk: a clip by the norm of all gradients scales the trunk's step
 by what the branch's gradient is (stop.clip=global). The trunk has no BatchNorm, whose statistics would be another way.
+
+recipe.head says what the branch answers: the domain; whether the classifier is right (a confidence head); or what comes
+after the label (as the further heads of Medusa, Cai et al. 2024, arXiv:2401.10774, or of multi-token prediction).
 
     python train.py recipe=branch                               # a probe: the trunk bit for bit as without it
     python train.py recipe=branch stop.features=reverse:0.3     # DANN: better on the target domain
@@ -22,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import lightning as L
 import torch
@@ -52,7 +56,7 @@ SMALL = ["data.batch_size=16"]
 FLOW = FlowContract(
     {
         "label_loss": {"trunk": "open", "classifier": "open", "branch": "blocked"},
-        "domain_loss": {"branch": "open", "trunk": "blocked", "classifier": "blocked", "stop.features": "blocked"},
+        "branch_loss": {"branch": "open", "trunk": "blocked", "classifier": "blocked", "stop.features": "blocked"},
     }
 )
 
@@ -82,11 +86,11 @@ class Branch(L.LightningModule):
         width: channels of the trunk's first layer.
         features: of the trunk.
         hidden: units of each head's hidden layer.
+        head: what the branch tells: ``domain``; ``confidence``: whether the classifier names a source image right; or
+            ``ahead``: the label after its own, counting on.
         domain_weight: of the branch's loss; 0 leaves the branch out.
         max_norm: gradients are clipped to this norm: those of trunk and classifier, and those of the branch.
     """
-
-    FLOW = FLOW
 
     def __init__(
         self,
@@ -98,6 +102,7 @@ class Branch(L.LightningModule):
         width: PositiveInt = 16,
         features: PositiveInt = 64,
         hidden: PositiveInt = 100,
+        head: Literal["domain", "confidence", "ahead"] = "domain",
         domain_weight: NonNegativeFloat = 1.0,
         max_norm: PositiveFloat = 5.0,
     ) -> None:
@@ -106,9 +111,10 @@ class Branch(L.LightningModule):
         self.stop = Stops(stop, BOUNDARIES, SWITCHES)
         self.trunk = convolutional(shape, width, features)
         self.classifier = mlp(features, hidden, classes)
-        self.branch = mlp(features, hidden, 1)
-        self.classes, self.domain_weight, self.max_norm = classes, domain_weight, max_norm
+        self.branch = mlp(features, hidden, classes if head == "ahead" else 1)
+        self.classes, self.head, self.domain_weight, self.max_norm = classes, head, domain_weight, max_norm
         self.optimizer = optimizer
+        self.FLOW = FLOW if domain_weight else FlowContract({"label_loss": FLOW["label_loss"]})
 
     def parameter_groups(self) -> dict[str, nn.Module]:
         return {"trunk": self.trunk, "classifier": self.classifier, "branch": self.branch}
@@ -120,12 +126,26 @@ class Branch(L.LightningModule):
         source, labels, _ = batch
         return F.cross_entropy(self.classifier(self.trunk(source)), labels)
 
-    def domain_loss(self, batch: Sequence[Tensor]) -> Tensor:
-        """The branch tells source images (0) from target images (1), as many of each."""
-        source, _, target = batch
+    def branch_loss(self, batch: Sequence[Tensor]) -> Tensor:
+        """The branch tells source images (0) from target images (1), as many of each; or what ``head`` says."""
+        source, labels, target = batch
+        images = torch.cat([source, target]) if self.head == "domain" else source
+        features = self.stop.features(self.trunk, images)  # the gate: closed, open or reversed
+        answers = self.branch(features)
+        if self.head == "ahead":
+            return F.cross_entropy(answers, self.following(labels))
+        if self.head == "confidence":
+            return F.binary_cross_entropy_with_logits(answers.squeeze(1), self.right(features, labels))
         domains = torch.cat([torch.zeros(len(source)), torch.ones(len(target))]).to(source.device)
-        features = self.stop.features(self.trunk, torch.cat([source, target]))  # the gate: closed, open or reversed
-        return F.binary_cross_entropy_with_logits(self.branch(features).squeeze(1), domains)
+        return F.binary_cross_entropy_with_logits(answers.squeeze(1), domains)
+
+    def following(self, labels: Tensor) -> Tensor:
+        return (labels + 1) % self.classes
+
+    @torch.no_grad()
+    def right(self, features: Tensor, labels: Tensor) -> Tensor:
+        """(B,) 1 where the classifier names the image of these features right."""
+        return (self.classifier(features).argmax(1) == labels).float()
 
     # ---- the step
 
@@ -133,7 +153,7 @@ class Branch(L.LightningModule):
         optimizer = counted(self)
         optimizer.zero_grad()
         terms = {}
-        for name, loss, weight in (("label", self.label_loss, 1.0), ("domain", self.domain_loss, self.domain_weight)):
+        for name, loss, weight in (("label", self.label_loss, 1.0), ("branch", self.branch_loss, self.domain_weight)):
             if weight:
                 value = weight * loss(batch)
                 with loss_name(f"{name}_loss"):
@@ -176,7 +196,14 @@ class Branch(L.LightningModule):
             features = self.trunk(images)
             right = self.classifier(features).argmax(1) == labels
             self.log(f"{name}_accuracy", right.float().mean(), prog_bar=True)
-            told = (self.branch(features) > 0) == domain
-            self.log(f"health/{name}_told", told.float().mean())
+            self.log(f"health/{name}_told", self.told(features, labels, domain).float().mean())
+
+    def told(self, features: Tensor, labels: Tensor, domain: bool) -> Tensor:
+        """(B,) Whether the branch's answer is right."""
+        answers = self.branch(features)
+        if self.head == "ahead":
+            return answers.argmax(1) == self.following(labels)
+        wanted = self.right(features, labels) > 0 if self.head == "confidence" else domain
+        return (answers.squeeze(1) > 0) == wanted
 
     test_step = validation_step

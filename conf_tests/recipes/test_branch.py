@@ -78,7 +78,7 @@ class TestGate:
     def test_multiplies_what_reaches_the_trunk_and_not_the_branch(self, strategy, factor):
         def gradients(choice):
             recipe = build_recipe(*SMALL, f"stop.features={choice}")
-            loss = recipe.domain_loss(batch())
+            loss = recipe.branch_loss(batch())
             parts = [list(recipe.trunk.parameters()), list(recipe.branch.parameters())]
             return [torch.autograd.grad(loss, part, retain_graph=True, allow_unused=True) for part in parts]
 
@@ -96,9 +96,39 @@ class TestGate:
         found = {name: norms(getattr(recipe, name)(batch()), recipe.parameter_groups()) for name in FLOW}
         assert found["label_loss"]["trunk"] > 0
         assert found["label_loss"]["branch"] is None
-        assert found["domain_loss"]["branch"] > 0
-        assert found["domain_loss"]["classifier"] is None
-        assert (found["domain_loss"]["trunk"] is None) == (strategy != "none")
+        assert found["branch_loss"]["branch"] > 0
+        assert found["branch_loss"]["classifier"] is None
+        assert (found["branch_loss"]["trunk"] is None) == (strategy != "none")
+
+
+class TestHeads:
+    @pytest.mark.parametrize("head", ["domain", "confidence", "ahead"])
+    @pytest.mark.parametrize("seed", range(3))
+    def test_live_a_head_moves_the_trunk_and_cut_not_at_all(self, head, seed):
+        """The trunk's gradient with the head and without: apart by exactly 0, or by a good part of its norm."""
+        trunk, own = {}, {}
+        for choice in ("alone", "detach", "none"):
+            recipe = build_recipe(
+                *SMALL, f"seed={seed}", f"recipe.head={head}", f"stop.features={choice}".replace("alone", "detach")
+            )
+            losses = [recipe.label_loss(batch())] + ([recipe.branch_loss(batch())] if choice != "alone" else [])
+            parameters = [list(recipe.trunk.parameters()), list(recipe.branch.parameters())]
+            for kept, part in ((trunk, parameters[0]), (own, parameters[1])):
+                found = torch.autograd.grad(sum(losses), part, retain_graph=True, allow_unused=True)
+                kept[choice] = torch.cat([g.flatten() for g in found if g is not None] or [torch.zeros(1)])
+        assert torch.equal(trunk["detach"], trunk["alone"])
+        assert (trunk["none"] - trunk["alone"]).norm() >= 0.2 * trunk["alone"].norm()
+        assert torch.equal(own["detach"], own["none"])
+
+    def test_what_each_is_asked(self):
+        source, labels, _ = batch()
+        ahead = build_recipe(*SMALL, "recipe.head=ahead")
+        by_hand = -ahead.branch(ahead.trunk(source)).log_softmax(1)[range(12), [(k + 1) % 10 for k in labels.tolist()]]
+        torch.testing.assert_close(ahead.branch_loss(batch()), by_hand.mean())
+        sure = build_recipe(*SMALL, "recipe.head=confidence")
+        right = torch.tensor([k == j for k, j in zip(sure(source).argmax(1).tolist(), labels.tolist(), strict=True)])
+        said = sure.branch(sure.trunk(source)).squeeze(1).sigmoid()
+        torch.testing.assert_close(sure.branch_loss(batch()), -torch.where(right, said, 1 - said).log().mean())
 
 
 class TestDomains:

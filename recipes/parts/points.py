@@ -45,7 +45,14 @@ def eight_gaussians(n: int, dimensions: int, generator: torch.Generator) -> Tens
     return math.sqrt(2) * torch.stack([angles.cos(), angles.sin()], 1) + 0.1 * normal(n, 2, generator)
 
 
-KINDS = {"normal": normal, "eight_gaussians": eight_gaussians}
+def shifted(n: int, dimensions: int, generator: torch.Generator) -> Tensor:
+    """(n, 2): a Gaussian about (1.5, -1), of standard deviation .5."""
+    if dimensions != 2:
+        raise ValueError(f"data.shape=[{dimensions}]: shifted lies in the plane; choose [2]")
+    return torch.tensor([1.5, -1.0]) + 0.5 * normal(n, 2, generator)
+
+
+KINDS = {"normal": normal, "eight_gaussians": eight_gaussians, "shifted": shifted}
 
 
 def energy_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -73,7 +80,7 @@ class Cloud(InMemory):
     def __init__(
         self,
         *,
-        kind: Literal["normal", "eight_gaussians"] = "normal",
+        kind: Literal["normal", "eight_gaussians", "shifted"] = "normal",
         shape: Sequence[PositiveInt] = (8,),
         points: PositiveInt = 256,
         held_out: PositiveInt = 4096,
