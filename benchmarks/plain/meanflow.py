@@ -43,7 +43,7 @@ def train(steps: int = 2500, seed: int = 0) -> dict[str, float]:
         t = times.amax(0)
         r = torch.where(torch.arange(BATCH) < BATCH // 4, t, times.amin(0))
         z, v = points + t[:, None] * (noise - points), noise - points
-        u, derivative = jvp(velocity, (z, r, t), (v, torch.zeros_like(r), torch.ones_like(t)))
+        u, derivative, *_ = jvp(velocity, (z, r, t), (v, torch.zeros_like(r), torch.ones_like(t)))
         target = (v - (t - r)[:, None] * derivative).detach()  # the cut: alive, samples collapse to half the spread
         loss = (u - target).square().sum(1).mean()
         optimizer.zero_grad()

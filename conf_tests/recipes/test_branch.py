@@ -114,7 +114,7 @@ class TestHeads:
             losses = [recipe.label_loss(batch())] + ([recipe.branch_loss(batch())] if choice != "alone" else [])
             parameters = [list(recipe.trunk.parameters()), list(recipe.branch.parameters())]
             for kept, part in ((trunk, parameters[0]), (own, parameters[1])):
-                found = torch.autograd.grad(sum(losses), part, retain_graph=True, allow_unused=True)
+                found = torch.autograd.grad(torch.stack(losses).sum(), part, retain_graph=True, allow_unused=True)
                 kept[choice] = torch.cat([g.flatten() for g in found if g is not None] or [torch.zeros(1)])
         assert torch.equal(trunk["detach"], trunk["alone"])
         assert (trunk["none"] - trunk["alone"]).norm() >= 0.2 * trunk["alone"].norm()

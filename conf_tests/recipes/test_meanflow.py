@@ -143,7 +143,8 @@ def test_self_conditioning_in_a_linear_toy_is_the_same_cut_or_not(cut):
     optimizer = torch.optim.SGD([a, b], lr=0.2)
     for _ in range(3000):
         first = a.detach() if cut else a
-        loss = sum((slope - 1).square() + slope.square() for slope in (a, a + b * first)) / 2
+        slopes = torch.stack([a, a + b * first])
+        loss = ((slopes - 1).square() + slopes.square()).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
