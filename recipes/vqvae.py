@@ -63,6 +63,7 @@ WITHOUT = {
     "estimator": "rotation, the gradient turns with the code",
     "update": "average, no gradient moves the codes",
 }
+EXEMPT = {"ranks stop.update=average": "a rank's means are of its own half of the batch"}
 SMALL = ["data.batch_size=16", "recipe.width=16"]
 FLOW = FlowContract(
     {

@@ -31,6 +31,7 @@ from conf_tests.helpers import PROCESSES, ROOT
 from stopgrad.lightning import FlowAudit, RankAudit
 from stopgrad.runner.averaging import AveragedGradients
 from stopgrad.runner.build import build_recipe, quiet, share
+from stopgrad.runner.declared import Declaration
 from stopgrad.runner.sharding import FullyShard
 
 PAGE = ROOT / "docs" / "distributed.md"
@@ -51,6 +52,13 @@ def arms(recipe: str) -> dict[str, list[str]]:
     return {"default": [], **found}
 
 
+def exempt(of: Declaration, overrides: Sequence[str]) -> str | None:
+    """Why two ranks need not train as one process does, with these overrides, if the recipe says so."""
+    return next(
+        (of.exempt[f"ranks{arm}"] for arm in ("", *(f" {o}" for o in overrides)) if f"ranks{arm}" in of.exempt), None
+    )
+
+
 def trained(recipe: str, overrides: list[str], engine: str | None) -> dict[str, Any]:
     """What five batches leave on this rank, or in one process: weights, broken cells, what parted; or the error."""
     of, ranks = declared(recipe), 2 if engine else 1
@@ -59,7 +67,7 @@ def trained(recipe: str, overrides: list[str], engine: str | None) -> dict[str, 
     torch.manual_seed(config.seed)
     flow, audit = FlowAudit(on_violation="record"), RankAudit(1, on_violation="record")
     options: dict[str, Any] = {
-        "precision": "32-true" if "ranks" in of.exempt else "64-true",
+        "precision": "32-true" if exempt(of, overrides) else "64-true",
         "max_epochs": -1,
         "max_steps": STEPS,
         "limit_val_batches": 0,
@@ -143,8 +151,7 @@ def row(recipe: str, arm: str, found: Mapping[str, Any]) -> str:
         contract = f"RANKS DIFFER: {cells}"
     else:
         contract = f"broken: {', '.join(f'`{cell}`' for cell in cells[0])}" if cells[0] else "kept"
-    exempt = "ranks" in declared(recipe).exempt
-    reference = None if exempt else found["one process"]
+    reference = None if exempt(declared(recipe), arms(recipe)[arm]) else found["one process"]
     columns = [told(engine, found[engine], reference) for engine in ENGINES]
     return f"| `{recipe}` | `{arm}` | {contract} | {' | '.join(columns)} |"
 
@@ -179,13 +186,15 @@ def written(page: str, new: Mapping[str, Sequence[str]]) -> str:
     is exempt from the comparison with one process.
     """
     lines = {**rows_in(page), **new}
-    exempt: dict[str, list[str]] = {}
+    excused: dict[str, list[str]] = {}
     for name in CONFIGS:
-        if reason := declared(name).exempt.get("ranks"):
-            exempt.setdefault(reason, []).append(f"`{name}`")
+        for check, reason in declared(name).exempt.items():
+            if check.startswith("ranks"):
+                arm = check.removeprefix("ranks").strip()
+                excused.setdefault(reason, []).append(f"`{name}`" + (f" with `{arm}`" if arm else ""))
     texts = (
         [*HEAD, *(line for name in CONFIGS for line in lines.get(name, []))],
-        [f"- {', '.join(names)}: {reason}" for reason, names in exempt.items()],
+        [f"- {', '.join(names)}: {reason}" for reason, names in excused.items()],
     )
     for (start, end), text in zip((TABLE, EXEMPT), texts, strict=True):
         before, _, rest = page.partition(start)
