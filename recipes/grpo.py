@@ -79,6 +79,7 @@ NEEDS = {
     "stop.seq_ratio": ["recipe.importance_sampling_level=sequence_token"],
     "stop.inner": ["recipe.importance_sampling_level=sequence_token"],
 }
+EXEMPT = {"ranks": "each rank writes completions of its own"}
 SMALL = ["data.batch_size=2"]
 FLOW = FlowContract({"grpo_loss": {"policy": "open", "stop.old_logp": "blocked"}})
 
