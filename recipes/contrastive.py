@@ -157,7 +157,7 @@ class Contrastive(L.LightningModule):
                 yield info_nce(whole, whole, pairs, self.temperature)
 
     def parts(self, images: Tensor, texts: Tensor, ranks: int) -> Iterator[Tensor]:
-        """The loss in parts whose gradients add up: one, or of cached memory one for each chunk, made when asked for."""
+        """The loss in parts whose gradients add up: one, or with cached memory one a chunk, made when asked for."""
         if self.stop.memory == "whole":
             yield torch.stack(list(self.shard_losses(self.embed(images, texts), ranks))).mean()
             return

@@ -94,7 +94,8 @@ def test_without_gradient_the_local_loss_goes_another_way_at_the_same_value():
 
 def test_own_negatives_are_another_loss():
     cosine, _, error, loss = against_the_whole_batch(OWN)
-    assert cosine.max() <= 0.96
+    assert cosine.min() >= 0.64
+    assert cosine.max() <= 0.95
     assert error.min() >= 0.1
     assert loss.max() < 0  # fewer to be told apart
 
@@ -183,7 +184,7 @@ def test_the_gradient_through_all_gather_needs_no_factor():
 
 def test_shards_that_ranks_or_pairs_cannot_share():
     recipe, (images, texts) = build_recipe("recipe=contrastive", "recipe.shards=5"), pairs(0)
-    with pytest.raises(ValueError, match="recipe.shards=5: 1 ranks of 32 pairs cannot share them"):
+    with pytest.raises(ValueError, match=r"recipe.shards=5: 1 ranks of 32 pairs cannot share them"):
         recipe.contrastive_loss((images, texts))
 
 
