@@ -16,8 +16,8 @@ matrix (global) or of its own rows (local), and the mean of the shards' gradient
 
 On real ranks all_gather is the differentiable one: its backward sums over ranks, data parallelism divides by W, and no
 factor is missing. GradCache (Gao et al. 2021, arXiv:2101.06983): features chunk by chunk without a graph, the loss's
-gradient with respect to them kept, and each chunk computed again to meet it; the whole batch's gradient, for the graph
-of one chunk. Were the first features live, their gradient would be differentiated as well.
+gradient with respect to them kept, and each chunk computed again to meet it; the whole batch's gradient, for the
+towers' graph of one chunk. Were the first features live, their gradient would be differentiated as well.
 
     python train.py recipe=contrastive                                           # right: cosine 1, norm 1.00x
     python train.py recipe=contrastive stop.gathered=detach                      # broken: norm .2500x
@@ -66,7 +66,7 @@ WITHOUT = {
     "chunks": "the cached gradient is differentiated too: twice too long, and turned",
     "negatives": "of the own shard, another loss: what gradient accumulation gives",
     "loss": "local, the same gradient for 1/W of the matrix, if what is gathered is not cut",
-    "memory": "cached, the same gradient for the graph of one chunk, and a second forward",
+    "memory": "cached, the same gradient for the towers' graph of one chunk, and a second forward",
 }
 NEEDS = {"stop.chunks": ["stop.memory=cached"]}
 SMALL = ["data.batch_size=8", "recipe.chunk_size=2"]  # of which each of two ranks has two shards of two pairs
