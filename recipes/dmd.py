@@ -57,8 +57,8 @@ class Generator(nn.Module):
 
     def __init__(self, mean: float, std: float, learn_std: bool) -> None:
         super().__init__()
-        self.mean = nn.Parameter(torch.tensor(mean, dtype=torch.float64))
-        self.std = nn.Parameter(torch.tensor(std, dtype=torch.float64), learn_std)
+        self.mean = nn.Parameter(torch.tensor([mean], dtype=torch.float64))
+        self.std = nn.Parameter(torch.tensor([std], dtype=torch.float64), learn_std)
 
     def forward(self, z: Tensor) -> Tensor:
         return self.mean + self.std * z

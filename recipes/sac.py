@@ -65,8 +65,8 @@ class Gaussian(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.mean = nn.Parameter(torch.ones((), dtype=torch.float64))
-        self.log_std = nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.mean = nn.Parameter(torch.ones(1, dtype=torch.float64))
+        self.log_std = nn.Parameter(torch.zeros(1, dtype=torch.float64))
 
     def forward(self, z: Tensor) -> Tensor:
         """Actions (N,) of standard normal noise."""
@@ -83,7 +83,7 @@ class Temperature(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.log_alpha = nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.log_alpha = nn.Parameter(torch.zeros(1, dtype=torch.float64))
 
     def forward(self) -> Tensor:
         return self.log_alpha.exp()
