@@ -138,13 +138,13 @@ class DMD(L.LightningModule):
     def gradient_ratio(self) -> Tensor:
         """Of the loss's gradient at the mean and that of KL(fake, real)."""
         (found,) = torch.autograd.grad(self.matching_loss(self.z), [self.generator.mean])
-        return found * self.std**2 / (self.generator.mean.detach() - self.mean)
+        return found[0] * self.std**2 / (self.generator.mean[0].detach() - self.mean)
 
     # ---- how far the generator is from the data
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        self.log("mean_error", (self.generator.mean.detach() - self.mean).abs(), prog_bar=True)
-        self.log("std_error", (self.generator.std.detach().abs() - self.std).abs(), prog_bar=True)
+        self.log("mean_error", (self.generator.mean[0].detach() - self.mean).abs(), prog_bar=True)
+        self.log("std_error", (self.generator.std[0].detach().abs() - self.std).abs(), prog_bar=True)
         self.log("gradient_ratio", self.first_ratio)
         self.log("health/loss", self.matching_loss(batch).detach())
 

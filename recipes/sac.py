@@ -152,8 +152,8 @@ class SAC(L.LightningModule):
     # ---- where it is
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        self.log("entropy", self.policy.log_std + math.log(2 * math.pi * math.e) / 2, prog_bar=True)
-        self.log("alpha", self.temperature(), prog_bar=True)
-        self.log("action_error", self.policy.mean.abs())
+        self.log("entropy", self.policy.log_std[0] + math.log(2 * math.pi * math.e) / 2, prog_bar=True)
+        self.log("alpha", self.temperature()[0], prog_bar=True)
+        self.log("action_error", self.policy.mean[0].abs())
 
     test_step = validation_step
