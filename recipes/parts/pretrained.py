@@ -26,7 +26,8 @@ def fingerprint(*parts: str | Tensor | Mapping[str, Tensor]) -> str:
             continue
         for name, tensor in ({"": part} if isinstance(part, Tensor) else part).items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            copy = tensor.detach().cpu().contiguous().reshape(-1).clone()  # NumPy never lets go of what it has shared
+            digest.update(copy.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
