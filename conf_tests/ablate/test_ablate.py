@@ -261,7 +261,7 @@ def test_ctrl_c_leaves_a_comparison_of_what_is_finished(tmp_path):
             time.sleep(1)
             os.kill(process.pid, signal.SIGINT)
             break
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=180)
     assert process.returncode == 130
     assert "same: identical weights." in out
     out = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True).stdout
@@ -276,7 +276,7 @@ def test_ctrl_c_before_the_reference_has_ended(tmp_path):
     while not (output.exists() and output.read_text()):
         time.sleep(0.1)
     os.kill(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=180)
     assert (process.returncode, out) == (130, "")
     assert err == "interrupted: nothing is finished that could be compared\n"
 
