@@ -51,7 +51,12 @@ def test_every_recipe_has_one_row_and_one_section():
 @pytest.mark.parametrize(
     ("file", "old", "new", "stale"),
     [
-        ("recipes/td.py", '"cut, no reward is learnt"', '"cut, nothing is learnt"', ["docs/recipes/index.md"]),
+        (
+            "recipes/td.py",
+            '"cut, no reward is learnt"',
+            '"cut, nothing is learnt"',
+            ["docs/which.md", "docs/recipes/index.md"],
+        ),
         ("recipes/td.py", 'r"""TD learning: ', 'r"""TD learning: oh, ', ["README.md", "docs/recipes/index.md"]),
         ("README.md", "the bootstrap target?", "the target?", ["README.md"]),
     ],

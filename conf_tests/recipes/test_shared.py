@@ -180,7 +180,7 @@ def test_random_states_are_restored_and_plain():
     np.random.randn()  # leaves a cached Gaussian behind
     streams = RandomStreams()
     checkpoint = {"loops": {"fit_loop": {"state_dict": {"combined_loader": [{"position": 3}]}}}}
-    streams.on_save_checkpoint(trainer := SimpleNamespace(global_rank=0), None, checkpoint)
+    streams.on_save_checkpoint(trainer := SimpleNamespace(global_rank=0, world_size=1), None, checkpoint)
     expected = draw()
     checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] = ["of another rank"]
     streams.on_load_checkpoint(trainer, None, checkpoint)
