@@ -185,10 +185,10 @@ def test_random_states_are_restored_and_plain():
     checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] = ["of another rank"]
     streams.on_load_checkpoint(trainer, None, checkpoint)
     assert checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] == [{"position": 3}]
-    streams.on_train_batch_start()
+    streams.on_train_batch_start(trainer)
     assert draw() == expected
     assert draw() != expected
-    streams.on_train_batch_start()  # restored once only
+    streams.on_train_batch_start(trainer)  # restored once only
     assert draw() != expected
 
 
