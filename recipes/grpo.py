@@ -194,9 +194,8 @@ class GRPO(L.LightningModule):
         d, gap = logp - ref, logp - old
         if self.level == "trajectory":
             d, gap = d.sum(-1, keepdim=True), gap.sum(-1, keepdim=True)
-        estimate = {"k1": lambda: d, "k2": lambda: d.square() / 2, "k3": lambda: (-d).exp() - 1 + d}[
-            self.kl_estimator
-        ]()
+        estimates = {"k1": lambda: d, "k2": lambda: d.square() / 2, "k3": lambda: (-d).exp() - 1 + d}
+        estimate = estimates[self.kl_estimator]()
         if self.kl_weighed:
             estimate = self.stop.kl_weight.cross(gap.exp()) * estimate  # no cut: the weight is half of the gradient
         return estimate
@@ -216,9 +215,9 @@ class GRPO(L.LightningModule):
 
     def grpo_loss(self, rollout: Rollout) -> Tensor:
         logp = self.policy(rollout.prompts, rollout.tokens, rollout.mask)
-        old = (
-            self.stop.old_logp.cross(logp) if rollout.old is None else rollout.old
-        )  # the cut: the ratio is 1, and lives
+        old = rollout.old
+        if old is None:
+            old = self.stop.old_logp.cross(logp)  # the cut: the ratio is 1, and lives
         ratio, gains = self.ratio(logp, old, rollout.mask), self.advantages(rollout, logp, old)[..., None]
         if self.loss_type == "cispo":
             weights = self.stop.is_weight.cross(ratio.clamp(max=self.highest))  # the cut: it weighs, and is not learnt

@@ -22,7 +22,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from stopgrad.cuts.torch_internals import keep_state_dicts_whole
+from stopgrad.audits.ranks import whole_of
+from stopgrad.cuts.torch_internals import keep_state_dicts_whole, tree_map
 from stopgrad.runner.averaging import Unwrapped, gradient_or_zero, on_any_rank, when_accumulated
 from stopgrad.runner.errors import InputError, RunFailed
 
@@ -298,7 +299,8 @@ class FullyShard(Unwrapped):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Whole, as one process has it; every rank must ask for it."""
-        return _whole(super().optimizer_state(optimizer))
+        state = super().optimizer_state(optimizer)
+        return tree_map(lambda value: whole_of(value) if isinstance(value, Tensor) else value, state)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         super().load_optimizer_state_dict(checkpoint)
@@ -311,11 +313,3 @@ class FullyShard(Unwrapped):
             self._shards.close()
             self._shards = None
         super().teardown()
-
-
-def _whole(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _whole(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_whole(each) for each in value]
-    return value.full_tensor() if isinstance(value, DTensor) else value
