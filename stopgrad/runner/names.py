@@ -78,7 +78,7 @@ def arm_names(*, _root_: DictConfig) -> str:
 
 
 def engine(accelerator: str) -> str:
-    """The strategy of ``trainer=ddp``: PyTorch's FSDP2 on GPUs, on CPUs a flat exchange, which costs small networks less."""
+    """The strategy of ``trainer=ddp``: FSDP2 on GPUs, on CPUs a flat exchange, which costs small networks less."""
     import torch
 
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
