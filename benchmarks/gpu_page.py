@@ -55,7 +55,9 @@ def measured() -> Mapping[str, Any] | None:
 
 def written(page: str, text: str) -> str:
     """The page with this text between its markers."""
-    before, _, rest = page.partition(START)
+    before, start, rest = page.partition(START)
+    if not start:
+        raise ValueError(f"{PAGE.name}: lacks {START.strip()}")
     return before + START + text + END + rest.partition(END)[2]
 
 

@@ -454,7 +454,7 @@ def test_no_rank_is_asked_for_sigterm(internals: Any, monkeypatch: pytest.Monkey
 # ---- Hydra
 
 
-@rests_on("torch.nn.Module._load_state_dict_pre_hooks", "a state dict of a recipe under trainer=fsdp holds shards")
+@rests_on("torch.nn.Module's hooks of state dicts", "a state dict of a recipe under trainer=fsdp holds shards")
 def test_state_dict_hooks(internals: Any) -> None:
     module = nn.Sequential(nn.Linear(1, 1))
     kept = module[0].register_state_dict_pre_hook(lambda *_: seen.append("kept"))
