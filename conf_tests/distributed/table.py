@@ -86,6 +86,8 @@ def trained(recipe: str, overrides: list[str], engine: str | None) -> dict[str, 
             fitting.fit(module, data)
     except Exception as error:
         return {"error": str(error).partition("\n")[0]}
+    if module.global_step != STEPS:
+        return {"error": f"{module.global_step} steps of {STEPS}"}
     texts = [violation.text.partition("\n")[0] for violation in flow.violations]
     return {
         "weights": {name: weight.numpy().copy() for name, weight in module.state_dict().items()},
