@@ -14,6 +14,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from conf_tests.compare.runs import CLOSED, METRICS, nudge, write_run
 from stopgrad.__main__ import main
 from stopgrad.compare import compare
+from stopgrad.compare.picture import together
 from stopgrad.compare.verdict import VERDICTS
 
 OPEN = {"state": "open", "norm": 0.5, "cuts": []}
@@ -578,6 +579,15 @@ class TestWritten:
             write_run(tmp_path, arm, 0, curve=4)
         assert main(["compare", str(tmp_path), "--picture", str(tmp_path / "p.png")]) == 0
         assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_arms_with_equal_weights_are_drawn_apart_where_what_was_measured_differs(self, tmp_path):
+        for arm, score in (("detach", 1.0), ("same", 1.0), ("other", 2.0)):
+            write_run(tmp_path, arm, 0, score=score, curve=4)
+        compared = compare([tmp_path])
+        by_name = {arm["name"]: arm for arm in compared.content["arms"]}
+        assert by_name["other"]["same_weights_as"]
+        groups = {frozenset(group) for group in together(compared, None)}
+        assert groups == {frozenset({"detach", "same"}), frozenset({"other"})}
 
     def test_curves_are_means_with_their_spread(self, tmp_path):
         for seed in range(3):

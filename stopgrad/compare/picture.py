@@ -42,7 +42,10 @@ def draw(comparison: Comparison, file: Path, arms: Sequence[str] | None = None) 
 
 
 def together(comparison: Comparison, arms: Sequence[str] | None) -> list[list[str]]:
-    """The chosen arms, those with equal weights together; arms that raised have nothing to show."""
+    """The chosen arms, those with equal weights and equal curves together; arms that raised have nothing to show.
+
+    A cut that changes only what is measured, such as an attribution, leaves the weights as they are.
+    """
     known = {arm["name"]: arm for arm in comparison.content["arms"]}
     for name in arms or ():
         if name not in known:
@@ -50,9 +53,16 @@ def together(comparison: Comparison, arms: Sequence[str] | None) -> list[list[st
     chosen = [arm for name, arm in known.items() if (arms is None or name in arms) and arm["verdict"] != "raised"]
     groups: list[list[str]] = []
     for arm in chosen:
-        group = next((group for group in groups if group[0] in arm["same_weights_as"]), None)
+        alike = (group for group in groups if group[0] in arm["same_weights_as"])
+        group = next((each for each in alike if _same_curves(comparison.content, each[0], arm["name"])), None)
         groups.append([arm["name"]]) if group is None else group.append(arm["name"])
     return groups
+
+
+def _same_curves(content: Mapping[str, Any], one: str, other: str) -> bool:
+    """Whether two arms are drawn alike."""
+    curves = [content["curves"].get(tag, {}) for tag in content["metrics_declared"]]
+    return all(each.get(one) == each.get(other) for each in curves)
 
 
 def curve_tags(content: Mapping[str, Any], names: Sequence[str]) -> list[str]:
