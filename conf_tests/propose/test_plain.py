@@ -123,9 +123,46 @@ CASES = {
     "variational scale": Case(
         "variational", (", factor.detach()", ", factor"), ("loss:scale@variational.py:LINE",), ("--steps", "3")
     ),
+    "darts": Case("darts", ("(w - alpha.detach())", "(w - alpha)"), ("train_loss:alpha",), ("--steps", "3")),
+    "meanflow": Case(
+        "meanflow",
+        ("* derivative).detach()", "* derivative)"),
+        ("loss:target@meanflow.py:LINE",),
+        ("--steps", "2"),
+    ),
+    "sac actor": Case("sac", ("(alpha.detach() *", "(alpha *"), ("actor:log_alpha",), ("--steps", "3")),
+    "sac temperature": Case(
+        "sac",
+        ("(log_prob + TARGET).detach()", "(log_prob + TARGET)"),
+        ("temperature:log_std", "temperature:mean"),
+        ("--steps", "3"),
+    ),
+    "dreamer_kl dyn": Case("dreamer_kl", ("(posterior.detach() -", "(posterior -"), ("dyn:a",), ("--steps", "3")),
+    "dreamer_kl rep": Case("dreamer_kl", ("- prior.detach()", "- prior"), ("rep:b",), ("--steps", "3")),
+    "distill": Case(
+        "distill",
+        ("[before, after].detach()", "[before, after]"),
+        ("loss:advantages@distill.py:LINE",),
+        ("--steps", "2"),
+    ),
+    "latent": Case("latent", ("+ NOISE**2).detach()", "+ NOISE**2)"), ("diffusion:encoder",), ("--steps", "3")),
 }
-# Of these the cut keeps no loss from a part: it keeps graphs from being kept, or from being gone through twice.
+# Of these the cut keeps no loss from a part: it keeps graphs from being kept, or from being gone through twice;
 OTHERS = {"loss_logging", "local", "tbptt"}
+# it is one of two ways to the same parameter, or a value has no name of its own;
+OTHERS |= {
+    "attribution",
+    "dmd",
+    "grpo",
+    "pushforward",
+    "quantise",
+    "refine",
+    "sinkhorn",
+    "straight_through",
+    "weighting",
+}
+# or nothing lies behind it.
+OTHERS |= {"dpo"}
 SAMPLE = ("td", "dirac_gan g", "finetune_linear")
 
 

@@ -46,6 +46,7 @@ NOISE = (
     r".*Found \d+ module\(s\) in eval mode at the start of training",  # a frozen backbone's BatchNorm
     ".*It is recommended to use `self.log",  # every rank evaluates on the same data
     r".*isinstance\(treespec, LeafSpec\)",  # Lightning's own use of torch
+    r"`torch\.jit\.script` is deprecated",  # torch's own use of itself, in forward-mode derivatives
 )
 ROOT = {
     "seed": NonNegativeInt,
