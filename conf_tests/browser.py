@@ -73,6 +73,19 @@ class Browser:
         actions = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
         self.post("/actions", actions=[{"type": "key", "id": "keyboard", "actions": actions}])
 
+    def point(self, *path: tuple[float, float], drag: bool = False) -> None:
+        """The mouse moves along a path of (x, y) in the window; ``drag`` holds its button down from the first to the last."""
+        moves = [{"type": "pointerMove", "duration": 20, "x": round(x), "y": round(y)} for x, y in path]
+        if drag:
+            moves[1:1] = [{"type": "pointerDown", "button": 0}]
+            moves += [{"type": "pointerUp", "button": 0}]
+        mouse = {"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}, "actions": moves}
+        self.post("/actions", actions=[mouse])
+
+    def cdp(self, command: str, **parameters: object) -> Any:
+        """A command of the DevTools protocol."""
+        return self.post("/goog/cdp/execute", cmd=command, params=parameters)
+
     def contrast(self, selector: str) -> float:
         """The least contrast of the texts that match to what lies behind them (WCAG 2.1, 1.4.3)."""
         return self.run(CONTRAST, selector)
@@ -89,7 +102,7 @@ class Browser:
     def scheme(self, name: str) -> None:
         """Prefer ``light`` or ``dark``."""
         features = [{"name": "prefers-color-scheme", "value": name}]
-        self.post("/goog/cdp/execute", cmd="Emulation.setEmulatedMedia", params={"features": features})
+        self.cdp("Emulation.setEmulatedMedia", features=features)
 
     def wait_for(self, script: str, seconds: float = 20) -> Any:
         """What ``script`` returns as soon as that is true."""

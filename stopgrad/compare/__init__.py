@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from stopgrad.compare.files import write_whole
-from stopgrad.compare.page import html_page
+from stopgrad.compare.page import FOLDER, copy_samples, html_page, read_record
 from stopgrad.compare.read import Found, find_runs
 from stopgrad.compare.verdict import judge
 from stopgrad.compare.words import markdown, plain, text_table
@@ -52,13 +52,19 @@ class Comparison:
         files = [run.folder / "samples.png" for run in self.found.runs if run.arm == arm and run.finished]
         return next((file for file in files if file.exists()), None)
 
+    def flow_record(self, arm: str) -> dict[str, Any] | None:
+        """``flow.json``, from which the flow picture is drawn, of the arm's first seed that has one."""
+        records = (read_record(run.folder / "flow.json") for run in self.found.runs if run.arm == arm)
+        return next(filter(None, records), None)
+
     def write(self, folder: Path) -> None:
-        """Write ``comparison.json``, ``.md`` and ``.html`` into ``folder``, and the arms for TensorBoard."""
+        """Write ``comparison.json``, ``.md`` and ``.html`` into ``folder``, samples beside them, and TensorBoard's."""
         folder.mkdir(parents=True, exist_ok=True)
+        samples = copy_samples(self, folder / FOLDER)
         for name, text in (
             ("comparison.json", json.dumps(plain(self.content), indent=1, allow_nan=False) + "\n"),
             ("comparison.md", markdown(self.content)),
-            ("comparison.html", html_page(self)),
+            ("comparison.html", html_page(self, samples)),
         ):
             write_whole(folder / name, text)
         if find_spec("tensorboard") is not None:
