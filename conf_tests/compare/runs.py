@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from stopgrad.compare import Comparison
 from stopgrad.compare.fingerprint import FILE, FINE, Fingerprints, sketch
+from stopgrad.compare.read import Found, Run
+from stopgrad.compare.verdict import judge
 
 METRICS = {"score": {"goal": "max", "margin": 0.1, "broken_below": 0.0}}
 STEPS = (0, 1, 2, 4, 8, 16, 32, 50, 100)
@@ -62,6 +65,7 @@ def write_run(
     (folder / "result.json").write_text(json.dumps(recorded | result))
     if curve:
         with SummaryWriter(folder) as writer:
+            writer.add_scalar("val/end", 10.0 * score + seed, 99)
             for step in range(curve):
                 writer.add_scalar("score", score + 0.01 * step + 0.1 * seed, step)
                 writer.add_scalar("loss/probe", 1 / (1 + step), step)
@@ -76,3 +80,47 @@ def nudge(start: int, size: float = 1e-3, name: str = "head.weight") -> Alter:
             now[name][3, 4] += size
 
     return alter
+
+
+def record(choice: str, line: int = 7, norm: float = 0.5) -> dict[str, Any]:
+    """``flow.json`` of a probe on an encoder, behind the boundary ``features``; ``none`` lets the gradient through."""
+    cut = {"boundary": "features", "strategy": choice, "where": f"model.py:{line}", "kind": choice}
+    cuts, passed = ([], {"probe": {"norm": norm}}) if choice == "none" else ([cut], {})
+    return {
+        "nodes": [
+            {"id": "encoder", "label": "encoder", "kind": "module", "rank": 0, "row": 0.0},
+            {"id": "stop.features", "label": "stop.features", "kind": "stop", "rank": 1, "row": 0.0},
+            {"id": "head", "label": "head", "kind": "module", "rank": 2, "row": 0.0},
+            {"id": "probe", "label": "probe", "kind": "loss", "rank": 3, "row": 0.0},
+        ],
+        "edges": [
+            {"from": "encoder", "to": "stop.features", "value": True, "losses": passed, "cuts": cuts},
+            {"from": "stop.features", "to": "head", "value": True, "losses": {"probe": {"norm": 0.7}}, "cuts": []},
+            {"from": "head", "to": "probe", "value": True, "losses": {"probe": {"norm": 2.0}}, "cuts": []},
+        ],
+        "losses": ["probe"],
+    }
+
+
+def in_memory(arms: int, seeds: int, tags: int, points: int) -> Comparison:
+    """A comparison of so many runs, as large as real ones, none of which stands in a file."""
+    generator = torch.Generator().manual_seed(0)
+    runs = []
+    for arm in range(arms):
+        for seed in range(seeds):
+            parts = ("generator", "discriminator", "stop.fakes", "stop.discriminator")
+            cell = {"state": "open" if arm % 2 else "blocked", "norm": 0.5, "cuts": ["detach at recipes/gan.py:210"]}
+            result = {
+                "recipe": "gan", "arm": f"arm-{arm}", "seed": seed, "status": "finished", "steps": points,
+                "stop": {"fakes": "none" if arm % 2 else "detach"}, "stop_default": {"fakes": "detach"},
+                "metrics": {"frechet": 5.0 + arm + seed}, "weights_sha256": f"{arm}-{seed}",
+                "metrics_declared": {"frechet": {"goal": "min", "margin": 2.0}}, "step_time": 0.01,
+                "flow": {loss: dict.fromkeys(parts, cell) for loss in ("d_loss", "g_loss")},
+            }  # fmt: skip
+            run = Run(Path(f"arm-{arm}/seed-{seed}"), f"arm-{arm}", seed, result)
+            values = torch.rand(tags, points, generator=generator).tolist()
+            names = ["frechet", *(f"loss/{k}" for k in range(1, tags))]
+            run.__dict__["curves"] = {n: [*enumerate(row, 1)] for n, row in zip(names, values, strict=True)}
+            runs.append(run)
+    found = Found(runs, [])
+    return Comparison(judge(found), found)

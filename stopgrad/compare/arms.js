@@ -78,7 +78,7 @@ function weights(arm) {
   const far = arm.distance.filter(([, v]) => v > 0);
   if (far.length > 1) items.push(`Distance of the weights from the reference's, over their norm: ${number(far[0][1])} at step ${far[0][0]}, ${number(far.at(-1)[1])} at step ${far.at(-1)[0]}.`);
   return make("div", {}, make("h3", {}, "Weights and gradients"), make("ul", {}, items.map(item => make("li", {}, item))),
-    far.length > 1 ? make("div", {class: "charts"}, make("figure", {id: "distance"}, make("figcaption", {}, "distance of the weights"), make("div", {class: "plot"}))) : null);
+    far.length > 1 ? make("div", {class: "charts"}, make("figure", {id: "distance"}, make("figcaption", {}, "distance of the weights"), make("div", {class: "plot", role: "img", "aria-label": items.at(-1)}))) : null);
 }
 /** The distance of an arm's weights from the reference's: drawn once its place is on the page. */
 let distance = null;
