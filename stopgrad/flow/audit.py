@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from stopgrad.cuts.torch_internals import has_dynamo, without_overrides
 from stopgrad.flow.advice import Facts, Ways
+from stopgrad.flow.carried import Carried
 from stopgrad.flow.contract import FlowContract, named_parts
 from stopgrad.flow.escapes import Escapes
 from stopgrad.flow.frames import user_line
@@ -24,7 +25,6 @@ from stopgrad.flow.lookup import parameters_of
 from stopgrad.flow.matrix import Cell, FlowMatrix
 from stopgrad.flow.measure import zero_parameters
 from stopgrad.flow.parts import Modules, find_parts, module_names, modules_in
-from stopgrad.flow.carried import Carried
 from stopgrad.flow.probe import Probe
 from stopgrad.flow.routes import Labels, Routes
 from stopgrad.flow.sites import Recorder

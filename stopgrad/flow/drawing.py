@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -155,7 +154,9 @@ class _Drawing:
                     y += thick + 7
         return {key: (ys[0], ys[1]) for key, ys in found.items()}
 
-    def _steps(self, key: tuple[str, str], shift: float, start: float, end: float) -> list[tuple[str, tuple[Point, ...]]]:
+    def _steps(
+        self, key: tuple[str, str], shift: float, start: float, end: float
+    ) -> list[tuple[str, tuple[Point, ...]]]:
         """The way of an edge from its right end to its left one, ``shift`` below its middle.
 
         Args:
@@ -192,7 +193,9 @@ class _Drawing:
         return place.x + place.width if side > 0 else place.x
 
     def _value(self, key: tuple[str, str]) -> None:
-        self.ink.open("value", {"from": key[0], "to": key[1]}, f"{self._name(key[0])} → {self._name(key[1])}: value only")
+        self.ink.open(
+            "value", {"from": key[0], "to": key[1]}, f"{self._name(key[0])} → {self._name(key[1])}: value only"
+        )
         gap = [4.0 if self._closed(id) else 0.0 for id in key]
         self.ink.path(self._steps(key, 0.0, gap[1], gap[0]), "line", 1.4)
         self.ink.close()
@@ -242,7 +245,12 @@ class _Drawing:
         (x, y), way = at, -1 if leftwards else 1
         half, long = width / 2 + 3.6, _HEAD + width / 3
         self.ink.path(
-            [("M", ((x - way * 0.5, y - half),)), ("L", ((x + way * long, y),)), ("L", ((x - way * 0.5, y + half),)), ("Z", ())],
+            [
+                ("M", ((x - way * 0.5, y - half),)),
+                ("L", ((x + way * long, y),)),
+                ("L", ((x - way * 0.5, y + half),)),
+                ("Z", ()),
+            ],
             fill=colour,
         )
         self.ink.circle(x - way * 9, y, 6.6, colour, "back")
@@ -287,7 +295,15 @@ class _Drawing:
     def _loss(self, id: str, node: Mapping[str, Any]) -> None:
         place, colour = self.lay.places[id], self.colour(id)
         self.ink.open("node loss", {"node": id, "loss": id}, f"loss {id}")
-        self.ink.rect(place.x, place.y - place.core / 2, place.width, place.core, place.core / 2 if place.core < 40 else 16, "back", colour)
+        self.ink.rect(
+            place.x,
+            place.y - place.core / 2,
+            place.width,
+            place.core,
+            place.core / 2 if place.core < 40 else 16,
+            "back",
+            colour,
+        )
         self.ink.circle(place.x + 16, place.y, 8.5, colour)
         self.ink.text(place.x + 16, place.y + 3.8, self.letter(id), 11.5, "back", bold=True)
         self.ink.text(place.x + 31, place.y + 4.5, short(node["label"]), 13, anchor="start", bold=True)
@@ -352,14 +368,18 @@ class _Drawing:
     ) -> None:
         colour, edge = self.colour(loss), self.lay.edges[key]
         said = "is stopped here" if stopped else f"|g| {number(edge['losses'][loss]['norm'])}"
-        self.ink.open("edge stopped" if stopped else "edge", {"loss": loss, "from": key[0], "to": key[1]}, f"{loss}: {said}")
+        self.ink.open(
+            "edge stopped" if stopped else "edge", {"loss": loss, "from": key[0], "to": key[1]}, f"{loss}: {said}"
+        )
         self.ink.path(steps, colour, width, self.dash(loss, width))
         x, y = steps[-1][1][-1]
         if stopped:
             self._head((x, y), False, width, colour, loss)
         else:
             half, long = width / 2 + 3.6, _HEAD + width / 3
-            self.ink.path([("M", ((x - half, y),)), ("L", ((x, y + long),)), ("L", ((x + half, y),)), ("Z", ())], fill=colour)
+            self.ink.path(
+                [("M", ((x - half, y),)), ("L", ((x, y + long),)), ("L", ((x + half, y),)), ("Z", ())], fill=colour
+            )
         self.ink.close()
 
     # ---- the legend
@@ -402,7 +422,9 @@ class _Drawing:
             line(x, x + 26, "line", 1.4)
         elif sign == "arrow":
             line(x + 8, x + 28, "soft", 3)
-            self.ink.path([("M", ((x + 9, y - 5),)), ("L", ((x, y),)), ("L", ((x + 9, y + 5),)), ("Z", ())], fill="soft")
+            self.ink.path(
+                [("M", ((x + 9, y - 5),)), ("L", ((x, y),)), ("L", ((x + 9, y + 5),)), ("Z", ())], fill="soft"
+            )
         elif sign == "widths":
             for i, share in enumerate((0.0, 0.5, 1.0)):
                 norm = 10 ** (self.scale[0] + share * (self.scale[1] - self.scale[0]))

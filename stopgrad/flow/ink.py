@@ -94,7 +94,16 @@ class Ink:
         self.shapes.append(
             (
                 "text",
-                {"x": x, "y": y, "text": text, "size": size, "fill": fill, "anchor": anchor, "bold": bold, "halo": halo},
+                {
+                    "x": x,
+                    "y": y,
+                    "text": text,
+                    "size": size,
+                    "fill": fill,
+                    "anchor": anchor,
+                    "bold": bold,
+                    "halo": halo,
+                },
             )
         )
 
@@ -180,13 +189,15 @@ def _draw(axes: Any, kind: str, s: dict[str, Any], z: int) -> None:
         codes = {"M": [Path.MOVETO], "L": [Path.LINETO], "C": [Path.CURVE4] * 3, "Z": [Path.CLOSEPOLY]}
         points = [p for code, each in s["steps"] for p in (each or ((0.0, 0.0),) if code == "Z" else each)]
         path = Path(points, [c for code, _ in s["steps"] for c in codes[code]])
-        line = (0, s["dash"]) if s["dash"] else "solid"
+        line = (0, [each / s["width"] for each in s["dash"]]) if s["dash"] else "solid"  # matplotlib scales them
         patch = PathPatch(path, fc=light("fill"), ec=light("stroke"), lw=s["width"], zorder=z, capstyle="butt")
         patch.set_linestyle(line)
         axes.add_patch(patch)
     elif kind == "rect":
         r = min(s["r"], s["w"] / 2, s["h"] / 2)
-        box = FancyBboxPatch((s["x"], s["y"]), s["w"], s["h"], boxstyle=f"round,pad=0,rounding_size={r}", mutation_aspect=1)
+        box = FancyBboxPatch(
+            (s["x"], s["y"]), s["w"], s["h"], boxstyle=f"round,pad=0,rounding_size={r}", mutation_aspect=1
+        )
         box.set(fc=light("fill"), ec=light("stroke"), lw=1, zorder=z)
         axes.add_patch(box)
     elif kind == "circle":
@@ -195,8 +206,10 @@ def _draw(axes: Any, kind: str, s: dict[str, Any], z: int) -> None:
         from matplotlib.patheffects import withStroke
 
         anchor = {"start": "left", "middle": "center", "end": "right"}[s["anchor"]]
-        weight = "semibold" if s["bold"] else "normal"
-        text = axes.text(s["x"], s["y"], s["text"], size=s["size"] * 0.92, color=light("fill"), ha=anchor, va="baseline")
+        weight = "bold" if s["bold"] else "normal"
+        text = axes.text(
+            s["x"], s["y"], s["text"], size=s["size"] * 0.92, color=light("fill"), ha=anchor, va="baseline"
+        )
         text.set(fontweight=weight, zorder=z, parse_math=False)
         if s["halo"]:
             text.set_path_effects([withStroke(linewidth=3, foreground=COLOURS["back"][0])])

@@ -32,7 +32,9 @@ def number(norm: float | str | None) -> str:
     """A norm in few signs."""
     if norm is None or isinstance(norm, str):
         return "?" if norm is None else norm
-    return f"{norm:.2g}" if norm == 0 or 0.001 <= norm < 1000 else f"{norm:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    return (
+        f"{norm:.2g}" if norm == 0 or 0.001 <= norm < 1000 else f"{norm:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    )
 
 
 def scale_of(records: Iterable[Record]) -> Scale:
@@ -145,7 +147,9 @@ class Layout:
         loops = self.loops.get(id, [])
         attic = sum(self.loop_height(stop) for stop in loops)
         chips = chip_rows(node)
-        width = max([36 + text_width(short(node["label"]), 13), 16 + max((sum(w for _, _, w in r) for r in chips), default=0)])
+        width = max(
+            [36 + text_width(short(node["label"]), 13), 16 + max((sum(w for _, _, w in r) for r in chips), default=0)]
+        )
         width = max([width, *(16 + text_width(text, 10.5) for cut in node["held"] for text in held_lines(cut))])
         core = max(34.0 + CHIP * len(chips), through + 12)
         held = (2 * LINE + 8) * len(node["held"])

@@ -13,6 +13,7 @@ cuts, or may cut, is a node of kind ``stop``; one that cuts stands in ``cuts`` o
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -39,7 +40,9 @@ class Labels:
         order: of the parts.
     """
 
-    def __init__(self, parts: Mapping[int, Sequence[str]], names: Mapping[nn.Module, str], order: Sequence[str]) -> None:
+    def __init__(
+        self, parts: Mapping[int, Sequence[str]], names: Mapping[nn.Module, str], order: Sequence[str]
+    ) -> None:
         self._parts = parts
         modules = {name: self._label(module, name) for module, name in names.items()}
         drawn = list(dict.fromkeys([*(p for p in order if not p.startswith("stop.")), *modules.values()]))
@@ -302,7 +305,14 @@ class _Writing:
             name, _, where = label.partition("@")
             boundary = name.removeprefix("stop.")
             strategy = self._routes.strategies.get(boundary, "")
-            return {"id": label, "label": name, "kind": kind, "boundary": boundary, "strategy": strategy, "where": where}
+            return {
+                "id": label,
+                "label": name,
+                "kind": kind,
+                "boundary": boundary,
+                "strategy": strategy,
+                "where": where,
+            }
         shown = f"{label} (loss)" if kind == "loss" and label in self._routes.labels.modules.values() else label
         return {"id": label, "label": shown, "kind": kind, "learns": {}, "held": []}
 
@@ -415,3 +425,16 @@ def merged(old: Record | None, new: Record) -> Record:
         "losses": list(dict.fromkeys([*old["losses"], *new["losses"]])),
         "uncrossed": [name for name in old["uncrossed"] if name in new["uncrossed"]],
     }
+
+
+def written(record: Record) -> str:
+    """The record as JSON, with a line for each node and each edge."""
+    each = [
+        f'"{key}": [\n{_lines(value)}]' if key in ("nodes", "edges") and value else f'"{key}": {json.dumps(value)}'
+        for key, value in record.items()
+    ]
+    return "{" + ",\n".join(each) + "}\n"
+
+
+def _lines(items: Sequence[Any]) -> str:
+    return ",\n".join(json.dumps(item, allow_nan=False) for item in items) + "\n"
