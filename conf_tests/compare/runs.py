@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from stopgrad import Boundary, audit
 from stopgrad.compare import Comparison
 from stopgrad.compare.fingerprint import FILE, FINE, Fingerprints, sketch
 from stopgrad.compare.read import Found, Run
 from stopgrad.compare.verdict import judge
+from stopgrad.flow.routes import flow_record
 
 METRICS = {"score": {"goal": "max", "margin": 0.1, "broken_below": 0.0}}
 STEPS = (0, 1, 2, 4, 8, 16, 32, 50, 100)
@@ -82,24 +84,14 @@ def nudge(start: int, size: float = 1e-3, name: str = "head.weight") -> Alter:
     return alter
 
 
-def record(choice: str, line: int = 7, norm: float = 0.5) -> dict[str, Any]:
-    """``flow.json`` of a probe on an encoder, behind the boundary ``features``; ``none`` lets the gradient through."""
-    cut = {"boundary": "features", "strategy": choice, "where": f"model.py:{line}", "kind": choice}
-    cuts, passed = ([], {"probe": {"norm": norm}}) if choice == "none" else ([cut], {})
-    return {
-        "nodes": [
-            {"id": "encoder", "label": "encoder", "kind": "module", "rank": 0, "row": 0.0},
-            {"id": "stop.features", "label": "stop.features", "kind": "stop", "rank": 1, "row": 0.0},
-            {"id": "head", "label": "head", "kind": "module", "rank": 2, "row": 0.0},
-            {"id": "probe", "label": "probe", "kind": "loss", "rank": 3, "row": 0.0},
-        ],
-        "edges": [
-            {"from": "encoder", "to": "stop.features", "value": True, "losses": passed, "cuts": cuts},
-            {"from": "stop.features", "to": "head", "value": True, "losses": {"probe": {"norm": 0.7}}, "cuts": []},
-            {"from": "head", "to": "probe", "value": True, "losses": {"probe": {"norm": 2.0}}, "cuts": []},
-        ],
-        "losses": ["probe"],
-    }
+def record(choice: str) -> dict[str, Any]:
+    """``flow.json`` of a probe on an encoder, behind the boundary ``features``."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"encoder": nn.Linear(4, 4), "head": nn.Linear(4, 1)})
+    with audit(model, draw=True) as a:
+        features = Boundary("features", choice).cross(model["encoder"](torch.ones(2, 4)))
+        a.loss("probe", model["head"](features).sum())
+    return flow_record(a)
 
 
 def in_memory(arms: int, seeds: int, tags: int, points: int) -> Comparison:

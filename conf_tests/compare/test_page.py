@@ -53,7 +53,7 @@ def folder(tmp_path_factory):
         write_run(root, "detach", seed, 1.0 + seed / 10, curve=20, **default)
         write_run(root, "none", seed, 1.0 + seed / 10, cells=OPEN, curve=20, **default)
         write_run(root, "<b>late", seed, -1.0, cells=OPEN, alter=nudge(4), curve=20, **default | late)
-    for arm, drawn in (("detach", record("detach")), ("none", record("none")), ("<b>late", record("none", norm=0.25))):
+    for arm, drawn in (("detach", record("detach")), ("none", record("none")), ("<b>late", record("scale:0.5"))):
         (root / arm / "seed-0" / "flow.json").write_text(json.dumps(drawn))
     (root / "none" / "seed-1" / "samples.png").write_bytes(PIXEL)
     (root / "<b>late" / "seed-0" / "samples.png").write_bytes(PIXEL)
@@ -81,9 +81,9 @@ def text(browser, selector):
 
 
 def pressed(browser, selector):
-    """The texts of the buttons below ``selector`` that are switched on."""
-    script = "return [...document.querySelectorAll(`${arguments[0]} [aria-pressed=true]`)].map(b => b.innerText)"
-    return [each.split("\n")[0].strip() for each in browser.run(script, selector)]
+    """Which buttons below ``selector`` are switched on: what they choose, or their texts."""
+    buttons = "[...document.querySelectorAll(`${arguments[0]} [aria-pressed=true]`)]"
+    return browser.run(f"return {buttons}.map(b => Object.values(b.dataset)[0] ?? b.innerText)", selector)
 
 
 def place(browser, tag, x, y=0.5):
@@ -163,7 +163,7 @@ def test_which_arms_flip_a_cut(tmp_path, stop, flips, otherwise, alone):
     write_run(tmp_path, "detach", 0, stop={"features": "detach"}, **default)
     write_run(tmp_path, "other", 0, stop=stop, **default)
     (tmp_path / "detach" / "seed-0" / "flow.json").write_text(json.dumps(record("detach")))
-    found = {each["name"]: each for each in switches(compare([tmp_path]), {"detach": record("detach", line=9)})}
+    found = {each["name"]: each for each in switches(compare([tmp_path]), {"detach": record("detach")})}
     assert {name: each["flips"]["other"] for name, each in found.items() if each["flips"]} == flips
     assert {name: each["otherwise"]["other"] for name, each in found.items() if each["otherwise"]} == otherwise
     assert [name for name, each in found.items() if each["alone"]] == alone
@@ -189,6 +189,58 @@ class TestPage:
         last = "return charts.get('score').curves.at(-1)"
         assert page.run(f"{last}.name") == "<b>late"
         assert page.run(f"{last}.width > Math.max(...charts.get('score').curves.slice(0, -1).map(c => c.width))")
+
+    def test_a_loss_lights_up_what_it_reaches(self, page):
+        """By the button and in the picture; what it does not reach is dimmed, and its row of the matrix is marked."""
+        def lit():
+            return page.run(
+                "return [...document.querySelectorAll('#picture .node, #picture .cut, #picture .edge')]"
+                ".filter(node => getComputedStyle(node).opacity === '1')"
+                ".map(node => node.dataset.loss && node.dataset.from ? '' : node.dataset.boundary || node.dataset.node).filter(Boolean)"
+            )
+
+        page.run("document.head.append(make('style', {}, '* { transition: none !important }'))")
+        everything = ["encoder", "head", "probe", "features"]
+        assert sorted(lit()) == sorted(everything)
+        page.click('#losses [data-loss="probe"]')
+        assert sorted(lit()) == ["features", "head", "probe"]
+        assert page.run("return document.querySelectorAll('.matrix tr.on').length") == 1
+        assert text(page, "#told") == (
+            "In detach, probe reaches head (|g| 2); is stopped before encoder (detach at model.py:7)."
+        )
+        assert view(page) == {"loss": "probe"}
+        page.click("#arms tr:nth-child(2) button")
+        assert sorted(lit()) == sorted(everything)
+        page.click('#picture .node.loss[data-node="probe"]')
+        assert pressed(page, "#losses") == []
+        page.click('#picture .node.loss[data-node="probe"]')
+        assert pressed(page, "#losses") == ["probe"]
+        assert text(page, "#told") == "In none, probe reaches encoder (|g| 0.5) and head (|g| 2)."
+
+    def test_a_cut_lights_up_the_arms_that_flip_it(self, page):
+        """In the table, the curves and the matrix; flipped, the arrows of such an arm are drawn."""
+        def drawn():
+            return page.run("return document.querySelector('#picture desc').textContent")
+
+        assert "probe is stopped before encoder by stop.features (detach" in drawn()
+        page.click('#picture .cut[data-boundary="features"]')
+        assert pressed(page, "#switches") == ["features"]
+        rows = page.run("return [...document.querySelectorAll('#arms tr.lit')].map(row => row.dataset.arm)")
+        assert rows == ["none", "<b>late"]
+        assert page.run("return document.querySelectorAll('#picture .cut.chosen').length") == 1
+        assert arms_drawn(page, "score") == {"detach": 1, "none": 1, "<b>late": 1}
+        assert text(page, '[data-cell="probe encoder"]') == "blocked\nopen in none, open in <b>late"
+        assert text(page, "#told") == "features is detach in detach, the reference; none and <b>late (none) flip it."
+        assert pressed(page, "#flips") == []
+        page.click('#flips [data-flip="none"]')
+        assert "stop.features (none" in drawn()
+        assert "lets probe through to encoder" in drawn()
+        assert text(page, "#arm-title") == "none: identical"
+        page.click('#flips [data-flip="none"]')
+        assert "probe is stopped before encoder" in drawn()
+        page.click('#switches [data-cut="zero_grad"]')
+        assert arms_drawn(page, "score") == {"detach": 1, "none": 0.18, "<b>late": 1}
+        assert view(page) == {"cut": "zero_grad"}
 
     def test_a_cell_tells_its_line(self, page):
         page.click("#arms tr:nth-child(2) button")
@@ -295,7 +347,7 @@ class TestPage:
         parts = ("#arms", "#losses", "#switches", "#flips", "#shown", "#tools", "#curves")
         seen = {part: pressed(page, part) for part in parts}
         assert seen == {
-            "#arms": ["none"], "#losses": ["probe"], "#switches": ["‖ features detach"], "#flips": ["as in none"],
+            "#arms": ["none"], "#losses": ["probe"], "#switches": ["features"], "#flips": ["none"],
             "#shown": ["detach", "none"], "#tools": ["1", "2"], "#curves": ["log"],
         }  # fmt: skip
         link = page.run("return location.hash")
@@ -317,12 +369,12 @@ class TestPage:
     def test_by_keyboard_alone(self, page):
         """From the top of the page, by Tab and what a key does."""
         def focused():
-            return page.run("const a = document.activeElement; return a.dataset.loss ?? a.dataset.cut ?? a.dataset.flip ?? a.innerText")
+            return page.run("return Object.values(document.activeElement.dataset)[0]")
 
         page.press(KEYS["tab"], KEYS["enter"])
         assert (focused(), pressed(page, "#losses")) == ("probe", ["probe"])
         page.press(KEYS["tab"], KEYS["space"])
-        assert (focused(), pressed(page, "#switches")) == ("features", ["‖ features detach"])
+        assert (focused(), pressed(page, "#switches")) == ("features", ["features"])
         page.press(KEYS["tab"], KEYS["tab"], KEYS["enter"])
         assert focused() == "none"
         assert text(page, "#arm-title") == "none: identical"
@@ -348,7 +400,7 @@ class TestPage:
         page.click("#arms tr:nth-child(3) button")
         bare = page.run(
             "return [...document.querySelectorAll('button, svg:not([aria-hidden]), img, input, .plot, [role=group]')]"
-            ".filter(node => !(node.innerText || node.getAttribute('aria-label') || node.getAttribute('alt'))).length"
+            ".filter(node => !(node.innerText || node.getAttribute('aria-label') || node.getAttribute('alt') || node.querySelector('title'))).length"
         )
         assert bare == 0
         for live in ("#cell", "#told", "#read"):
@@ -427,7 +479,10 @@ def luminance(colour):
 def test_a_hundred_runs(browser, tmp_path):
     """33 arms of three seeds, 12 curves of 500 points: under 3 MB, and every arm is there. How fast: benchmarks."""
     runs = in_memory(arms=33, seeds=3, tags=12, points=500)
-    runs.flow_record = lambda arm: record("none" if int(arm[4:]) % 2 else "detach", line=int(arm[4:]))
+    records = {k: record("none" if k % 2 else "detach") for k in range(33)}
+    for k, each in records.items():
+        each["nodes"][0]["label"] = f"encoder {k}"  # no two pictures are one
+    runs.flow_record = lambda arm: records[int(arm[4:])]
     file = tmp_path / "comparison.html"
     file.write_text(html_page(runs, {}))
     assert file.stat().st_size < 3_000_000

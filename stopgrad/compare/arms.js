@@ -6,7 +6,7 @@ const bytes = n => n === null || n === undefined ? "–" : n >= 1 << 20 ? (n / (
 const told = value => value === null ? "not recorded" : value ? "equal" : "NOT equal";
 function table(caption, heading, rows) {
   return make("div", {class: "wide"}, make("table", {},
-    make("caption", {}, caption),
+    make("caption", {}, make("span", {}, caption)),
     make("thead", {}, make("tr", {}, heading.map(text => make("th", {scope: "col"}, text)))),
     make("tbody", {}, rows.map(([first, ...rest]) =>
       make("tr", {}, make("th", {scope: "row"}, first), rest.map(text => make("td", {class: "n"}, text)))))));
@@ -22,10 +22,10 @@ function armsTable() {
   const rows = data.arms.map(arm => make("tr", {"data-arm": arm.name},
     make("th", {scope: "row"}, toggle(arm.name, () => change({arm: arm.name}), {class: "name"}), make("span", {class: "flips-it"})),
     make("td", {class: `verdict ${arm.verdict}`}, words(arm.verdict), otherwise(arm)),
-    make("td", {}, kept(arm.contract)), make("td", {}, arm.sentence),
-    make("td", {class: "n"}, Object.values(arm.metrics[metric]?.values ?? {}).map(v => number(v)).join(" ")),
-    make("td", {class: "n"}, since(arm.first_difference)),
-    make("td", {class: "n"}, times(arm.cost.step_time_ratio))));
+    make("td", {"data-label": heading[2]}, kept(arm.contract)), make("td", {}, arm.sentence),
+    make("td", {class: "n", "data-label": heading[4]}, Object.values(arm.metrics[metric]?.values ?? {}).map(v => number(v)).join(" ")),
+    make("td", {class: "n", "data-label": heading[5]}, since(arm.first_difference)),
+    make("td", {class: "n", "data-label": heading[6]}, times(arm.cost.step_time_ratio))));
   byId("arms").append(make("table", {"aria-labelledby": "arms-title"},
     make("thead", {}, make("tr", {}, heading.map(text => make("th", {scope: "col"}, text)))), make("tbody", {}, rows)));
   byId("arms").addEventListener("keydown", event => {

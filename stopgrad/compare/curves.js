@@ -92,7 +92,6 @@ function showCurves() {
   const thinned = Math.max(1, ...Object.values(data.curves).flatMap(arms => Object.values(arms).map(curve => curve.every)));
   byId("legend").textContent = [
     `Mean over the seeds; bands from the lowest seed to the highest. ${data.reference}, the reference, is solid in ink.`,
-    "Over a curve: its values. Drag to zoom, double click for the whole. By keyboard: arrows read, + and - zoom, 0 shows the whole.",
     thinned > 1 ? `Of long curves every ${thinned}th point is here, and in the CSV.` : "",
     data.undrawn.length ? `Not drawn: ${data.undrawn.join(", ")}.` : ""].filter(Boolean).join(" ");
 }

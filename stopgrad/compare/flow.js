@@ -12,15 +12,16 @@ function toggle(label, onclick, attributes = {}) {
 }
 function flowChoosers() {
   if (losses.length) byId("losses").append(make("span", {}, "losses"), ...losses.map(loss =>
-    toggle([make("i", {class: "loss-mark", "data-loss": loss}), loss], () => chooseLoss(loss), {"data-loss": loss})));
+    toggle([make("i", {class: "loss-mark", "data-loss": loss, "aria-hidden": "true"}), loss], () => chooseLoss(loss), {"data-loss": loss})));
   if (data.switches.length) byId("switches").append(make("span", {}, "cuts"), ...data.switches.map(each =>
-    toggle([`‖ ${each.name}`, each.choice === null ? null : make("small", {}, ` ${each.choice}`)],
-      () => chooseCut(each.name), {"data-cut": each.name})));
+    toggle([`‖ ${each.choice === null ? each.name.split("/").at(-1) : each.name}`, each.choice === null ? null : make("small", {}, ` ${each.choice}`)],
+      () => chooseCut(each.name), {"data-cut": each.name, title: each.name})));
 }
 
 function showFlow(arm, isNew) {
   if (isNew) {
     byId("picture").replaceChildren(...picture(arm));
+    for (const cut of byId("picture").querySelectorAll(".cut.can")) cut.prepend(target(cut));
     byId("matrix").replaceChildren(flowMatrix(arm));
   }
   for (const button of byId("losses").querySelectorAll("button")) press(button, button.dataset.loss === view.loss);
@@ -44,37 +45,41 @@ function picture(arm) {
     return [make("p", {class: "soft", id: "no-picture"}, why)];
   }
   const svg = document.importNode(new DOMParser().parseFromString(data.pictures[index], "image/svg+xml").documentElement, true);
-  svg.setAttribute("role", "img");
-  svg.setAttribute("aria-label", [`Value flow of ${arm.name}.`, ...losses.map(loss => lossWords(loss, arm))].join(" "));
   svg.style.setProperty("--natural", `${svg.getAttribute("width")}px`);
-  for (const node of svg.querySelectorAll(".edge[data-loss], .cut, .node")) node.classList.toggle("can", Boolean(meantBy(node)));
+  for (const node of svg.querySelectorAll(".edge, .cut, .node")) node.classList.toggle("can", Boolean(meantBy(node)));
   const of = arm === reference ? `${arm.name}, the reference` : arm.name;
-  return [make("figcaption", {}, `One step of ${of}: values go from left to right, gradients back along the arrows.`),
+  return [make("figcaption", {}, `One step of ${of}.`),
     make("div", {class: "wide", tabindex: "0", role: "group", "aria-label": "The picture; arrow keys scroll it"}, svg)];
+}
+/** A cut is thin: a rectangle around it is what is clicked, and what is marked where it is chosen. */
+function target(cut) {
+  const {x, y, width, height} = cut.getBBox(), spare = 5;
+  return make("rect", {class: "target", x: x - spare, y: y - spare, width: width + 2 * spare, height: height + 2 * spare, rx: 6});
 }
 const nameOfCut = cut => cut.dataset.boundary || cut.dataset.where;
 /** What a click on a part of the picture means: a loss or a cut to choose. */
 function meantBy(node) {
   if (node.classList.contains("cut")) return switchOf.has(nameOfCut(node)) && (() => chooseCut(nameOfCut(node)));
   const loss = node.dataset.loss ?? node.dataset.node;
-  if (node.dataset.node?.startsWith("stop.")) {
-    const boundary = node.dataset.node.slice(5);
-    return switchOf.has(boundary) && (() => chooseCut(boundary));
-  }
   return losses.includes(loss) && (() => chooseLoss(loss));
 }
+/** The arrows of the chosen loss and what they join are on, the rest is dimmed; the chosen cut is marked. */
 function lightPicture() {
-  const svg = byId("picture").querySelector("svg");
+  const svg = byId("picture").querySelector("svg"), reached = new Set([view.loss]);
   if (!svg) return;
   svg.classList.toggle("lit", view.loss !== null);
-  const reached = new Set();
   for (const edge of svg.querySelectorAll(".edge")) {
     const on = edge.dataset.loss === view.loss;
     edge.classList.toggle("on", on);
     if (on) reached.add(edge.dataset.from).add(edge.dataset.to);
   }
-  for (const node of svg.querySelectorAll(".node")) node.classList.toggle("on", reached.has(node.dataset.node) || node.dataset.node === view.loss);
+  for (const node of svg.querySelectorAll(".node, .cut")) node.classList.toggle("on", reached.has(node.dataset.node));
   for (const cut of svg.querySelectorAll(".cut")) cut.classList.toggle("chosen", view.cut !== null && nameOfCut(cut) === view.cut);
+  for (const mark of byId("losses").querySelectorAll(".loss-mark")) {  // as in the picture: its colour and its letter
+    const node = svg.querySelector(`.node.loss[data-node="${CSS.escape(mark.dataset.loss)}"]`);
+    mark.textContent = node?.querySelector("text")?.textContent ?? "";
+    mark.style.background = node ? getComputedStyle(node.querySelector("circle")).fill : "none";
+  }
 }
 
 function lossWords(loss, arm) {
@@ -130,7 +135,8 @@ function flowMatrix(arm) {
     return make("td", {}, button);
   };
   return make("div", {}, make("div", {class: "wide"}, make("table", {class: "matrix"},
-    make("caption", {}, `The same as a table, of ${arm.name}, seed ${arm.flow.seed}. Cells that differ from the reference's are framed and say what they were.`),
+    make("caption", {}, make("span", {},
+      `The same as a table, of ${arm.name}, seed ${arm.flow.seed}. Cells that differ from the reference's are framed and say what they were.`)),
     make("thead", {}, make("tr", {}, make("td"), parts.map(part => make("th", {scope: "col"}, part)))),
     make("tbody", {}, Object.keys(matrix).map(loss => make("tr", {"data-loss": loss}, make("th", {scope: "row"}, loss),
       parts.map(part => cellButton(loss, part))))))), live);

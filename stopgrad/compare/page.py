@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from stopgrad.compare.switches import switches
 from stopgrad.compare.words import markdown, plain
 from stopgrad.flow.drawing import flow_svg
+from stopgrad.flow.layout import scale_of
 from stopgrad.flow.page import LIGHT, page
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def html_page(comparison: Comparison, samples: Mapping[str, str]) -> str:
     """
     content = comparison.content
     records = {arm["name"]: record for arm in content["arms"] if (record := comparison.flow_record(arm["name"]))}
-    drawn = {name: flow_svg(record) for name, record in records.items()}
+    scale = scale_of(records.values())  # one for all, so that the widths of arms can be compared
+    drawn = {name: flow_svg(record, scale) for name, record in records.items()}
     pictures = list(dict.fromkeys(drawn.values()))
     tags = drawn_tags(content)
     data = rounded({**content, "curves": {}}) | {

@@ -27,7 +27,8 @@ def switches(comparison: Comparison, records: Mapping[str, Mapping[str, Any]]) -
     reference = chosen[comparison.content["reference"]]
     changed = {arm: {n for n in {**reference, **chosen[arm]} if chosen[arm].get(n) != reference.get(n)} for arm in arms}
     names = dict.fromkeys(name for arm in arms for name in chosen[arm] if any(name in each for each in changed.values()))
-    cuts = (cut for record in records.values() for edge in record["edges"] for cut in edge["cuts"])
+    nodes = [node for record in records.values() for node in record["nodes"]]
+    cuts = [node for node in nodes if node["kind"] == "stop"] + [cut for node in nodes for cut in node.get("held", ())]
     names |= dict.fromkeys(cut["boundary"] or cut["where"] for cut in cuts)
     found = []
     for name in names:

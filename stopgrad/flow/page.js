@@ -1,7 +1,7 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 function make(tag, attributes = {}, ...children) {
-  const svg = ["svg", "path", "line", "text", "g", "title"].includes(tag);
+  const svg = ["svg", "path", "line", "rect", "text", "g", "title"].includes(tag);
   const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
   for (const [key, value] of Object.entries(attributes)) {
     if (key === "onclick") node.addEventListener("click", value);
