@@ -1,9 +1,11 @@
-"""What a comparison costs: to write one of 20 arms x 5 seeds, and to keep the fingerprints that it rests on.
+"""What a comparison costs: to write one of 33 arms x 3 seeds, to open its page, and to keep its fingerprints.
 
 python benchmarks/comparison.py
 
-The runs are made up, as large as real ones: a hundred fingerprints of 30 tensors, four curves of 200 points. The share
-of fingerprints is the time spent in their callback over the whole time of fit, in a real run of the default recipe.
+The runs are made up, as large as real ones: a hundred fingerprints of 30 tensors, twelve curves of 200 points, and
+for each a flow picture. The page is opened in a headless Chromium, where there is one with its driver: until it is
+loaded and drawn, and then until a click has drawn all arms. The share of fingerprints is the time spent in their
+callback over the whole time of fit, in a real run of the default recipe.
 """
 
 from __future__ import annotations
@@ -21,14 +23,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from stopgrad import Boundary, audit
 from stopgrad.compare.fingerprint import FILE, FINE, SKETCH, Fingerprints
+from stopgrad.flow.routes import flow_record
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 GROUPS = ("generator", "discriminator", "average")
 CELL = {"state": "open", "norm": 1.0, "cuts": []}
+
+
+def picture() -> dict[str, Any]:
+    """``flow.json`` of a chain of parts, as many as the picture of a recipe may have."""
+    model = nn.ModuleDict({f"part{k}": nn.Linear(4, 4) for k in range(12)})
+    with audit(model, draw=True) as a:
+        value = torch.ones(2, 4)
+        for k, part in enumerate(model.values()):
+            value = Boundary(f"after{k}", "none")(part, value)
+        a.loss("d_loss", value.sum())
+        a.loss("g_loss", value.square().sum())
+    return flow_record(a)
+
+
+RECORD = picture()
 
 
 def write_run(folder: Path, arm: int, seed: int) -> None:
@@ -52,9 +72,11 @@ def write_run(folder: Path, arm: int, seed: int) -> None:
         "saved_bytes": 4 << 20,
     }
     result |= {"flow": {loss: dict.fromkeys(GROUPS, CELL) for loss in ("d_loss", "g_loss")}}
+    picture = RECORD | {"nodes": [node | {"label": f"{node['label']} {arm}"} for node in RECORD["nodes"]]}
+    (folder / "flow.json").write_text(json.dumps(picture))  # of each arm another
     (folder / "result.json").write_text(json.dumps(result))
     with SummaryWriter(folder) as writer:
-        for tag in ("frechet", "health/slope", "loss/d", "loss/g"):
+        for tag in ("frechet", "health/slope", *(f"loss/{k}" for k in range(10))):
             for step in range(200):
                 writer.add_scalar(tag, float(torch.rand(1, generator=generator)), step)
 
@@ -69,13 +91,34 @@ def written(arms: int, seeds: int) -> dict[str, float]:
         command = [sys.executable, "-m", "stopgrad", "compare", folder]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - started
-        page = Path(folder, "comparison.html").stat().st_size
+        page = Path(folder, "comparison.html")
+        size, opened = page.stat().st_size, opening(page)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return {
         "seconds": seconds,
         "peak_mib": peak / (1024 if sys.platform == "linux" else 1 << 20),
-        "page_kib": page / 1024,
+        "page_kib": size / 1024,
+        **opened,
     }
+
+
+def opening(page: Path, repeats: int = 5) -> dict[str, float]:
+    """Medians of the seconds until the page is drawn, and from a click on ``all`` until every arm is."""
+    from conf_tests.browser import BROWSER, DRIVER, running_browser
+
+    if BROWSER is None or DRIVER is None:
+        return {}
+    opened, redrawn = [], []
+    with running_browser() as browser:
+        for _ in range(repeats):
+            browser.open("about:blank")
+            browser.open(page.as_uri())
+            opened.append(browser.run("return performance.getEntriesByType('navigation')[0].loadEventEnd") / 1e3)
+            click = (
+                "const t = performance.now(); document.getElementById('all-arms').click(); return performance.now() - t"
+            )
+            redrawn.append(browser.run(click) / 1e3)
+    return {"open_seconds": statistics.median(opened), "all_arms_seconds": statistics.median(redrawn)}
 
 
 def share(recipe: str, steps: int) -> float:
@@ -118,8 +161,8 @@ def share(recipe: str, steps: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", type=int, default=20)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--arms", type=int, default=33)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--recipe", default="gan")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
@@ -133,7 +176,10 @@ def main() -> None:
         print(json.dumps(found))
         return
     print(f"{arguments.arms} arms x {arguments.seeds} seeds: {found['seconds']:.1f} s (bar: 20), ", end="")
-    print(f"{found['peak_mib']:.0f} MiB (bar: 1024), page {found['page_kib']:.0f} KiB (bar: 2048)")
+    print(f"{found['peak_mib']:.0f} MiB (bar: 1024), page {found['page_kib']:.0f} KiB (bar: 2930)")
+    if "open_seconds" in found:
+        print(f"the page opens in {found['open_seconds']:.2f} s (bar: 2), ", end="")
+        print(f"and draws all arms in {found['all_arms_seconds']:.2f} s")
     print(f"fingerprints: {100 * found['fingerprints_share']:.2f}% of {arguments.recipe}'s time (bar: 2%)")
 
 

@@ -74,7 +74,7 @@ class Browser:
         self.post("/actions", actions=[{"type": "key", "id": "keyboard", "actions": actions}])
 
     def point(self, *path: tuple[float, float], drag: bool = False) -> None:
-        """The mouse moves along a path of (x, y) in the window; ``drag`` holds its button down from the first to the last."""
+        """The mouse moves along a path of (x, y) in the window; ``drag``: with its button down."""
         moves = [{"type": "pointerMove", "duration": 20, "x": round(x), "y": round(y)} for x, y in path]
         if drag:
             moves[1:1] = [{"type": "pointerDown", "button": 0}]

@@ -85,12 +85,13 @@ def nudge(start: int, size: float = 1e-3, name: str = "head.weight") -> Alter:
 
 
 def record(choice: str) -> dict[str, Any]:
-    """``flow.json`` of a probe on an encoder, behind the boundary ``features``."""
+    """``flow.json`` of a probe on an encoder, behind ``stop.features``, and of a loss that only the picture has."""
     torch.manual_seed(0)
     model = nn.ModuleDict({"encoder": nn.Linear(4, 4), "head": nn.Linear(4, 1)})
     with audit(model, draw=True) as a:
-        features = Boundary("features", choice).cross(model["encoder"](torch.ones(2, 4)))
-        a.loss("probe", model["head"](features).sum())
+        encoded = model["encoder"](torch.ones(2, 4))
+        a.loss("probe", model["head"](Boundary("features", choice).cross(encoded)).sum())
+        a.loss("other", encoded.square().sum())
     return flow_record(a)
 
 

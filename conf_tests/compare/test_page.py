@@ -192,25 +192,27 @@ class TestPage:
 
     def test_a_loss_lights_up_what_it_reaches(self, page):
         """By the button and in the picture; what it does not reach is dimmed, and its row of the matrix is marked."""
+
         def lit():
+            """By name, and the losses of the arrows."""
             return page.run(
                 "return [...document.querySelectorAll('#picture .node, #picture .cut, #picture .edge')]"
                 ".filter(node => getComputedStyle(node).opacity === '1')"
-                ".map(node => node.dataset.loss && node.dataset.from ? '' : node.dataset.boundary || node.dataset.node).filter(Boolean)"
+                ".map(node => node.dataset.boundary || node.dataset.node || `${node.dataset.loss}'s arrow`).sort()"
             )
 
         page.run("document.head.append(make('style', {}, '* { transition: none !important }'))")
-        everything = ["encoder", "head", "probe", "features"]
-        assert sorted(lit()) == sorted(everything)
+        everything = ["encoder", "features", "head", "other", "other's arrow", "probe", "probe's arrow"]
+        assert sorted({*lit()}) == everything
         page.click('#losses [data-loss="probe"]')
-        assert sorted(lit()) == ["features", "head", "probe"]
+        assert sorted({*lit()}) == ["features", "head", "probe", "probe's arrow"]
         assert page.run("return document.querySelectorAll('.matrix tr.on').length") == 1
         assert text(page, "#told") == (
             "In detach, probe reaches head (|g| 2); is stopped before encoder (detach at model.py:7)."
         )
         assert view(page) == {"loss": "probe"}
         page.click("#arms tr:nth-child(2) button")
-        assert sorted(lit()) == sorted(everything)
+        assert sorted({*lit()}) == ["encoder", "features", "head", "probe", "probe's arrow"]
         page.click('#picture .node.loss[data-node="probe"]')
         assert pressed(page, "#losses") == []
         page.click('#picture .node.loss[data-node="probe"]')
@@ -219,6 +221,7 @@ class TestPage:
 
     def test_a_cut_lights_up_the_arms_that_flip_it(self, page):
         """In the table, the curves and the matrix; flipped, the arrows of such an arm are drawn."""
+
         def drawn():
             return page.run("return document.querySelector('#picture desc').textContent")
 
@@ -281,7 +284,7 @@ class TestPage:
 
     def test_zoom_by_dragging_and_back(self, page):
         page.point(place(page, "score", 5), place(page, "score", 15), drag=True)
-        ends = "return Object.values(charts).length || [...charts.values()].map(c => [c.chart.scales.x.min, c.chart.scales.x.max])"
+        ends = "return [...charts.values()].map(({chart}) => [chart.scales.x.min, chart.scales.x.max])"
         score, loss, end = page.run(ends)
         assert score == loss == pytest.approx([5, 15], abs=0.1)  # all curves at once
         assert end == [-0.6, 2.6]  # but that of one point, which is over arms
@@ -293,7 +296,9 @@ class TestPage:
 
     def test_a_logarithmic_scale(self, page):
         """Losses 1 / (1 + step) between 1 and 1/20: by default linear, and then halfway lies at the geometric mean."""
-        halfway = "const c = charts.get('loss/probe').chart; return c.posToVal(c.bbox.height / devicePixelRatio / 2, 'y')"
+        halfway = (
+            "const c = charts.get('loss/probe').chart; return c.posToVal(c.bbox.height / devicePixelRatio / 2, 'y')"
+        )
         assert page.run(halfway) == pytest.approx((1 + 1 / 20) / 2, rel=0.01)
         page.click('[data-tag="loss/probe"] button')
         assert page.run(halfway) == pytest.approx((1 / 20) ** 0.5, rel=0.01)
@@ -368,6 +373,7 @@ class TestPage:
 
     def test_by_keyboard_alone(self, page):
         """From the top of the page, by Tab and what a key does."""
+
         def focused():
             return page.run("return Object.values(document.activeElement.dataset)[0]")
 
@@ -400,7 +406,8 @@ class TestPage:
         page.click("#arms tr:nth-child(3) button")
         bare = page.run(
             "return [...document.querySelectorAll('button, svg:not([aria-hidden]), img, input, .plot, [role=group]')]"
-            ".filter(node => !(node.innerText || node.getAttribute('aria-label') || node.getAttribute('alt') || node.querySelector('title'))).length"
+            ".filter(node => !(node.innerText || node.getAttribute('aria-label') || node.getAttribute('alt')"
+            " || node.querySelector('title'))).length"
         )
         assert bare == 0
         for live in ("#cell", "#told", "#read"):

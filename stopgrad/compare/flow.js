@@ -40,7 +40,7 @@ function showFlow(arm, isNew) {
 function picture(arm) {
   const index = data.picture[arm.name];
   if (index === undefined) {
-    const why = arm.flow.matrix ? "No picture was recorded: the run is of an older stopgrad, or of one without pictures."
+    const why = arm.flow.matrix ? "No picture was recorded of this run."
       : "No flow was recorded: the run ended before its first batch did.";
     return [make("p", {class: "soft", id: "no-picture"}, why)];
   }

@@ -104,7 +104,7 @@ def short(value: float | None) -> float | None:
 
 
 def copy_samples(comparison: Comparison, folder: Path) -> dict[str, str]:
-    """Copy ``samples.png`` of each arm into ``folder``, in place of what stood there; by arm, its path from the page."""
+    """Copy each arm's ``samples.png`` into ``folder``, in place of what stood there; by arm, its path from the page."""
     shutil.rmtree(folder, ignore_errors=True)
     copied: dict[str, str] = {}
     for k, arm in enumerate(comparison.content["arms"]):

@@ -26,7 +26,9 @@ def switches(comparison: Comparison, records: Mapping[str, Mapping[str, Any]]) -
     chosen = {arm["name"]: {**default, **(arm["stop"] or {})} for arm in comparison.content["arms"]}
     reference = chosen[comparison.content["reference"]]
     changed = {arm: {n for n in {**reference, **chosen[arm]} if chosen[arm].get(n) != reference.get(n)} for arm in arms}
-    names = dict.fromkeys(name for arm in arms for name in chosen[arm] if any(name in each for each in changed.values()))
+    names = dict.fromkeys(
+        name for arm in arms for name in chosen[arm] if any(name in each for each in changed.values())
+    )
     nodes = [node for record in records.values() for node in record["nodes"]]
     cuts = [node for node in nodes if node["kind"] == "stop"] + [cut for node in nodes for cut in node.get("held", ())]
     names |= dict.fromkeys(cut["boundary"] or cut["where"] for cut in cuts)
