@@ -40,6 +40,7 @@ def write_run(
     steps: Sequence[int] = STEPS,
     cells: Mapping[str, Any] | None = None,
     curve: int = 0,
+    once: Mapping[str, float] | None = None,
     **result: Any,
 ) -> Path:
     """One finished run; ``alter(step, weights)`` changes its weights from some step on."""
@@ -67,7 +68,8 @@ def write_run(
     (folder / "result.json").write_text(json.dumps(recorded | result))
     if curve:
         with SummaryWriter(folder) as writer:
-            writer.add_scalar("val/end", 10.0 * score + seed, 99)
+            for tag, value in (once or {}).items():
+                writer.add_scalar(tag, value, 99)
             for step in range(curve):
                 writer.add_scalar("score", score + 0.01 * step + 0.1 * seed, step)
                 writer.add_scalar("loss/probe", 1 / (1 + step), step)
