@@ -31,7 +31,8 @@ def switches(comparison: Comparison, records: Mapping[str, Mapping[str, Any]]) -
     )
     nodes = [node for record in records.values() for node in record["nodes"]]
     cuts = [node for node in nodes if node["kind"] == "stop"] + [cut for node in nodes for cut in node.get("held", ())]
-    names |= dict.fromkeys(cut["boundary"] or cut["where"] for cut in cuts)
+    names |= dict.fromkeys(cut["boundary"] for cut in cuts if cut["boundary"])
+    names |= dict.fromkeys(sorted((cut["where"] for cut in cuts if not cut["boundary"]), key=_by_line))
     found = []
     for name in names:
         here = {arm: chosen[arm].get(name) for arm in arms if name in changed[arm]}
@@ -46,6 +47,11 @@ def switches(comparison: Comparison, records: Mapping[str, Mapping[str, Any]]) -
             }
         )
     return found
+
+
+def _by_line(where: str) -> tuple[str, int]:
+    file, _, line = where.rpartition(":")
+    return file, int(line) if line.isdigit() else 0
 
 
 def _is_flip(name: str, choice: Any, usual: Any) -> bool:
