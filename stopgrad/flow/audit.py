@@ -21,12 +21,13 @@ from stopgrad.flow.contract import FlowContract, named_parts
 from stopgrad.flow.escapes import Escapes
 from stopgrad.flow.frames import user_line
 from stopgrad.flow.graph import Walk
+from stopgrad.flow.labels import Labels
 from stopgrad.flow.lookup import parameters_of
 from stopgrad.flow.matrix import Cell, FlowMatrix
 from stopgrad.flow.measure import zero_parameters
 from stopgrad.flow.parts import Modules, find_parts, module_names, modules_in
 from stopgrad.flow.probe import Probe
-from stopgrad.flow.routes import Labels, Routes
+from stopgrad.flow.routes import Routes
 from stopgrad.flow.sites import Recorder
 from stopgrad.flow.steps import Finding, listed_twice, unstepped
 from stopgrad.flow.values import Trace, Value, place

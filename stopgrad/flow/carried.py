@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -24,7 +25,8 @@ class _Slot:
 class Carried:
     """Hooks on the nodes of a loss's graph, from when it is made until :meth:`close`; its backward runs in between.
 
-    Nothing is added to the graph, and no gradient changes. A graph of more nodes than are ever looked at is left alone.
+    Nothing is added to the graph, and no gradient changes. A graph of more nodes than are ever looked at is left alone:
+    then it is not ``whole``.
 
     Args:
         loss: with a graph.
@@ -38,7 +40,7 @@ class Carried:
         self._open: dict[int, _Slot] = {}
         with without_overrides():
             order = ordered(loss.grad_fn) if loss.grad_fn is not None else []
-            self.whole = bool(order)
+            self.whole, self.looked = bool(order), len(order)
             self._hook(order, name, labels_of)
 
     def _hook(self, order: list[Any], name: str, labels_of: Callable[[Any], Sequence[str]]) -> None:
@@ -55,7 +57,7 @@ class Carried:
                 if not there:
                     comes.setdefault(child, set()).update(here)
                 ways = [(there[0], label) for label in here if there and label != there[0]]
-                ways += [(b, a) for a, b in zip(there, there[1:], strict=False)] if ways else []
+                ways += [(b, a) for a, b in pairwise(there)] if ways else []
                 for way in ways:
                     slot = slots.setdefault((child, number, way), _Slot(way))
                     slot.due += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +10,12 @@ from stopgrad.flow import layout
 from stopgrad.flow.ink import DASHES, LOSS_COLOURS, Ink, Point
 from stopgrad.flow.layout import CHIP, LANE_GAP, LINE, Layout, Scale, number, short, text_width
 from stopgrad.flow.routes import Record, flow_record
+from stopgrad.flow.sentences import by, flow_sentences, listed, of_stop
 
 if TYPE_CHECKING:
     from stopgrad.flow.audit import audit
 
 _HEAD = 9.0  # length of an arrow's head
-_LEAST = 460.0  # width
 
 
 def flow_svg(flow: audit | Record, scale: Scale | None = None) -> str:
@@ -30,7 +30,7 @@ def flow_svg(flow: audit | Record, scale: Scale | None = None) -> str:
     """
     record = flow if isinstance(flow, Mapping) else flow_record(flow)
     drawing = _Drawing(record, scale)
-    title = f"Where the gradient of {_and(record['losses'])} goes"
+    title = f"Where the gradient of {listed(record['losses'])} goes"
     return drawing.ink.svg(*drawing.size, title, " ".join(flow_sentences(record)))
 
 
@@ -39,59 +39,6 @@ def flow_figure(flow: audit | Record, scale: Scale | None = None) -> Any:
     record = flow if isinstance(flow, Mapping) else flow_record(flow)
     drawing = _Drawing(record, scale)
     return drawing.ink.figure(*drawing.size)
-
-
-# ---- in words
-
-
-def flow_sentences(record: Record) -> list[str]:
-    """What the picture shows: what each loss teaches, what is stopped and by which line, what is left open."""
-    nodes = {node["id"]: node for node in record["nodes"]}
-    told = []
-    for loss in record["losses"]:
-        taught = [
-            f"{node['label']} (|g| {number(node['learns'][loss])})"
-            for node in nodes.values()
-            if loss in node.get("learns", {})
-        ]
-        told.append(f"{loss} reaches {_and(taught)}." if taught else f"{loss} reaches nothing.")
-    for node in nodes.values():
-        if node["kind"] == "stop":
-            told += _of_stop(node, record, nodes)
-        for cut in node.get("held", ()):
-            if cut["losses"]:
-                told.append(f"{_and(cut['losses'])} leaves the weights of {node['label']} alone: {_by(cut)}.")
-    if record["uncrossed"]:
-        told.append(f"Not crossed: {_and([f'stop.{name}' for name in record['uncrossed']])}.")
-    return told
-
-
-def _of_stop(node: Mapping[str, Any], record: Record, nodes: Mapping[str, Any]) -> Iterator[str]:
-    before = [nodes[e["from"]]["label"] for e in record["edges"] if e["to"] == node["id"]]
-    where = f" before {_and(before)}" if before else ""
-    cuts = [cut for e in record["edges"] if e["from"] == node["id"] for cut in e["cuts"]]
-    losses = list(dict.fromkeys(loss for cut in cuts for loss in cut["losses"]))
-    if losses:
-        verb = "is" if len(losses) == 1 else "are"
-        yield f"{_and(losses)} {verb} stopped{where} by {_by(cuts[0])}."
-    elif cuts:
-        yield f"{_by(cuts[0])} cuts{where}, where no gradient comes."
-    if node["passes"] and node["boundary"]:
-        name = f"stop.{node['boundary']} ({node['strategy']}, {node['where']})"
-        yield f"{name} lets {_and(node['passes'])} through{' to ' + _and(before) if before else ''}."
-
-
-def _by(cut: Mapping[str, Any]) -> str:
-    if cut["boundary"] is None:
-        return f"{cut['kind']} at {cut['where']}"
-    return f"stop.{cut['boundary']} ({cut['strategy']}, {cut['where']})"
-
-
-def _and(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
-
-
-# ---- in shapes
 
 
 class _Drawing:
@@ -117,7 +64,6 @@ class _Drawing:
         for id, node in self.lay.nodes.items():
             if id in self.lay.places:
                 {"module": self._module, "loss": self._loss, "stop": self._stop}[node["kind"]](id, node)
-        width = max(width, _LEAST)
         height = self._legend(width, height)
         self.size = width, height
 
@@ -263,7 +209,7 @@ class _Drawing:
         top = place.y - place.core / 2
         chips = layout.chip_rows(node)
         learnt = [f"{loss} |g| {number(norm)}" for loss, norm in node["learns"].items()]
-        self.ink.open("node module", {"node": id}, f"{id}: its weights get {_and(learnt) or 'nothing'}")
+        self.ink.open("node module", {"node": id}, f"{id}: its weights get {listed(learnt) or 'nothing'}")
         self.ink.rect(place.x, top, place.width, place.core, 8, "raised", "line")
         y = place.y - CHIP * len(chips) / 2
         self.ink.text(place.x + place.width / 2, y + 4.5, short(node["label"]), 13, bold=True)
@@ -282,8 +228,8 @@ class _Drawing:
 
     def _held(self, place: layout.Place, y: float, node: Mapping[str, Any], cut: Mapping[str, Any]) -> float:
         """A bar below a part: its weights get nothing."""
-        told = _and(cut["losses"]) or "no loss"
-        title = f"{_by(cut)} holds the weights of {node['label']} from {told}"
+        told = listed(cut["losses"]) or "no loss"
+        title = f"{by(cut)} holds the weights of {node['label']} from {told}"
         self.ink.open("cut held", {"boundary": cut["boundary"] or "", "where": cut["where"], "node": node["id"]}, title)
         x = place.x + place.width / 2
         self.ink.path([("M", ((x - 16, y + 3.5),)), ("L", ((x + 16, y + 3.5),))], "ink", 3)
@@ -300,7 +246,7 @@ class _Drawing:
             place.y - place.core / 2,
             place.width,
             place.core,
-            place.core / 2 if place.core < 40 else 16,
+            min(16, place.core / 2),
             "back",
             colour,
         )
@@ -315,7 +261,7 @@ class _Drawing:
 
     def _gate(self, id: str, node: Mapping[str, Any], x: float, y: float, core: float) -> None:
         """Two bars across a way, or an open gate beside it, with its name above and what it does below."""
-        told = " ".join(_of_stop(node, self.record, self.lay.nodes)) or f"{node['label']}: nothing comes here"
+        told = " ".join(of_stop(node, self.record, self.lay.nodes)) or f"{node['label']}: nothing comes here"
         state = "closed" if self._closed(id) else "open"
         data = {"boundary": node["boundary"] or "", "where": node["where"], "node": id}
         self.ink.open(f"cut {state}", data, told)
@@ -329,7 +275,8 @@ class _Drawing:
                 self.ink.path([("M", ((x, y + way * half),)), ("L", ((x - 8, y + way * inner),))], "ink", 2.2)
                 self.ink.circle(x, y + way * half, 2.4, "ink")
         name, what = layout.stop_lines(node)
-        self.ink.text(x, y - half - 6, name, 11.5, bold=True, halo=True)
+        named = node["boundary"] is not None
+        self.ink.text(x, y - half - 6, name, 11.5, "ink" if named else "soft", bold=named, halo=True)
         self.ink.text(x, y + half + 13, what, 10.5, "soft", halo=True)
         self.ink.close()
 
@@ -340,7 +287,8 @@ class _Drawing:
         y = top
         for i, stop in enumerate(stops):
             high = self.lay.loop_height(stop)
-            middle, core = y - high + LINE + 8 + (high - 2 * LINE - 8) / 2, high - 2 * LINE - 8
+            core = high - 2 * LINE - 12
+            middle = y - LINE - 8 - core / 2
             key = (stop, part)
             edge, inset = self.lay.edges[key], 20 - 6 * min(i, 2)
             lanes = layout.lanes(edge, self.scale, self.record["losses"])
@@ -387,29 +335,33 @@ class _Drawing:
     def _legend(self, width: float, height: float) -> float:
         """What the signs mean, in as many rows as it takes; returns the new height."""
         low, high = self.scale
-        y, x = height + 10.0, layout._MARGIN
+        y, x = height + 10.0, layout.MARGIN
         self.ink.open("legend", {}, "")
         self.ink.path([("M", ((x, height - 4),)), ("L", ((width - x, height - 4),))], "line", 0.6)
-        middle = (low + high) / 2
         shown = any(of["norm"] for edge in self.record["edges"] for of in edge["losses"].values())
-        norms = f"{number(10**low)}, {number(10**middle)}, {number(10**high)} and more"
+        norms = ", ".join(number(10**power) for power in (low, (low + high) / 2, high))
+        states = {shape["kind"] for kind, shape in self.ink.shapes if kind == "open"}
+        kinds = {name for state in states for name in state.split()}
         items = [
-            (("value",), "value, left to right"),
-            (("arrow",), "gradient, back from its loss: to the value where its arrow ends"),
-            *([(("widths",), f"its L2 norm there: {norms}")] if shown else []),
-            (("bar",), "a cut; what it stops is not computed, so it has no width"),
-            (("open",), "a switch that lets gradient through"),
-            (("chip",), "norm of the gradient at the weights of the box"),
+            ("value", "value", "value" in kinds),
+            ("arrow", "gradient, back from its loss", "edge" in kinds),
+            ("widths", f"|g| where the arrow ends: {norms}", shown),
+            ("bar", "cut: nothing left to measure", "closed" in kinds),
+            ("open", "open switch", "open" in kinds),
+            ("held", "weights held", "held" in kinds),
+            ("chip", "|g| at the weights", any(node.get("learns") for node in self.record["nodes"])),
         ]
+        items = [(sign, text) for sign, text, used in items if used]
         if self.record["uncrossed"]:
-            items.append(((), f"not crossed here: {', '.join(f'stop.{n}' for n in self.record['uncrossed'])}"))
+            items.append(("", f"not crossed here: {', '.join(f'stop.{n}' for n in self.record['uncrossed'])}"))
         for sign, text in items:
-            wide = (86 if sign == ("widths",) else 34 if sign else 0) + text_width(text, 10.5) + 22
-            if x > layout._MARGIN and x + wide > width:
-                x, y = layout._MARGIN, y + 18
+            before = 86 if sign == "widths" else 32 if sign else 0
+            wide = before + text_width(text, 10.5) + 18
+            if x > layout.MARGIN and x + wide > width:
+                x, y = layout.MARGIN, y + 18
             if sign:
-                self._sign(sign[0], x, y)
-            self.ink.text(x + wide - text_width(text, 10.5) - 22, y + 3.6, text, 10.5, "soft", "start")
+                self._sign(sign, x, y)
+            self.ink.text(x + before, y + 3.6, text, 10.5, "soft", "start")
             x += wide
         self.ink.close()
         return y + 16
@@ -431,11 +383,13 @@ class _Drawing:
                 line(x + 26 * i, x + 26 * i + 22, "soft", layout.width_of(norm, self.scale))
         elif sign == "bar":
             for dx in (10.4, 15.6):
-                self.ink.path([("M", ((x + dx, y - 7),)), ("L", ((x + dx, y + 7),))], "ink", 2.8)
+                self.ink.path([("M", ((x + dx, y - 6),)), ("L", ((x + dx, y + 6),))], "ink", 2.8)
         elif sign == "open":
             for way in (-1, 1):
-                self.ink.path([("M", ((x + 16, y + way * 8),)), ("L", ((x + 8, y + way * 3),))], "ink", 2.2)
-                self.ink.circle(x + 16, y + way * 8, 2.2, "ink")
+                self.ink.path([("M", ((x + 15, y + way * 6.5),)), ("L", ((x + 9, y + way * 2),))], "ink", 2)
+                self.ink.circle(x + 15, y + way * 6.5, 1.9, "ink")
+        elif sign == "held":
+            line(x + 2, x + 24, "ink", 3)
         else:
             self.ink.circle(x + 13, y, 6, "soft")
             self.ink.text(x + 13, y + 3, "a", 9, "back", bold=True)

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 Record = dict[str, Any]
@@ -13,14 +14,17 @@ Scale = tuple[float, float]
 LANE_GAP, STUB = 3.0, 1.8  # between two arrows of one edge; the width of an arrow that ends at a bar
 CHIP, LINE = 17.0, 14.0  # heights: of what a part learns; of a line of small text
 _THIN, _WIDE = 2.0, 10.0  # of an arrow, from the smallest to the largest norm
-_COLUMN, _ROW, _MARGIN = 58.0, 20.0, 18.0
-_NARROW, _BROAD = frozenset("iljtfrI.,:;|'()[]! "), frozenset("mwMW@%")
+_COLUMN, _ROW, MARGIN = 58.0, 20.0, 18.0
+LEAST = 540.0  # width
+# Of a wide face (DejaVu Sans): what fits there fits in others.
+_WIDTHS = {0.3: "iljI'|", 0.35: ",.:; /\\f-", 0.4: "rt()[]!", 0.52: 'sz*_?"', 0.85: "wMOQ#+<=>~·", 0.98: "mW@%…→"}
+_WIDTH_OF = {sign: width for width, signs in _WIDTHS.items() for sign in signs}
 
 
-def text_width(text: str, size: float) -> float:
+def text_width(text: str, size: float, bold: bool = False) -> float:
     """About how wide a text is in a sans-serif face."""
-    each = (0.3 if c in _NARROW else 0.84 if c in _BROAD else 0.66 if c.isupper() else 0.56 for c in text)
-    return size * sum(each)
+    each = (_WIDTH_OF.get(sign, 0.71 if sign.isupper() else 0.62) for sign in text)
+    return size * sum(each) * (1.12 if bold else 1.0)
 
 
 def short(text: str, most: int = 30) -> str:
@@ -127,7 +131,7 @@ class Layout:
         for id, node in self.nodes.items():
             before = {a for a, b in self.edges if b == id}
             after = {b for a, b in self.edges if a == id}
-            if node["kind"] == "stop" and len(after) == 1 and before <= after:
+            if node["kind"] == "stop" and len(after) == 1 and before == after:
                 found.setdefault(after.pop(), []).append(id)
         return found
 
@@ -143,21 +147,24 @@ class Layout:
             return Place(id, width, core + 2 * LINE + 8, core, core / 2 + LINE + 4)
         if kind == "loss":
             core = max(30.0, through + 10)
-            return Place(id, 44 + text_width(short(node["label"]), 13), core, core, core / 2)
+            return Place(id, 46 + text_width(short(node["label"]), 13, bold=True), core, core, core / 2)
         loops = self.loops.get(id, [])
         attic = sum(self.loop_height(stop) for stop in loops)
         chips = chip_rows(node)
         width = max(
-            [36 + text_width(short(node["label"]), 13), 16 + max((sum(w for _, _, w in r) for r in chips), default=0)]
+            [
+                36 + text_width(short(node["label"]), 13, bold=True),
+                16 + max((sum(w for _, _, w in r) for r in chips), default=0),
+            ]
         )
-        width = max([width, *(16 + text_width(text, 10.5) for cut in node["held"] for text in held_lines(cut))])
+        width = max([width, *(8 + text_width(text, 11) for cut in node["held"] for text in held_lines(cut))])
         core = max(34.0 + CHIP * len(chips), through + 12)
         held = (2 * LINE + 8) * len(node["held"])
         width = max([width, *(stop_width(self.nodes[stop]) + 56 for stop in loops)])
         return Place(id, width, attic + core + held, core, attic + core / 2)
 
     def loop_height(self, stop: str) -> float:
-        return 2 * LINE + 24 + self.thick(k for k in self.edges if k[0] == stop)
+        return 2 * LINE + 36 + self.thick(k for k in self.edges if k[0] == stop)
 
     # ---- columns
 
@@ -233,7 +240,7 @@ class Layout:
                 passed.setdefault((a, b), []).append(dummy)
                 chain.append(dummy)
             chain.append(self.places[b])
-            for left, right in zip(chain, chain[1:], strict=False):
+            for left, right in pairwise(chain):
                 left.after.append(right.id)
                 right.before.append(left.id)
         return columns, passed
@@ -260,7 +267,7 @@ class Layout:
 
     def _crossings(self, columns: Sequence[Sequence[Place]]) -> int:
         count = 0
-        for left, right in zip(columns, columns[1:], strict=False):
+        for left, right in pairwise(columns):
             row = {p.id: i for i, p in enumerate(right)}
             ends = [row[b] for p in left for b in sorted(p.after, key=lambda b: row.get(b, 0)) if b in row]
             count += sum(1 for i, a in enumerate(ends) for b in ends[i + 1 :] if a > b)
@@ -279,16 +286,21 @@ class Layout:
             for column in columns if turn % 2 == 0 else columns[::-1]:
                 wishes = []
                 for place in column:
-                    near = [self._all[n].y for n in (*place.before, *place.after)]
-                    wishes.append(sum(near) / len(near) if near else place.y)
+                    near = [(self._all[n].y, self._pull(place, self._all[n])) for n in (*place.before, *place.after)]
+                    force = sum(pull for _, pull in near)
+                    wishes.append((sum(y * pull for y, pull in near) / force if near else place.y, force or 0.1))
                 for place, y in zip(column, _spread(column, wishes), strict=True):
                     place.y = y
+
+    def _pull(self, place: Place, other: Place) -> float:
+        """How much two neighbours want to be level: the inner pieces of a long edge the most."""
+        return (1.0, 3.0, 8.0)[(place.id not in self.nodes) + (other.id not in self.nodes)]
 
     def _across(self, columns: Sequence[Sequence[Place]], passed: Mapping[tuple[str, str], Sequence[Place]]) -> None:
         top = min((p.y - p.above for p in self._all.values()), default=0.0)
         for place in self._all.values():
-            place.y += _MARGIN + 4 - top
-        x = _MARGIN + (22 if any(True for _ in self.loops) else 0)
+            place.y += MARGIN + 4 - top
+        x = MARGIN + (22 if any(True for _ in self.loops) else 0)
         for column in columns:
             width = max((p.width for p in column), default=0.0)
             for place in column:
@@ -298,18 +310,23 @@ class Layout:
             self.ways[key] = [(p.x, p.y) for p in dummies]
 
     def _finish(self, back: Sequence[tuple[str, str]], inside: set[str]) -> None:
-        width = max((p.x + p.width for p in self.places.values()), default=0.0) + _MARGIN
+        width = max((p.x + p.width for p in self.places.values()), default=0.0) + MARGIN
+        if width < LEAST:  # the legend is wider: in the middle above it
+            for place in self._all.values():
+                place.x += (LEAST - width) / 2
+            self.ways = {key: [(x + (LEAST - width) / 2, y) for x, y in way] for key, way in self.ways.items()}
         height = max((p.y - p.above + p.height for p in self._all.values()), default=0.0)
         for key in back:
             thick = thickness(self.edges[key], self.scale, self.record["losses"])
             height += 14 + thick / 2
             self.under[key] = height
             height += thick / 2
-        self.size = width, height + _MARGIN
+        self.size = max(width, LEAST), height + MARGIN
 
 
 def stop_width(node: Mapping[str, Any]) -> float:
-    return 10 + max(text_width(text, size) for text, size in zip(stop_lines(node), (11.5, 10.5), strict=True))
+    name, what = stop_lines(node)
+    return 10 + max(text_width(name, 11.5, bold=node["boundary"] is not None), text_width(what, 10.5))
 
 
 def stop_lines(node: Mapping[str, Any]) -> tuple[str, str]:
@@ -325,7 +342,7 @@ def held_lines(cut: Mapping[str, Any]) -> tuple[str, str]:
     where = cut["where"].rpartition("/")[2]
     if cut["boundary"] is None:
         return "weights held", short(f"requires_grad off · {where}")
-    return short(f"stop.{cut['boundary']}"), short(f"{cut['strategy']}: weights held · {where}")
+    return short(f"stop.{cut['boundary']}"), short(f"{cut['strategy']} · {where}")
 
 
 def chip_rows(node: Mapping[str, Any], most: int = 3) -> list[list[tuple[str, str, float]]]:
@@ -334,19 +351,19 @@ def chip_rows(node: Mapping[str, Any], most: int = 3) -> list[list[tuple[str, st
     return [chips[i : i + most] for i in range(0, len(chips), most)]
 
 
-def _spread(column: Sequence[Place], wishes: Sequence[float]) -> list[float]:
-    """The heights nearest to those wished for at which nothing overlaps: pooled neighbours."""
+def _spread(column: Sequence[Place], wishes: Sequence[tuple[float, float]]) -> list[float]:
+    """The heights nearest to those wished for, by weight, at which nothing overlaps: pooled neighbours."""
     offset, at = [0.0], 0.0
-    for upper, lower in zip(column, column[1:], strict=False):
+    for upper, lower in pairwise(column):
         at += upper.height - upper.above + _ROW + lower.above
         offset.append(at)
-    pools: list[list[float]] = []  # mean, count
-    for wish, shift in zip(wishes, offset, strict=True):
-        pools.append([wish - shift, 1])
+    pools: list[tuple[float, float, int]] = []  # mean, weight, count
+    for (wish, weight), shift in zip(wishes, offset, strict=True):
+        pools.append((wish - shift, weight, 1))
         while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
-            (m1, n1), (m2, n2) = pools[-2:]
-            pools[-2:] = [[(m1 * n1 + m2 * n2) / (n1 + n2), n1 + n2]]
-    flat = [mean for mean, count in pools for _ in range(int(count))]
+            (m1, w1, n1), (m2, w2, n2) = pools[-2:]
+            pools[-2:] = [((m1 * w1 + m2 * w2) / (w1 + w2), w1 + w2, n1 + n2)]
+    flat = [mean for mean, _, count in pools for _ in range(count)]
     return [y + shift for y, shift in zip(flat, offset, strict=True)]
 
 

@@ -18,82 +18,17 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from stopgrad.flow.carried import Carried, Way
-from stopgrad.flow.fold import span
-from stopgrad.flow.lookup import named_parameters
+from stopgrad.flow.labels import Labels, folded
 from stopgrad.flow.sites import Recorder
 from stopgrad.flow.values import LIVE, Values, place
 
 Record = dict[str, Any]
-MOST_NODES, MOST_LOSSES = 24, 12  # parts and losses that are drawn: of more, neighbours are one
+MOST_LOSSES = 12  # that are drawn: of more, neighbours are one
+MOST_LOOKED = 50_000  # nodes of autograd's graphs, in one audit: the norms behind further losses are not measured
 _MOST_CUTS = 3  # that one bar tells; of more, how many
-
-
-class Labels:
-    """Which part of the picture a value belongs to.
-
-    Args:
-        parts: the parts that a parameter is in, by its ``id``, the one it is drawn in first.
-        names: of the modules.
-        order: of the parts.
-    """
-
-    def __init__(
-        self, parts: Mapping[int, Sequence[str]], names: Mapping[nn.Module, str], order: Sequence[str]
-    ) -> None:
-        self._parts = parts
-        modules = {name: self._label(module, name) for module, name in names.items()}
-        drawn = list(dict.fromkeys([*(p for p in order if not p.startswith("stop.")), *modules.values()]))
-        folded = _folded([name for name in drawn if name], MOST_NODES)
-        self.modules = {name: folded.get(label, "") for name, label in modules.items()}
-        self._roots = {key: folded[each[0]] for key, each in parts.items()}
-        self._known: dict[int, str] = {}
-
-    def _label(self, module: nn.Module, name: str) -> str:
-        """The part that has all parameters of a module; the outermost module's name if they are in none."""
-        found = {self._parts.get(id(p), ("",))[0] for _, p in named_parameters(module)}
-        if found == {""}:
-            return name.partition(".")[0]
-        return found.pop() if len(found) == 1 else ""
-
-    def of_parameter(self, parameter: Tensor) -> str:
-        return self._roots.get(id(parameter), "")
-
-    def note_roots(self, roots: Iterable[Tensor]) -> None:
-        """The parameters that are the first values."""
-        self._known = {index: self.of_parameter(root) for index, root in enumerate(roots)}
-
-    def of(self, values: Values, index: int) -> list[str]:
-        """The label of a value; of what crossed by ``freeze``, the boundary's and then that of what made it."""
-        if index < values.roots:
-            return [self._known.get(index, "")]
-        op = values.op(index)
-        if op.startswith("stop."):
-            return [f"{op}@{place(*values.line(index))}"]
-        if op == "freeze" and (crossing := _frozen_crossing(values, index)) is not None:
-            before = values.parents[values.first[index]]
-            return [*self.of(values, crossing), *(self.of(values, before) if before != index else [])]
-        label = self.modules.get(values.module(index), "")
-        return [label] if label else []
-
-
-def _frozen_crossing(values: Values, index: int) -> int | None:
-    """The crossing of the boundary whose ``freeze`` made a value what it is."""
-    *_, frozen = values.parents[values.first[index] : values.first[index + 1]] or [index]
-    if frozen != index and values.op(frozen) == "freeze" and values.cuts[frozen]:
-        return values.parents[values.first[frozen]]
-    return None
-
-
-def _folded(names: Sequence[str], most: int) -> dict[str, str]:
-    """Each name's, or of too many, that of the neighbours together with which it is drawn."""
-    if len(names) <= most:
-        return {name: name for name in names}
-    size = math.ceil(len(names) / most)
-    groups = [names[i : i + size] for i in range(0, len(names), size)]
-    return {name: span(group) for group in groups for name in group}
 
 
 class Routes:
@@ -112,10 +47,15 @@ class Routes:
         self.whole: dict[str, bool] = {}
         self.learnt: dict[str, dict[str, float]] = {}
         self._recorder = recorder
+        self._looked = 0
 
-    def watch(self, loss: Tensor) -> Carried:
-        """Measure what the backward of a loss carries, until the answer is closed."""
-        return Carried(loss, "", self._of_node)
+    def watch(self, loss: Tensor) -> Carried | None:
+        """Measure what the backward of a loss carries, until the answer is closed; None of too many losses."""
+        if self._looked > MOST_LOOKED:
+            return None
+        carried = Carried(loss, "", self._of_node)
+        self._looked += carried.looked
+        return carried
 
     def _of_node(self, node: Any) -> Sequence[str]:
         variable = getattr(node, "variable", None)
@@ -174,11 +114,16 @@ class _Folding:
             if not dep:
                 continue
             hop = flags[index] & LIVE and not values.cuts[index]
+            # What is computed from constants alone would hand a gradient on, if one of them required any.
+            constant = not (flags[index] & LIVE or values.cuts[index] or values.modes[index])
+            constant = constant and values.op(index) != "freeze"  # which stops it
             for parent in parents[first[index] : first[index + 1]]:
                 self._dep[parent] |= dep
                 if hop:
                     self._arrives[parent] |= live
                     self._live[parent] |= live if flags[parent] & LIVE else 0
+                elif constant:
+                    self._arrives[parent] |= self._arrives[index]
 
     def _forth(self) -> None:
         values, labels = self._values, self._labels
@@ -243,28 +188,28 @@ def flow_record(flow: Any) -> Record:
     if routes is None or not flow.loss_values:
         raise ValueError("flow_record: nothing to draw; use audit(..., draw=True) and report a loss")
     names = list(dict.fromkeys(flow.loss_values.values()))
-    folded = _folded(names, MOST_LOSSES)
-    drawn = list(dict.fromkeys(folded.values()))
-    bits = {name: 1 << drawn.index(folded[name]) for name in names}
+    groups = folded(names, MOST_LOSSES)
+    drawn = list(dict.fromkeys(groups.values()))
+    bits = {name: 1 << drawn.index(groups[name]) for name in names}
     values = next(iter(flow.loss_values)).of
     losses: dict[int, int] = {}
     for value, name in flow.loss_values.items():
         losses[value.index] = bits[name]
     found = _Folding(values, losses, drawn, routes.labels)
-    return _Writing(found, values, routes, folded, drawn).record(flow.boundaries)
+    return _Writing(found, values, routes, groups, drawn).record(flow.boundaries)
 
 
 class _Writing:
     """From the folded graph to the record."""
 
     def __init__(
-        self, found: _Folding, values: Values, routes: Routes, folded: Mapping[str, str], drawn: Sequence[str]
+        self, found: _Folding, values: Values, routes: Routes, groups: Mapping[str, str], drawn: Sequence[str]
     ) -> None:
         self._found, self._values, self._routes, self._drawn = found, values, routes, drawn
         self._norms: dict[str, dict[Way, float]] = {name: {} for name in drawn}
         self._learnt: dict[str, dict[str, float]] = {name: {} for name in drawn}
         self._whole = dict.fromkeys(drawn, True)
-        for name, group in folded.items():
+        for name, group in groups.items():
             _largest(self._norms[group], routes.carried.get(name, {}))
             _largest(self._learnt[group], routes.learnt.get(name, {}))
             self._whole[group] &= routes.whole.get(name, False)
@@ -286,7 +231,8 @@ class _Writing:
             else:
                 by_cut.setdefault(cut, []).append((source, to, stopped))
         for (label, cut), stopped in self._found.held.items():
-            _add_cut(nodes[label], self._cut(cut, stopped), "held")
+            if stopped:
+                _add_cut(nodes[label], self._cut(cut, stopped), "held")
         self._loose(nodes, edges, by_cut)
         for node in nodes.values():
             if node["kind"] == "stop" and node["boundary"]:
@@ -302,7 +248,7 @@ class _Writing:
 
     def _node(self, label: str, kind: str) -> dict[str, Any]:
         if kind == "stop":
-            name, _, where = label.partition("@")
+            name, _, where = label.partition("#")[0].partition("@")
             boundary = name.removeprefix("stop.")
             strategy = self._routes.strategies.get(boundary, "")
             return {

@@ -255,15 +255,14 @@ class Recorder(TorchFunctionMode):
             crossing = torch.ops.aten.alias(leaf)
             result, live = cut(crossing), crossing.requires_grad  # not asked for outside: that would be an operation
         value = self._crossing(name, before, live=live, line=line)
-        if live:
-            if self.on_probe is None:
-                self.probes[id(crossing)] = name, crossing
-                self._fresh.append((begin, crossing))
-            else:
-                self.on_probe(name, crossing)
-        else:
+        if not live:
             value = self.tensors.new("alias", (value,), cut="requires_grad", site=line, boundary=name)
         self.tensors.attach([(crossing, value), (result, value)], begin)
+        if live and self.on_probe is not None:
+            self.on_probe(name, crossing)
+        elif live:
+            self.probes[id(crossing)] = name, crossing
+            self._fresh.append((begin, crossing))
         return result
 
     def cut(self, name: str, kind: str, leaf: Tensor, cut: Callable[[Tensor], Tensor]) -> Tensor:
