@@ -22,7 +22,7 @@ import pytest
 from conf_tests.browser import in_a_browser
 from conf_tests.compare.runs import in_memory, nudge, record, write_run
 from stopgrad.compare import compare
-from stopgrad.compare.page import copy_samples, curves_by_seed, html_page
+from stopgrad.compare.page import copy_samples, curves_by_seed, flow_pictures, html_page
 from stopgrad.compare.switches import switches
 
 OPEN = {"state": "open", "norm": 0.5, "cuts": ["detach at model.py:9"]}
@@ -143,6 +143,21 @@ def test_the_plotting_library_is_what_was_released():
     assert "The MIT License" in kit.joinpath("LICENSE.txt").read_text()
 
 
+def test_pictures_have_a_share_of_the_page(monkeypatch):
+    """One that several arms have is there once; where there is no room for all, the first are."""
+    records = {
+        "detach": record("detach"),
+        "no_grad": record("no_grad"),
+        "again": record("detach"),
+        "none": record("none"),
+    }
+    pictures, shown = flow_pictures(records)
+    assert shown == {"detach": 0, "no_grad": 1, "again": 0, "none": 2}
+    assert len({*pictures}) == 3
+    monkeypatch.setattr("stopgrad.compare.page.PICTURES", len(pictures[0]))
+    assert flow_pictures(records) == (pictures[:1], {"detach": 0, "again": 0})
+
+
 def test_samples_are_copied_beside_the_page(folder, tmp_path):
     """Each arm's first, under a name of its own that is safe in a file system; what an earlier page had is gone."""
     (tmp_path / "old.png").write_bytes(b"")
@@ -152,11 +167,10 @@ def test_samples_are_copied_beside_the_page(folder, tmp_path):
     assert (folder / "comparison_files" / "01-none.png").read_bytes() == PIXEL
 
 
-def test_long_curves_are_thinned_and_end_where_they_end(monkeypatch):
+def test_long_curves_are_thinned_and_end_where_they_end():
     runs = in_memory(arms=2, seeds=3, tags=2, points=100)
     for values, kept, every in ((100_000, 100, 1), (2 * 6 * 60, 50, 2)):
-        monkeypatch.setattr("stopgrad.compare.page.VALUES", values)
-        drawn = curves_by_seed(runs, ["frechet", "loss/1"])
+        drawn = curves_by_seed(runs, ["frechet", "loss/1"], values)
         found = drawn["curves"]["frechet"]["arm-1"]
         steps = drawn["grids"][found["grid"]]
         assert (len(steps), steps[-1], found["every"]) == (kept, 100, every)
@@ -510,6 +524,9 @@ def test_a_hundred_runs(browser, tmp_path):
     assert len(arms_drawn(browser, "loss/11")) == 33
     browser.click('#switches [data-cut="fakes"]')
     assert len([alpha for alpha in arms_drawn(browser, "frechet").values() if alpha == 1]) == 16 + 1
+    at(browser, tmp_path, "cut=fakes")
+    assert len(pressed(browser, "#shown")) == 1 + 16 + 4  # all that flip it, and four of the nine first that do not
+    assert browser.run("return location.hash") == "#cut=fakes"
     assert browser.errors() == []
 
 

@@ -63,7 +63,7 @@ function picture(arm) {
   const index = data.picture[arm.name];
   if (index === undefined) {
     const why = arm.flow.matrix
-      ? "No picture was recorded of this run."
+      ? "No picture of this run is here."
       : "No flow was recorded: the run ended before its first batch did.";
     return [make("p", {class: "soft", id: "no-picture"}, why)];
   }

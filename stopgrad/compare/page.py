@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 FOLDER = "comparison_files"  # beside the page; so browsers call what belongs to one
 MOST_CURVES = 12
 MOST_POINTS = 1000  # of a curve
-VALUES = 120_000  # of all curves together: about 1.2 MB
+PAGE, PICTURES = 2_800_000, 1_400_000  # characters that a page aims at, and that flow pictures may take of it
+VALUE = 12  # characters of a value of a curve
 DRAWN = ("loss", "health", "val", "test")
 SCRIPTS = ("flow.js", "charts.js", "curves.js", "arms.js", "view.js")
 
@@ -41,17 +42,14 @@ def html_page(comparison: Comparison, samples: Mapping[str, str]) -> str:
     """
     content = comparison.content
     records = {arm["name"]: record for arm in content["arms"] if (record := comparison.flow_record(arm["name"]))}
-    scale = scale_of(records.values())  # one for all, so that the widths of arms can be compared
-    drawn = {name: flow_svg(record, scale) for name, record in records.items()}
-    pictures = list(dict.fromkeys(drawn.values()))
+    pictures, shown = flow_pictures(records)
     tags = drawn_tags(content)
     data = rounded({**content, "curves": {}}) | {
         "samples": samples,
         "pictures": pictures,
-        "picture": {name: pictures.index(svg) for name, svg in drawn.items()},
+        "picture": shown,
         "switches": switches(comparison, records),
         "undrawn": [tag for tag in content["curves"] if tag not in tags],
-        **curves_by_seed(comparison, tags),
     }
     kit = files("stopgrad.compare")
 
@@ -63,7 +61,21 @@ def html_page(comparison: Comparison, samples: Mapping[str, str]) -> str:
     style = f"{read('uplot/uPlot.min.css')}\n{read('page.css')}:root.paper {{ color-scheme: light; {LIGHT} }}\n"
     body = read("page.html").replace("{{words}}", escape(markdown(content)), 1)
     template = f"<style>\n{style}</style>\n{body}<script>\n{scripts}</script>\n"
+    left = PAGE - len(template) - len(json.dumps(plain(data)))
+    data |= curves_by_seed(comparison, tags, left // VALUE)
     return page(f"{content['recipe']}: comparison", template, plain(data))
+
+
+def flow_pictures(records: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], dict[str, int]]:
+    """The flow pictures, each once, and by arm which is its own: as many as there is room for, from the first on."""
+    scale = scale_of(records.values())  # one for all, so that the widths of arms can be compared
+    pictures: dict[str, int] = {}
+    shown: dict[str, int] = {}
+    for name, record in records.items():
+        svg = flow_svg(record, scale)
+        if svg in pictures or sum(map(len, pictures)) + len(svg) <= PICTURES:
+            shown[name] = pictures.setdefault(svg, len(pictures))
+    return [*pictures], shown
 
 
 def drawn_tags(content: Mapping[str, Any]) -> list[str]:
@@ -74,15 +86,18 @@ def drawn_tags(content: Mapping[str, Any]) -> list[str]:
     return tags[:MOST_CURVES]
 
 
-def curves_by_seed(comparison: Comparison, tags: Sequence[str]) -> dict[str, Any]:
+def curves_by_seed(comparison: Comparison, tags: Sequence[str], most: int) -> dict[str, Any]:
     """``curves``: tag -> arm -> the values of each seed, at the steps of one of the ``grids``; every so-manieth point.
 
     A seed that has no value at a step, because it ended before, has null.
+
+    Args:
+        most: values of all curves together, if that leaves each curve twenty.
     """
     by_arm: dict[str, list[Run]] = {arm["name"]: [] for arm in comparison.content["arms"]}
     for run in comparison.found.runs:
         by_arm[run.arm].append(run)
-    most = max(20, min(MOST_POINTS, VALUES // max(1, len(tags) * len(comparison.found.runs))))
+    points = max(20, min(MOST_POINTS, most // max(1, len(tags) * len(comparison.found.runs))))
     grids: dict[tuple[int, ...], int] = {}
     curves: dict[str, dict[str, Any]] = {tag: {} for tag in tags}
     for tag in tags:
@@ -91,7 +106,7 @@ def curves_by_seed(comparison: Comparison, tags: Sequence[str]) -> dict[str, Any
             steps = sorted(set().union(*drawn.values()))
             if not steps:
                 continue
-            every = -(-len(steps) // most)
+            every = -(-len(steps) // points)
             kept = tuple(steps[::-1][::every][::-1])  # the last one among them
             seeds = {seed: [short(values.get(step)) for step in kept] for seed, values in drawn.items()}
             curves[tag][name] = {"grid": grids.setdefault(kept, len(grids)), "every": every, "seeds": seeds}
