@@ -147,12 +147,12 @@ def test_pictures_have_a_share_of_the_page(monkeypatch):
     """One that several arms have is there once; where there is no room for all, the first are."""
     records = {
         "detach": record("detach"),
-        "no_grad": record("no_grad"),
+        "data": record("data"),
         "again": record("detach"),
         "none": record("none"),
     }
     pictures, shown = flow_pictures(records)
-    assert shown == {"detach": 0, "no_grad": 1, "again": 0, "none": 2}
+    assert shown == {"detach": 0, "data": 1, "again": 0, "none": 2}
     assert len({*pictures}) == 3
     monkeypatch.setattr("stopgrad.compare.page.PICTURES", len(pictures[0]))
     assert flow_pictures(records) == (pictures[:1], {"detach": 0, "again": 0})

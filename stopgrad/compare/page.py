@@ -20,6 +20,7 @@ from stopgrad.compare.words import markdown, plain
 from stopgrad.flow.drawing import flow_svg
 from stopgrad.flow.layout import scale_of
 from stopgrad.flow.page import LIGHT, page
+from stopgrad.flow.routes import Record
 
 if TYPE_CHECKING:
     from stopgrad.compare import Comparison
@@ -66,7 +67,7 @@ def html_page(comparison: Comparison, samples: Mapping[str, str]) -> str:
     return page(f"{content['recipe']}: comparison", template, plain(data))
 
 
-def flow_pictures(records: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], dict[str, int]]:
+def flow_pictures(records: Mapping[str, Record]) -> tuple[list[str], dict[str, int]]:
     """The flow pictures, each once, and by arm which is its own: as many as there is room for, from the first on."""
     scale = scale_of(records.values())  # one for all, so that the widths of arms can be compared
     pictures: dict[str, int] = {}
