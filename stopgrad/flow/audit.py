@@ -19,6 +19,7 @@ from stopgrad.flow.advice import Facts, Ways
 from stopgrad.flow.carried import Carried
 from stopgrad.flow.contract import FlowContract, named_parts
 from stopgrad.flow.escapes import Escapes
+from stopgrad.flow.folding import Routes
 from stopgrad.flow.frames import user_line
 from stopgrad.flow.graph import Walk
 from stopgrad.flow.labels import Labels
@@ -27,7 +28,6 @@ from stopgrad.flow.matrix import Cell, FlowMatrix
 from stopgrad.flow.measure import zero_parameters
 from stopgrad.flow.parts import Modules, find_parts, module_names, modules_in
 from stopgrad.flow.probe import Probe
-from stopgrad.flow.routes import Routes
 from stopgrad.flow.sites import Recorder
 from stopgrad.flow.steps import Finding, listed_twice, unstepped
 from stopgrad.flow.values import Trace, Value, place

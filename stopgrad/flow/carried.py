@@ -1,4 +1,4 @@
-"""How large the gradient of a loss is on its way from one part of a picture to the next, measured in its own backward."""
+"""How large a loss's gradient is on its way from one part of a picture to the next, measured in its own backward."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class _Slot:
     """What comes back along one way to one value: the sum of so many contributions."""
 
     def __init__(self, way: Way) -> None:
-        self.way, self.due, self.total = way, 0, None
+        self.way, self.due = way, 0
+        self.total: Tensor | None = None
 
 
 class Carried:
