@@ -34,11 +34,9 @@ class Routes:
         self._recorder = recorder
         self._looked = 0
 
-    def watch(self, loss: Tensor) -> Carried | None:
-        """Measure what the backward of a loss carries, until the answer is closed; None of too many losses."""
-        if self._looked > MOST_LOOKED:
-            return None
-        carried = Carried(loss, "", self._of_node)
+    def watch(self, loss: Tensor) -> Carried:
+        """Measure what the backward of a loss carries, until the answer is closed; nothing of too many losses."""
+        carried = Carried(loss, "", self._of_node) if self._looked < MOST_LOOKED else Carried.nothing()
         self._looked += carried.looked
         return carried
 
@@ -59,6 +57,13 @@ class Routes:
         known = self.learnt.setdefault(name, {})
         for label, square in squares.items():
             known[label] = max(known.get(label, 0.0), math.sqrt(square))
+
+    def rename(self, old: str, new: str) -> None:
+        """A loss has got another name."""
+        notes: Any = (self.carried, self.whole, self.learnt)
+        for known in notes:
+            if old in known:
+                known[new] = known.pop(old)
 
     def note_carried(self, name: str, passed: Carried, scale: float = 1.0) -> None:
         known = self.carried.setdefault(name, {})
@@ -148,7 +153,7 @@ class Folding:
     def _enter(self, label: str, kind: str, index: int, incoming: Mapping[tuple[str, Any], int]) -> None:
         self.nodes.setdefault(label, (kind, index))
         for (source, cut), mask in incoming.items():
-            if cut is None and source == label:
+            if source == label and (cut is None or kind == "stop"):
                 continue
             mask &= self._live[index] | self._arrives[index]  # of what the cut stops, that which comes this way
             if source == label and self._kind(cut) == "requires_grad":

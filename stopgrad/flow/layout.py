@@ -55,7 +55,7 @@ def scale_of(records: Iterable[Record]) -> Scale:
 def width_of(norm: float | str | None, scale: Scale) -> float:
     """How wide an arrow is drawn: logarithmic in its norm; of one that was not measured, or is zero, the thinnest."""
     if not isinstance(norm, float | int) or norm <= 0:
-        return 1.2 if norm == 0 else STUB
+        return 1.2 if norm == 0 else STUB if norm is None else _WIDE
     low, high = scale
     share = (math.log10(norm) - low) / (high - low)
     return _THIN + (_WIDE - _THIN) * min(1.0, max(0.0, share))

@@ -14,6 +14,7 @@ cuts, or may cut, is a node of kind ``stop``; one that cuts stands in ``cuts`` o
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,7 @@ def flow_record(flow: Any) -> Record:
         raise ValueError("flow_record: nothing to draw; use audit(..., draw=True) and report a loss")
     names = list(dict.fromkeys(flow.loss_values.values()))
     groups = folded(names, MOST_LOSSES)
+    groups = {name: f"{group} (loss)" if group in routes.labels.drawn else group for name, group in groups.items()}
     drawn = list(dict.fromkeys(groups.values()))
     bits = {name: 1 << drawn.index(groups[name]) for name in names}
     values = next(iter(flow.loss_values)).of
@@ -69,7 +71,7 @@ class _Writing:
         for loss, parts in self._learnt.items():
             for label, norm in parts.items():
                 if label in nodes:
-                    nodes[label]["learns"][loss] = norm
+                    nodes[label]["learns"][loss] = _plain(norm)
         edges: dict[tuple[str, str], dict[str, Any]] = {}
         by_cut: dict[Any, list[tuple[str, str, int]]] = {}
         for (source, to, cut), (passes, stopped) in self._found.edges.items():
@@ -110,20 +112,19 @@ class _Writing:
                 "where": where,
                 "open": bool(strategy) and not stops(strategy),
             }
-        shown = f"{label} (loss)" if kind == "loss" and label in self._routes.labels.modules.values() else label
-        return {"id": label, "label": shown, "kind": kind, "learns": {}, "held": []}
+        return {"id": label, "label": label, "kind": kind, "learns": {}, "held": []}
 
     def _belongs(self, cut: Any, source: str, to: str) -> bool:
         """A cut that a boundary makes, before or behind its own node."""
         boundary = cut[3]
         return boundary is not None and f"stop.{boundary}" in (source.partition("@")[0], to.partition("@")[0])
 
-    def _carried(self, source: str, to: str, passes: int) -> dict[str, dict[str, float | None]]:
-        found: dict[str, dict[str, float | None]] = {}
+    def _carried(self, source: str, to: str, passes: int) -> dict[str, dict[str, float | str | None]]:
+        found: dict[str, dict[str, float | str | None]] = {}
         for i, loss in enumerate(self._drawn):
             norm = self._norms[loss].get((source, "" if to == loss else to))
             if norm is not None or (passes >> i & 1 and not self._whole[loss]):
-                found[loss] = {"norm": norm}
+                found[loss] = {"norm": _plain(norm)}
         return found
 
     def _names(self, mask: int) -> list[str]:
@@ -196,6 +197,17 @@ def _union(masks: Iterable[int]) -> int:
     return found
 
 
+def _plain(norm: float | None) -> float | str | None:
+    """What JSON can hold: ``inf`` and ``nan`` in words."""
+    return norm if norm is None or math.isfinite(norm) else str(norm)
+
+
+def _larger(one: float | str | None, other: float | str | None) -> float | str | None:
+    """Of two norms the larger; one that is not finite before all others."""
+    numbers = [norm for norm in (one, other) if isinstance(norm, float | int)]
+    return next((norm for norm in (one, other) if isinstance(norm, str)), max(numbers, default=None))
+
+
 def _largest(known: dict[Any, float], new: Mapping[Any, float]) -> None:
     for key, norm in new.items():
         known[key] = max(known.get(key, 0.0), norm)
@@ -209,7 +221,8 @@ def merged(old: Record | None, new: Record) -> Record:
     for node in new["nodes"]:
         known = nodes.setdefault(node["id"], node)
         if known is not node:
-            _largest(known.get("learns", {}), node.get("learns", {}))
+            for loss, norm in node.get("learns", {}).items():
+                known["learns"][loss] = _larger(known["learns"].get(loss), norm)
             for cut in node.get("held", ()):
                 _add_cut(known, cut, "held")
             if "passes" in node:
@@ -220,8 +233,8 @@ def merged(old: Record | None, new: Record) -> Record:
         known = edges.setdefault((edge["from"], edge["to"]), edge)
         if known is not edge:
             for loss, of in edge["losses"].items():
-                was = known["losses"].get(loss, {"norm": None})["norm"]
-                known["losses"][loss] = {"norm": max(filter(lambda n: n is not None, (was, of["norm"])), default=None)}
+                was = known["losses"].get(loss, {"norm": None})
+                known["losses"][loss] = {"norm": _larger(was["norm"], of["norm"])}
             for cut in edge["cuts"]:
                 _add_cut(known, cut)
     return {
