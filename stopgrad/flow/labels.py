@@ -32,6 +32,7 @@ class Labels:
         shown = folded([name for name in drawn if name], MOST_NODES)
         self.modules = {name: shown.get(label, "") for name, label in modules.items()}
         self._roots = {key: shown[each[0]] for key, each in parts.items()}
+        self.drawn = {*shown.values()}
         self._known: dict[int, str] = {}
 
     def _label(self, module: nn.Module, name: str) -> str:
