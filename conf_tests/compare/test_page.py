@@ -158,6 +158,17 @@ def test_pictures_have_a_share_of_the_page(monkeypatch):
     assert flow_pictures(records) == (pictures[:1], {"detach": 0, "again": 0})
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"nodes": [{}], "edges": [], "losses": []}', '{"nodes": 1}'])
+def test_a_damaged_picture_is_left_out(tmp_path, text):
+    write_run(tmp_path, "detach", 0)
+    write_run(tmp_path, "detach", 1)
+    (tmp_path / "detach" / "seed-0" / "flow.json").write_text(text)
+    compared = compare([tmp_path])
+    assert compared.flow_record("detach") is None
+    (tmp_path / "detach" / "seed-1" / "flow.json").write_text(json.dumps(record("detach")))
+    assert compared.flow_record("detach") == record("detach")
+
+
 def test_samples_are_copied_beside_the_page(folder, tmp_path):
     """Each arm's first, under a name of its own that is safe in a file system; what an earlier page had is gone."""
     (tmp_path / "old.png").write_bytes(b"")
@@ -419,7 +430,7 @@ class TestPage:
     def test_a_curve_is_read_by_keyboard(self, page):
         page.run("document.querySelector('[data-tag=score] .plot').focus()")
         page.press(KEYS["right"], KEYS["right"], KEYS["right"])
-        assert text(page, "#read") == "score, step 3: none 1.22, <b>late -0.88, detach 1.22"
+        assert text(page, "#read") == "score, step 3: none 1.22, detach 1.22, <b>late -0.88"
         assert tip(page, "score")[0] == "step 3"
         page.press("+")
         first, last = page.run("return view.zoom")

@@ -24,6 +24,7 @@ from stopgrad.compare.page import FOLDER, copy_samples, html_page, read_record
 from stopgrad.compare.read import Found, find_runs
 from stopgrad.compare.verdict import judge
 from stopgrad.compare.words import markdown, plain, text_table
+from stopgrad.flow.routes import Record
 
 STEP_TIMES = "step_times.json"
 
@@ -52,7 +53,7 @@ class Comparison:
         files = [run.folder / "samples.png" for run in self.found.runs if run.arm == arm and run.finished]
         return next((file for file in files if file.exists()), None)
 
-    def flow_record(self, arm: str) -> dict[str, Any] | None:
+    def flow_record(self, arm: str) -> Record | None:
         """``flow.json``, from which the flow picture is drawn, of the arm's first seed that has one."""
         records = (read_record(run.folder / "flow.json") for run in self.found.runs if run.arm == arm)
         return next(filter(None, records), None)

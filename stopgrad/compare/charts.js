@@ -206,7 +206,8 @@ function build(box, drawn, curves, given, options, x) {
     const near = [...read]
       .sort((a, b) => (finite(where(a)) ? where(a) : 1e9) - (finite(where(b)) ? where(b) : 1e9))
       .slice(0, 8);
-    const shown = read.filter(each => near.includes(each));
+    const height = each => (finite(each.mean) ? each.mean : Infinity); // as the curves lie, from top to bottom
+    const shown = read.filter(each => near.includes(each)).sort((a, b) => height(b) - height(a) || 0);
     tip.replaceChildren(
       make("strong", {}, x.told(x.values[idx])),
       make(

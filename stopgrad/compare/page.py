@@ -132,13 +132,14 @@ def copy_samples(comparison: Comparison, folder: Path) -> dict[str, str]:
     return copied
 
 
-def read_record(file: Path) -> dict[str, Any] | None:
-    """The record of a run's flow picture; None where there is none, or it is damaged."""
+def read_record(file: Path) -> Record | None:
+    """The record of a run's flow picture; None where there is none, or it is damaged, or of another version."""
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        flow_svg(record)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    return record if isinstance(record, dict) and {"nodes", "edges", "losses"} <= record.keys() else None
+    return record
 
 
 def rounded(value: Any) -> Any:
