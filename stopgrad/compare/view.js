@@ -80,6 +80,7 @@ function show(isNew) {
   if (isNew) showDetail(arm);
 }
 function redraw() {
+  lightPicture();
   showCurves();
   drawDistance(byName.get(view.arm));
 }
