@@ -94,6 +94,7 @@ def place(browser, tag, x, y=0.5):
         """
         const {chart, box} = charts.get(arguments[0]);
         box.scrollIntoView({block: "center"});
+        chart.syncRect();  // which it does by itself, a frame after it was scrolled
         const over = chart.over.getBoundingClientRect();
         return [over.left + chart.valToPos(arguments[1], "x"), over.top + over.height * arguments[2]]""",
         tag,
@@ -211,6 +212,7 @@ class TestPage:
         assert text(page, "h1") == "made_up: what did the cut change?"
         rows = page.run("return [...document.querySelectorAll('#arms tbody tr')].map(row => row.innerText)")
         assert len(rows) == 3
+        assert text(page, "#about") == "3 arms, seeds 0, 1, 2, against detach: 1 identical and 1 broken."
         assert rows[1].startswith("none\n\tidentical\t–\tprobe reaches encoder; no step uses it; identical weights")
         assert rows[2].startswith("<b>late\n\tbroken\nexpected same result\n\t")
         assert page.run("return performance.getEntriesByType('resource').length") == 0
@@ -359,11 +361,35 @@ class TestPage:
             """
             const {chart, box} = charts.get("val/end");
             box.scrollIntoView({block: "center"});
+            chart.syncRect();
             const over = chart.over.getBoundingClientRect();
             return [over.left + 20, over.top + chart.valToPos(2, "x")]"""
         )
         page.point((x, y))
         assert tip(page, "val/end") == ("<b>late", {"<b>late": ["-9", "-10 to -8", "-10 -9 -8"]})
+
+    @pytest.mark.parametrize("last", [300, 99_999, 2_000_000])
+    def test_no_label_is_cut_off(self, page, last):
+        """Of values between -1e20 and 1e-5; labels end within the canvas, and beside the axis."""
+        room = page.run(
+            """
+            const flat = [-1e20, 1e-5], box = make("div", {style: "width: 300px"}), steps = [1, Number(arguments[0])];
+            document.querySelector("#curves").append(box);
+            const values = {steps, mean: flat, low: flat, high: flat, seeds: {}};
+            const curve = {name: "a", ...values, ink: "#000000", dash: [], width: 1, alpha: 1};
+            const chart = lineChart(box, [curve], {tag: "a", log: false, zoom: null});
+            const pen = document.createElement("canvas").getContext("2d"), wide = text => pen.measureText(text).width;
+            pen.font = FONT;
+            return Promise.resolve().then(() => {  // it is drawn once what runs has ended
+              const [x, y] = chart.axes, left = chart.bbox.left / devicePixelRatio;
+              const across = x._splits.map((step, k) => [left + chart.valToPos(step, "x"), wide(x._values[k]) / 2]);
+              return [...y._values.map(text => y._size - y.gap - y.ticks.size - wide(text)),
+                ...across.flatMap(([at, half]) => [at - half, chart.width - at - half])];
+            })""",
+            last,
+        )
+        assert len(room) > 10
+        assert min(room) >= 0
 
     def test_the_numbers_as_csv(self, page, tmp_path):
         page.cdp("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))

@@ -251,7 +251,7 @@ function build(box, drawn, curves, given, options, x) {
   const chart = new uPlot(
     {
       width: Math.max(200, box.clientWidth),
-      padding: [10, 14, 0, 0],
+      padding: [10, 18, 0, 0],
       legend: {show: false},
       ...options,
       cursor: {

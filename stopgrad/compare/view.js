@@ -87,7 +87,11 @@ function redraw() {
 
 function start() {
   byId("title").textContent = `${data.recipe}: what did the cut change?`;
-  byId("about").textContent = `${data.arms.length} arms, seeds ${data.seeds.join(", ")}, against ${data.reference}.`;
+  const verdicts = data.arms.map(arm => arm.verdict).filter(verdict => verdict !== "reference");
+  const counts = [...new Set(verdicts)].map(kind => `${verdicts.filter(v => v === kind).length} ${words(kind)}`);
+  byId("about").textContent =
+    `${data.arms.length} arms, seeds ${data.seeds.join(", ")}, against ${data.reference}` +
+    (counts.length ? `: ${listed(counts)}.` : ".");
   flowChoosers();
   armsTable();
   curvesSection();
