@@ -141,6 +141,8 @@ class audit:
             self._stack.close()  # what an exception kept from it
             self._recorder = None
             self._probe = None
+            if self.routes is not None:
+                self.routes.close()
         if not any(exc):
             for finding in self.findings():
                 warnings.warn(str(finding), stacklevel=2)

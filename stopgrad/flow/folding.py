@@ -31,8 +31,12 @@ class Routes:
         self.carried: dict[str, dict[Way, float]] = {}
         self.whole: dict[str, bool] = {}
         self.learnt: dict[str, dict[str, float]] = {}
-        self._recorder = recorder
+        self._recorder: Recorder | None = recorder
         self._looked = 0
+
+    def close(self) -> None:
+        """The audit has ended: what it has noted is all."""
+        self._recorder = None
 
     def watch(self, loss: Tensor) -> Carried:
         """Measure what the backward of a loss carries, until the answer is closed; nothing of too many losses."""
@@ -45,6 +49,7 @@ class Routes:
         if variable is not None:
             label = self.labels.of_parameter(variable)
             return [label] if label else []
+        assert self._recorder is not None
         value = self._recorder.tensors.nodes.value(node)
         return [] if value is None else self.labels.of(self._recorder.values, value)
 

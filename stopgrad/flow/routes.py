@@ -154,9 +154,8 @@ class _Writing:
             key = tuple(sorted({a for a, _, _ in ways})), tuple(sorted({b for _, b, _ in ways}))
             alike.setdefault(key, []).append(cut)
         for (sources, targets), cuts in alike.items():
-            told = [self._cut(cut, _union(mask for _, _, mask in by_cut[cut])) for cut in cuts]
-            told.sort(key=lambda each: not each["losses"])
-            first, more = told[0], len(told) - 1
+            cuts.sort(key=lambda cut: not _union(mask for _, _, mask in by_cut[cut]))
+            first, more = self._cut(cuts[0], 0), len(cuts) - 1
             label = f"{first['kind']}@{first['where']}>{','.join(targets)}"
             shown = first["kind"] + (f" +{more}" if more else "")
             nodes[label] = {"id": label, "label": shown, "kind": "stop", "open": False, "passes": []}
@@ -165,8 +164,8 @@ class _Writing:
                 edges.setdefault((source, label), _edge(source, label))
             for target in targets:
                 edge = edges.setdefault((label, target), _edge(label, target))
-                for each in told[:_MOST_CUTS]:
-                    _add_cut(edge, each)
+                for cut in cuts[:_MOST_CUTS]:
+                    _add_cut(edge, self._cut(cut, _union(mask for _, b, mask in by_cut[cut] if b == target)))
 
     def _tell(self, node: dict[str, Any], leaving: Sequence[dict[str, Any]]) -> None:
         node["open"] |= any(edge["losses"] for edge in leaving)  # freeze lets through what is not its own
