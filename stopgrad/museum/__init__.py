@@ -54,6 +54,11 @@ class Exhibit:
         return _fenced(self.sections["Message"])
 
     @property
+    def diff(self) -> str:
+        """The script: lines marked ``-`` fail, lines marked ``+`` mend them."""
+        return _fenced(self.sections["Script"])
+
+    @property
     def silent(self) -> bool:
         """Torch says nothing: the script's own check is what fails."""
         return not self.patterns
@@ -87,7 +92,7 @@ class Exhibit:
 
     def _lines(self, fixed: bool) -> list[str | None]:
         keep = " +" if fixed else " -"
-        diff = _fenced(self.sections["Script"]).split("\n")
+        diff = self.diff.split("\n")
         return [line[2:] if not line or line[0] in keep else None for line in diff]
 
     def run(self, *, fixed: bool) -> BaseException | None:
@@ -179,7 +184,7 @@ def exhibit(name: str | None) -> Exhibit:
 
 def show(exhibit: Exhibit) -> int:
     """Print an exhibit, run its script without and with the fix; 0 when both did what the page says."""
-    print(f"{exhibit.title}\n\n{plain(exhibit.summary)}\n\n{_coloured(_fenced(exhibit.sections['Script']))}\n")
+    print(f"{exhibit.title}\n\n{plain(exhibit.summary)}\n\n{_coloured(exhibit.diff)}\n")
     if exhibit.needs and importlib.util.find_spec(exhibit.needs) is None:
         print(f"not run: it needs {exhibit.needs} (pip install {exhibit.needs})")
         return 1
