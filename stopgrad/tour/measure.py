@@ -69,7 +69,7 @@ def watched(script: Path) -> Watched:
 
 def _watch(script: Path, report: Path) -> None:
     torch.manual_seed(0)
-    watch = Watch(cycles=3, every=100)
+    watch = Watch(cycles=3, every=0)
     options = argparse.Namespace(script=str(script), arguments=[], module=False)
     status, error = follow(options, watch, chosen([], str(script)))
     save(Report.of(watch, script.name, error=error), report, force=True)

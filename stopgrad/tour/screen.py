@@ -42,11 +42,11 @@ class Screen:
     def paint(self, text: str, style: str) -> str:
         return f"\033[{_CODES[style]}m{text}\033[0m" if self.colours and text else text
 
-    def line(self, text: str = "") -> None:
-        """One line as it stands; what is too long for the screen is cut off."""
+    def line(self, text: str = "", whole: bool = False) -> None:
+        """One line; what is too long for the screen is cut off, unless it is wanted whole."""
         if not self.unicode:
             text = text.translate(PLAIN).encode("ascii", "replace").decode()
-        self.stream.write(f"{self._cut(text)}\n")
+        self.stream.write(f"{text if whole else self._cut(text)}\n")
         self.stream.flush()
 
     def _cut(self, text: str) -> str:
@@ -60,7 +60,9 @@ class Screen:
 
     def heading(self, text: str) -> None:
         self.line()
-        self.line(self.paint(f"━━ {text} " + "━" * max(0, self.width - len(text) - 4), "accent"))
+        *above, last = textwrap.wrap(f"━━ {text}", self.width, subsequent_indent="   ")
+        for line in [*above, f"{last} ".ljust(self.width, "━")[: max(self.width, len(last))]]:
+            self.line(self.paint(line, "accent"))
         self.line()
 
     def say(self, text: str, style: str = "", indent: str = "") -> None:
@@ -69,10 +71,10 @@ class Screen:
             self.line(self.paint(line, style) if style else line)
 
     def command(self, words: str, more: Sequence[str] = ()) -> None:
-        """A command as it is typed, its further options below it."""
+        """A command as it is typed, its further options below it; whole, since it is there to be copied."""
         lines = [f"$ {words}", *(f"      {option}" for option in more)]
         for line in [*(f"{line} \\" for line in lines[:-1]), lines[-1]]:
-            self.line(self.paint(line, "bold"))
+            self.line(self.paint(line, "bold"), whole=True)
         self.line()
 
     def code(self, source: str, marked: Iterable[int] = ()) -> None:

@@ -80,27 +80,33 @@ def _leak(screen: Screen, text: str, folder: Path) -> Watched:
     screen.line()
     found = _run(screen, folder / "leaky.py", script)
     finding = next(f for f in found.report["findings"] if f["severity"] == "error")
-    screen.code(script, marked=[finding["line"]])
-    screen.command("python -m stopgrad run leaky.py")
+    uncut = line_of(script, "fake = ")
+    screen.code(script, marked=[uncut, finding["line"]])
+    screen.command("python -m stopgrad run --every 0 leaky.py")
     _matrix(screen, found.report["matrix"], wrong=[("d_loss", "G")])
     screen.say(f"{finding['severity']}: leaky.py:{finding['line']}: {finding['message']}", "bad")
     screen.say(f"{finding['fix']}  [{finding['name']}]", indent="    ")
     screen.line()
-    screen.say(f"D's loss reaches G, and the gradient that it leaves there is used: the line is {finding['line']}.")
+    screen.say(
+        f"D's loss reaches G, since nothing cuts what line {uncut} makes. The gradient that line {finding['line']} leaves"
+        " in G is still there when G's own is added: G is trained to help D. Nothing crashed."
+    )
     return found
 
 
 def _mended(screen: Screen, text: str, folder: Path) -> Watched:
     script = source(text, mended=True)
     screen.heading("2  The fix")
-    screen.diff("\n".join(line for line in text.splitlines() if line[:1] in ("-", "+")))
+    lines = text.splitlines()
+    changed = [number for number, line in enumerate(lines) if line[:1] in ("-", "+")]
+    screen.diff("\n".join(lines[changed[0] - 1 : changed[-1] + 1]))
     found = _run(screen, folder / "gan.py", script)
-    screen.command("python -m stopgrad run gan.py")
+    screen.command("python -m stopgrad run --every 0 gan.py")
     _matrix(screen, found.report["matrix"])
     for cut in found.report["matrix"]["d_loss"]["G"]["cuts"]:
         screen.say(f"d_loss -> G: stopped by {cut}")
-    errors = [f for f in found.report["findings"] if f["severity"] == "error"]
-    screen.say(f"findings that are errors: {len(errors)}")
+    errors = sum(f["severity"] == "error" for f in found.report["findings"])
+    screen.say(f"errors: {errors}", "bad" if errors else "good")
     screen.line()
     return found
 
@@ -183,7 +189,7 @@ def _verdicts(screen: Screen, found: Compared) -> None:
 
 def _museum(screen: Screen) -> None:
     shown = exhibit(EXHIBIT)
-    screen.heading(f"4  A museum of {len(exhibits())} such failures, each with a script that runs")
+    screen.heading(f"4  A museum of {len(exhibits())} failures, each with a script to run")
     screen.command(f"python -m stopgrad museum {EXHIBIT}")
     screen.say(f"{shown.title}. {plain(shown.summary)}")
     screen.line()
