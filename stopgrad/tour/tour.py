@@ -88,8 +88,8 @@ def _leak(screen: Screen, text: str, folder: Path) -> Watched:
     screen.say(f"{finding['fix']}  [{finding['name']}]", indent="    ")
     screen.line()
     screen.say(
-        f"D's loss reaches G, since nothing cuts what line {uncut} makes. The gradient that line {finding['line']} leaves"
-        " in G is still there when G's own is added: G is trained to help D. Nothing crashed."
+        f"D's loss reaches G, since nothing cuts what line {uncut} makes. The gradient that line {finding['line']}"
+        " leaves in G is still there when G's own is added: G is trained to help D. Nothing crashed."
     )
     return found
 
