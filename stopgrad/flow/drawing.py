@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING
 
+from stopgrad.flow.page import Svg
 from stopgrad.flow.values import CutSite, Value, ancestors, leaves_graphless, place
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def _arrange(nodes: dict[str, Node], edges: Edges) -> None:
         x += width + (_CUT_GAP if marked else _GAP)
 
 
-def flow_svg(flow: audit, most: int = MOST_NODES) -> str:
+def flow_svg(flow: audit, most: int = MOST_NODES) -> Svg:
     """One audited step as a self-contained SVG.
 
     Green lines carry gradient back; red dashed ones carry a value whose gradient is cut: ``‖`` with the cut's line.
@@ -147,7 +148,7 @@ def flow_svg(flow: audit, most: int = MOST_NODES) -> str:
     height = max(n.y for n in nodes.values()) + 70
     ends = [(nodes[a], nodes[b], edge) for (a, b), edge in edges.items()]
     shapes = [*(_edge(*end) for end in ends), *map(_box, nodes.values()), *(_mark(*end) for end in ends)]
-    return (
+    return Svg(
         f"<svg xmlns='http://www.w3.org/2000/svg' width='{width:.0f}' height='{height:.0f}' "
         f"font-family='system-ui, sans-serif' font-size='12'><rect width='100%' height='100%' fill='#fff'/>"
         f"{''.join(shapes)}{_legend(height - 16)}</svg>"

@@ -78,6 +78,12 @@ class Exhibit:
         """Each pattern with a remark on who else says so (older versions, other libraries), or an empty string."""
         return re.findall(r"^- `(.+)`(?: \((.+)\))?$", self.sections.get("Matches", ""), re.M)
 
+    def _repr_markdown_(self) -> str:
+        """For a notebook: the page, without what is read by ``explain`` alone."""
+        told = {title: text for title, text in self.sections.items() if title != "Matches"}
+        parts = [f"# {self.title}", self.summary, *(f"## {title}\n\n{text}" for title, text in told.items())]
+        return "\n\n".join([*parts, f"`python -m stopgrad museum {self.name}` runs it, broken and fixed."])
+
     def script(self, *, fixed: bool) -> str:
         """The whole script, broken or fixed."""
         return "\n".join(line for line in self._lines(fixed) if line is not None) + "\n"
