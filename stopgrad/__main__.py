@@ -277,6 +277,24 @@ def _add_new(commands: Any) -> None:
     parser.set_defaults(run=new_command)
 
 
+def board_command(options: argparse.Namespace) -> int:
+    """Serve TensorBoard on the runs of a folder."""
+    from stopgrad.compare.board import board
+
+    return board(Path(options.folder), options.arguments)
+
+
+def _add_board(commands: Any) -> None:
+    parser = commands.add_parser(
+        "board",
+        help="TensorBoard on some runs: short names, one colour an arm, metrics and flow first",
+        description="What follows FOLDER is TensorBoard's, such as --port 6007.",
+    )
+    parser.add_argument("folder", nargs="?", default="runs", metavar="FOLDER", help="a sweep, or runs (the default)")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    parser.set_defaults(run=board_command)
+
+
 def tour_command(options: argparse.Namespace) -> int:
     """Show what there is, on a tiny GAN."""
     try:
@@ -301,6 +319,7 @@ def main(arguments: list[str] | None = None) -> int:
     each = (
         _add_ablate,
         _add_audit,
+        _add_board,
         _add_compare,
         _add_explain,
         _add_museum,
