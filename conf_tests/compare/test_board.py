@@ -55,6 +55,7 @@ def test_names_are_arms_and_seeds(runs):
     assert len(names(runs)) == 9
     assert [*names(runs / "td")] == ["default/3"]
     assert [*names(sweep / "none" / "seed-1")] == ["none/1"]
+    assert [*names(sweep / "comparison")] == ["detach/mean", "none/mean"]
 
 
 def test_what_has_the_same_name_is_told_apart(tmp_path):

@@ -66,8 +66,8 @@ def names(folder: Path) -> dict[str, Path]:
     """``ARM/SEED`` of each run below the folder, and ``ARM/mean`` of a comparison; with more before it where that is
     needed to tell two apart."""
     found = [(path, f"{path.parent.name}/{path.name.removeprefix('seed-')}") for path in run_folders(folder)]
-    found += [(path.parent, f"{path.parent.name}/mean") for path in sorted(folder.glob(f"**/{FOLDER}/*/events.*"))]
-    found = [*dict.fromkeys(found)]
+    arms = sorted({path.parent for path in folder.glob("**/events.out.tfevents.*")})
+    found += [(path, f"{path.name}/mean") for path in arms if path.resolve().parent.name == FOLDER]
     named: dict[str, Path] = {}
     for path, short in found:
         above = path.parents[1].relative_to(folder) if path.parents[1].is_relative_to(folder) else Path()
