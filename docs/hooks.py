@@ -19,7 +19,7 @@ def on_config(config: Any) -> Any:
     recipes = [f"recipes/{name}.md" for name in recipe_files(DOCS.parent / "configs")]
     config.nav = [
         {"Home": "index.md"},
-        {"Any script": ["run.md", "ablate.md", "propose.md"]},
+        {"Any script": ["run.md", "ablate.md", "propose.md", "notebooks.md"]},
         {"Which one": "which.md"},
         {"Semantics": [{"English": "semantics.md"}, {"中文": "zh/semantics.md"}]},
         {"Museum": ["museum/index.md", *(f"museum/{name}.md" for name in exhibits())]},

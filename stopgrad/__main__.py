@@ -277,6 +277,41 @@ def _add_new(commands: Any) -> None:
     parser.set_defaults(run=new_command)
 
 
+def board_command(options: argparse.Namespace) -> int:
+    """Serve TensorBoard on the runs of a folder."""
+    from stopgrad.compare.board import board
+
+    return board(Path(options.folder), options.arguments)
+
+
+def _add_board(commands: Any) -> None:
+    parser = commands.add_parser(
+        "board",
+        help="TensorBoard on some runs: short names, one colour an arm, metrics and flow first",
+        description="What follows FOLDER is TensorBoard's, such as --port 6007.",
+    )
+    parser.add_argument("folder", nargs="?", default="runs", metavar="FOLDER", help="a sweep, or runs (the default)")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    parser.set_defaults(run=board_command)
+
+
+def tour_command(options: argparse.Namespace) -> int:
+    """Show what there is, on a tiny GAN."""
+    try:
+        from stopgrad.tour.screen import Screen
+        from stopgrad.tour.tour import tour
+
+        return tour(Screen(), Path(options.keep) if options.keep else None)
+    except KeyboardInterrupt:  # before it has begun, or while it clears away
+        return 130
+
+
+def _add_tour(commands: Any) -> None:
+    parser = commands.add_parser("tour", help="what this can do, shown on a tiny GAN, in less than two minutes")
+    parser.add_argument("--keep", metavar="FOLDER", help="leave the scripts and the comparison there")
+    parser.set_defaults(run=tour_command)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command. Exit status: 0 fine, 1 the answer is no, 2 the question was wrong."""
     parser = argparse.ArgumentParser(prog="python -m stopgrad", description=__doc__)
@@ -284,6 +319,7 @@ def main(arguments: list[str] | None = None) -> int:
     each = (
         _add_ablate,
         _add_audit,
+        _add_board,
         _add_compare,
         _add_explain,
         _add_museum,
@@ -291,6 +327,7 @@ def main(arguments: list[str] | None = None) -> int:
         _add_propose,
         _add_run,
         _add_sites,
+        _add_tour,
     )
     for add in each:
         add(commands)

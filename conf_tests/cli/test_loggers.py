@@ -38,9 +38,18 @@ def test_a_plain_run_is_in_the_hparams_of_tensorboard(runs):
     assert session.hparams["seed"].number_value == 0
     experiment = HParamsPluginData.FromString(plugin["_hparams_/experiment"]).experiment
     shown = [metric.name.tag for metric in experiment.metric_infos]
-    assert shown == list(result(runs / "tensorboard/seed-0")["metrics_declared"])
-    assert "radius" in shown
-    assert "hp_metric" not in events.Tags()["scalars"]
+    assert shown == [f"Metrics/{name}" for name in result(runs / "tensorboard/seed-0")["metrics_declared"]]
+    assert "Metrics/radius" in shown
+    tags = events.Tags()["scalars"]
+    assert set(shown) <= set(tags)  # the last value of each is what HParams shows
+    assert not {"hp_metric", "epoch", "radius"} & set(tags)
+    assert min(tags) in shown  # the first group of the first screen
+
+
+def test_the_table_keeps_names_as_they_are(runs):
+    heading = (runs / "csv/seed-0/csv/metrics.csv").read_text().partition("\n")[0].split(",")
+    assert {"epoch", "radius"} <= set(heading)
+    assert not [name for name in heading if name.startswith("Metrics/")]
 
 
 @pytest.mark.parametrize("file", ["tensorboard/seed-0/hparams.yaml", "csv/seed-0/csv/hparams.yaml"])

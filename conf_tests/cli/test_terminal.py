@@ -53,7 +53,7 @@ class TestSweep:
         assert [line.split()[:3] for line in lines[6:8]] == [
             ["fakes-detach", "reference", "kept"], ["fakes-none", "identical", "broken"],
         ]  # fmt: skip
-        assert lines[-1] == "s/comparison.html"
+        assert lines[-2:] == ["s/comparison.html", "python -m stopgrad board s"]
 
     def test_named_arms_by_arm_and_seed(self, tmp_path):
         sweep = ["-m", "compare=td", "arm=detach,none", "seed=3,5", "trainer=smoke", "hydra.sweep.dir=s"]

@@ -23,7 +23,8 @@ def test_every_axis_counts_batches_and_samples_are_drawn(tmp_path):
             steps[tag] += [event.step for event in events.Images(tag)]
     assert steps["loss/d"] == [9 + 10 * k for k in range(12)]  # Lightning's axis begins at 0
     assert steps["loss/g"] == steps["loss/d"]
-    assert steps["frechet"] == [49, 99, 120]  # two validations and the test
+    assert steps["Metrics/frechet"] == [49, 99, 120]  # two validations and the test
+    assert "epoch" not in steps
     assert steps["samples"] == [50, 100, 120]
     assert result(tmp_path / "run")["steps"] == 120
 

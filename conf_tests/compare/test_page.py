@@ -603,7 +603,7 @@ def test_tensorboard_has_a_readable_directory_an_arm(tensorboard):
     }  # fmt: skip
     layout = ask(tensorboard, "/data/plugin/custom_scalars/layout")
     charts = [chart["multiline"]["tag"] for category in layout["category"] for chart in category["chart"]]
-    assert charts == [["^score$"], ["^loss/probe$"], ["^val/end$"]]
+    assert charts == [["^Metrics/score$"], ["^loss/probe$"], ["^val/end$"]]
     images = ask(tensorboard, "/data/plugin/images/tags")
     assert {run for run, tags in images.items() if "flow" in tags} == {run for run in runs if "comparison" in run}
 
@@ -613,7 +613,7 @@ def test_tensorboard_has_a_readable_directory_an_arm(tensorboard):
     ("tab", "texts"),
     [
         ("custom_scalars", ["metrics", "score", "sweep/comparison/none"]),
-        ("hparams", ["stop.features", "verdict", "broken", "identical", "final/score", "1.1000", "-1.0000"]),
+        ("hparams", ["stop.features", "verdict", "broken", "identical", "Metrics/score", "1.3900", "-0.7100"]),
         ("text", ["verdict", "no step uses it; identical weights"]),
         ("images", ["flow", "sweep/comparison/detach"]),
     ],

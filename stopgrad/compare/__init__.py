@@ -44,6 +44,10 @@ class Comparison:
     def __str__(self) -> str:
         return text_table(self.content, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
 
+    def _repr_markdown_(self) -> str:
+        """For a notebook."""
+        return markdown(self.content)
+
     def __getitem__(self, arm: str) -> dict[str, Any]:
         """What is known of one arm."""
         return next(each for each in self.content["arms"] if each["name"] == arm)

@@ -1,7 +1,7 @@
 """The comparison for TensorBoard: a directory an arm, so that ``tensorboard --logdir runs`` needs no other setting.
 
 Scalars are the means over the seeds; a custom-scalars layout overlays the arms; flow matrices and samples are images,
-verdicts text; the hyperparameters of an arm are its cuts and its verdict, with the final metrics beside them.
+verdicts text; the hyperparameters of an arm are its cuts and its verdict, with the metrics that it is judged by.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stopgrad.compare.tags import shown
 from stopgrad.flow.matrix import Cell, FlowMatrix
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def write_boards(comparison: Comparison, folder: Path) -> None:
             if arm["name"] == content["reference"]:
                 groups = {"metrics": declared, "terms": others}
                 layout = {
-                    name: {tag: ["Multiline", [f"^{re.escape(tag)}$"]] for tag in tags}
+                    name: {tag: ["Multiline", [f"^{re.escape(shown(tag, declared))}$"]] for tag in tags}
                     for name, tags in groups.items()
                     if tags
                 }
@@ -46,19 +47,22 @@ def write_boards(comparison: Comparison, folder: Path) -> None:
 def _write_arm(writer: Any, arm: Mapping[str, Any], comparison: Comparison) -> None:
     from torch.utils.tensorboard.summary import hparams
 
+    declared = comparison.content["metrics_declared"]
     for tag, curves in comparison.content["curves"].items():
         if arm["name"] in curves:
             curve = curves[arm["name"]]
             for step, value in zip(curve["steps"], curve["mean"], strict=True):
-                writer.add_scalar(tag, value, step)
+                writer.add_scalar(shown(tag, declared), value, step)
     text = f"**{arm['verdict'].replace('_', ' ')}**: {arm['sentence']}"
     writer.add_text("verdict", text + "".join(f"\n- {reason}" for reason in arm["because"]))
     chosen = {f"stop.{name}": str(choice) for name, choice in arm["stop"].items()} | {"verdict": arm["verdict"]}
-    finals = {f"final/{name}": statistics.fmean(m["values"].values()) for name, m in arm["metrics"].items()}
-    for part in hparams(chosen, finals):
+    measured = [name for name in declared if name in arm["metrics"]]
+    for part in hparams(chosen, {shown(name, declared): 0.0 for name in measured}):  # HParams shows its last value
         writer.file_writer.add_summary(part)
-    for name, value in finals.items():
-        writer.add_scalar(name, value)
+    for name in measured:
+        if arm["name"] not in comparison.content["curves"].get(name, {}):  # measured once, as the run ended
+            values = arm["metrics"][name]["values"].values()
+            writer.add_scalar(shown(name, declared), statistics.fmean(values), arm["runs"][0]["steps"])
     if arm["flow"]["matrix"] and find_spec("matplotlib") is not None:
         writer.add_figure("flow", matrix_figure(arm["flow"]["matrix"]))
     file = comparison.sample(arm["name"])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stopgrad.compare.fingerprint import FILE, Fingerprints
+from stopgrad.compare.tags import logged
 
 NEEDED = {"recipe": str, "arm": str, "seed": int, "status": str, "metrics": dict}
 UNDRAWN = ("flow/", "epoch", "hp_metric", "comparison/")
@@ -79,7 +80,7 @@ class Run:
             return
         for file in files:
             try:
-                yield from scalars(file)
+                yield from ((logged(tag), step, value) for tag, step, value in scalars(file))
             except ValueError as error:
                 self.notes.append(str(error))
 

@@ -384,6 +384,12 @@ class audit:
         __tracebackhide__ = True
         FlowContract.of(contract).check(self.matrix())
 
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        from stopgrad.flow.page import audit_html
+
+        return audit_html(self)
+
     def _running(self, name: str) -> Recorder:
         __tracebackhide__ = True
         if self._recorder is None:

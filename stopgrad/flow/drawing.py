@@ -10,6 +10,7 @@ from stopgrad.flow import layout
 from stopgrad.flow.ink import DASHES, LOSS_COLOURS, Ink, Point
 from stopgrad.flow.layout import CHIP, LANE_GAP, LINE, Layout, Scale, number, short
 from stopgrad.flow.legend import legend
+from stopgrad.flow.page import Svg
 from stopgrad.flow.routes import Record, flow_record
 from stopgrad.flow.sentences import by, flow_sentences, listed, of_stop
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _HEAD = 9.0  # length of an arrow's head
 
 
-def flow_svg(flow: audit | Record, scale: Scale | None = None) -> str:
+def flow_svg(flow: audit | Record, scale: Scale | None = None) -> Svg:
     """An audited step as one self-contained SVG, in light and dark.
 
     Args:
@@ -32,7 +33,7 @@ def flow_svg(flow: audit | Record, scale: Scale | None = None) -> str:
     record = flow if isinstance(flow, Mapping) else flow_record(flow)
     drawing = _Drawing(record, scale)
     title = f"Where the gradient of {listed(record['losses'])} goes"
-    return drawing.ink.svg(*drawing.size, title, " ".join(flow_sentences(record)))
+    return Svg(drawing.ink.svg(*drawing.size, title, " ".join(flow_sentences(record))))
 
 
 def flow_figure(flow: audit | Record, scale: Scale | None = None) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from stopgrad.flow import fold
 
 if TYPE_CHECKING:
+    from stopgrad.flow.audit import audit
     from stopgrad.flow.matrix import FlowMatrix
 
 LIGHT = (
@@ -92,11 +93,33 @@ def matrix_table(matrix: FlowMatrix, titles: bool = False) -> str:
     )
 
 
-def matrix_html(matrix: FlowMatrix) -> str:
-    """The matrix and its reasons, for a notebook. Of a large one, what is alike is told once."""
+def matrix_html(matrix: FlowMatrix, more: str = "") -> str:
+    """The matrix and its reasons, for a notebook, and what follows. Of a large one, what is alike is told once."""
     reasons = fold.reasons(matrix)
     shown, left_out = fold.shown(matrix, _MOST)
-    return in_notebook(matrix_table(shown, titles=True) + items([*reasons, *filter(None, [left_out])]))
+    return in_notebook(matrix_table(shown, titles=True) + items([*reasons, *filter(None, [left_out])]) + more)
+
+
+def audit_html(flow: audit) -> str:
+    """An audit for a notebook: the matrix, its reasons, and the value flow where it was made with ``draw=True``."""
+    if not flow.loss_values:
+        return in_notebook("<p>No loss was reported: call a.loss(name, loss) inside the with block.</p>")
+    if not flow.draw:
+        return matrix_html(flow.matrix())
+    from stopgrad.flow.drawing import flow_svg
+
+    return matrix_html(flow.matrix(), flow_svg(flow).figure())
+
+
+class Svg(str):
+    """An SVG that shows itself in a notebook, and is a plain string else."""
+
+    def figure(self) -> str:
+        """As part of a page; a picture that is too wide is scrolled, not shrunk until it cannot be read."""
+        return f'<figure class="wide" style="margin: 12px 0">{self}</figure>'
+
+    def _repr_html_(self) -> str:
+        return in_notebook(self.figure())
 
 
 def items(texts: Sequence[str]) -> str:

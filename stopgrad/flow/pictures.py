@@ -6,6 +6,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from stopgrad.flow import fold
+from stopgrad.flow.page import Svg
 
 if TYPE_CHECKING:
     from stopgrad.flow.matrix import FlowMatrix
@@ -23,7 +24,7 @@ _WIDTH, _HEIGHT, _GAP = 128, 44, 4
 _MOST = 40  # losses and parts that are drawn
 
 
-def matrix_svg(matrix: FlowMatrix) -> str:
+def matrix_svg(matrix: FlowMatrix) -> Svg:
     """The matrix as one self-contained SVG; hovering over a cell shows its cuts, or the path of its gradient."""
     reasons = fold.reasons(matrix)
     matrix, left_out = fold.shown(matrix, _MOST)
@@ -46,7 +47,7 @@ def matrix_svg(matrix: FlowMatrix) -> str:
             items.append(_cell(left + column * (_WIDTH + _GAP), y, matrix, loss, part))
     y = top + len(matrix.losses) * (_HEIGHT + _GAP) + 24
     items += [_text(16, y + line * i, f"‖ {reason}", colour="#444") for i, reason in enumerate(reasons)]
-    return (
+    return Svg(
         f"<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}' {_FONT}>"
         f"<rect width='100%' height='100%' fill='#fff'/>{''.join(items)}</svg>"
     )

@@ -54,6 +54,11 @@ class Exhibit:
         return _fenced(self.sections["Message"])
 
     @property
+    def diff(self) -> str:
+        """The script: lines marked ``-`` fail, lines marked ``+`` mend them."""
+        return _fenced(self.sections["Script"])
+
+    @property
     def silent(self) -> bool:
         """Torch says nothing: the script's own check is what fails."""
         return not self.patterns
@@ -73,6 +78,12 @@ class Exhibit:
         """Each pattern with a remark on who else says so (older versions, other libraries), or an empty string."""
         return re.findall(r"^- `(.+)`(?: \((.+)\))?$", self.sections.get("Matches", ""), re.M)
 
+    def _repr_markdown_(self) -> str:
+        """For a notebook: the page, without what is read by ``explain`` alone."""
+        told = {title: text for title, text in self.sections.items() if title != "Matches"}
+        parts = [f"# {self.title}", self.summary, *(f"## {title}\n\n{text}" for title, text in told.items())]
+        return "\n\n".join([*parts, f"`python -m stopgrad museum {self.name}` runs it, broken and fixed."])
+
     def script(self, *, fixed: bool) -> str:
         """The whole script, broken or fixed."""
         return "\n".join(line for line in self._lines(fixed) if line is not None) + "\n"
@@ -87,7 +98,7 @@ class Exhibit:
 
     def _lines(self, fixed: bool) -> list[str | None]:
         keep = " +" if fixed else " -"
-        diff = _fenced(self.sections["Script"]).split("\n")
+        diff = self.diff.split("\n")
         return [line[2:] if not line or line[0] in keep else None for line in diff]
 
     def run(self, *, fixed: bool) -> BaseException | None:
@@ -179,7 +190,7 @@ def exhibit(name: str | None) -> Exhibit:
 
 def show(exhibit: Exhibit) -> int:
     """Print an exhibit, run its script without and with the fix; 0 when both did what the page says."""
-    print(f"{exhibit.title}\n\n{plain(exhibit.summary)}\n\n{_coloured(_fenced(exhibit.sections['Script']))}\n")
+    print(f"{exhibit.title}\n\n{plain(exhibit.summary)}\n\n{_coloured(exhibit.diff)}\n")
     if exhibit.needs and importlib.util.find_spec(exhibit.needs) is None:
         print(f"not run: it needs {exhibit.needs} (pip install {exhibit.needs})")
         return 1

@@ -10,8 +10,22 @@ from typing import Any
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from stopgrad.compare.tags import shown
 from stopgrad.lightning.lightning_internals import has_begun
 from stopgrad.runner.errors import RunFailed
+
+
+class Board(TensorBoardLogger):
+    """TensorBoard whose first screen is what the recipe is judged by; ``epoch``, of which a run has one, is left out.
+
+    Attributes:
+        declared: the names of these metrics.
+    """
+
+    declared: frozenset[str] = frozenset()
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics({shown(tag, self.declared): v for tag, v in metrics.items() if tag != "epoch"}, step)
 
 
 @rank_zero_only
@@ -21,6 +35,7 @@ def log_settings(loggers: Iterable[Any], settings: Mapping[str, Any], metrics: I
     Raises:
         RunFailed: Weights & Biases lets nobody in.
     """
+    metrics = [*metrics]
     settings = {key: value for key, value in settings.items() if not key.endswith("_")}  # Hydra's own, as _partial_
     for logger in loggers:
         if isinstance(logger, WandbLogger):
@@ -30,7 +45,10 @@ def log_settings(loggers: Iterable[Any], settings: Mapping[str, Any], metrics: I
             from torch.utils.tensorboard.summary import hparams
 
             plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in settings.items()}
-            experiment, session, _ = hparams(plain, dict.fromkeys(metrics, 0.0))
+            if isinstance(logger, Board):
+                logger.declared = frozenset(metrics)
+            names = [shown(name, getattr(logger, "declared", ())) for name in metrics]
+            experiment, session, _ = hparams(plain, dict.fromkeys(names, 0.0))
             for part in (experiment, session):
                 logger.experiment.file_writer.add_summary(part)
 

@@ -72,6 +72,7 @@ def compared(main: Callable[[], None]) -> Callable[[], None]:
                     comparison = compare([folder])
                     comparison.write(folder)
                     print(f"\n{comparison}\n\n{folder / 'comparison.html'}")
+                    print(f"python -m stopgrad board {folder}")
                 except ValueError as error:  # such as a sweep of one run that raised
                     print(f"no comparison: {error}", file=sys.stderr)
 
