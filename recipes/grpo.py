@@ -65,7 +65,7 @@ METRICS = {
 WITHOUT = {
     "old_logp": "the ratio is the constant 1, and nothing is learnt",
     "kl_reward": "the same mean gradient, with noise in it",
-    "kl_weight": "k3 is the KL divergence of the other direction (with k2 it is the cut that is right)",
+    "kl_weight": "cut, k3 is the KL divergence of the other direction (with k2 it is the cut that is right)",
     "baseline": "it cancels the score: nothing is learnt",
     "is_weight": "it teaches pi log pi A: what is rare and rewarded is unlearnt",
     "seq_ratio": "twice the gradient",
