@@ -59,6 +59,20 @@ def test_losses_by_hand():
     assert recipe.dyn_loss((x, h)).item() == pytest.approx((0.2 + 1.1**2 / 2) / 2)
 
 
+@pytest.mark.parametrize(
+    ("boundary", "to", "factor"), [("dyn_posterior", "posterior", 0.1 / 0.6), ("rep_prior", "prior", 0.5 / 0.6)]
+)
+def test_each_is_taught_its_own_share_and_alive_the_whole(boundary, to, factor):
+    """By dyn, .5, the prior, by rep, .1, the posterior; with a cut missing, that one by both: .6."""
+    batch, gradient = Signs().train_tensors(), {}
+    for choice in ("detach", "none"):
+        recipe = build_recipe("recipe=dreamer_kl", f"stop.{boundary}={choice}")
+        loss = recipe.dyn * recipe.dyn_loss(batch) + recipe.rep * recipe.rep_loss(batch)
+        (gradient[choice],) = torch.autograd.grad(loss, list(getattr(recipe, to).parameters()))
+    assert gradient["none"].abs().item() > 1e-3
+    torch.testing.assert_close(gradient["detach"], factor * gradient["none"], rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("equal", [5, 8, 10])
 def test_signs_have_exact_moments(equal):
     data = Signs(equal=equal)
