@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from conf_tests.helpers import build_recipe, final
+from conf_tests.helpers import trained as steps_of
 from recipes.parts.pairs import Signs
 
 RHO = 0.6
@@ -43,6 +44,12 @@ def test_fixed_point(overrides, rep, published):
     assert a == pytest.approx(fixed_point(rep), abs=1e-6)
     assert b == pytest.approx(a * RHO, abs=1e-6)
     assert published is None or a == pytest.approx(published, abs=1e-4)
+
+
+def test_training_weighs_each_by_its_own():
+    """The fixed point of the recipe's own step, with dyn and rep far apart."""
+    recipe = steps_of(400, "recipe=dreamer_kl", "recipe.optimizer.lr=0.4", "recipe.dyn=0.8", "recipe.rep=0.2")
+    assert recipe.posterior.weight.item() == pytest.approx(fixed_point(0.2), abs=1e-6)
 
 
 def test_losses_by_hand():
