@@ -54,11 +54,7 @@ BOUNDARIES = {
 }
 METRICS = {
     "reward": {"goal": "max", "margin": 0.02},  # expected
-    "boltzmann": {
-        "goal": "min",
-        "margin": 0.01,
-        "broken_above": 0.05,
-    },  # total variation from the law; .3 to .8 at the start
+    "boltzmann": {"goal": "min", "margin": 0.01, "broken_above": 0.05},  # total variation from it; .3 to .8 at first
     "gradient_cosine": {"goal": None, "margin": 0.01, "broken_below": 0.01},  # with the exact one, at the start
     "gradient_ratio": {"goal": None, "margin": 0.03},  # of its norm and the exact one's
 }
