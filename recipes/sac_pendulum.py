@@ -12,11 +12,11 @@ r"""SAC on Pendulum: three losses, each with the others' variables in it, learne
 Haarnoja et al. 2018, arXiv:1812.05905: eq. 5 and 6 (critic), 7 (actor), 18 (temperature), algorithm 1. The exact part,
 where Q is known, is recipes/sac.py. Where each loss zeroes its own optimiser's gradients before it runs backward, and
 steps at once, no leak is ever used: four of the five cuts save work, and nothing else. Where all run backward before
-any step, as with a single optimiser, each is needed.
+any step, as with a single optimiser, each leak is used.
 
     python train.py recipe=sac_pendulum                                         # right: return -1200 -> -102, 40 s
     python train.py recipe=sac_pendulum stop.action=detach                      # broken: Q teaches no policy
-    python train.py recipe=sac_pendulum stop.step=together stop.critic=none     # broken: every action is called good
+    python train.py recipe=sac_pendulum stop.step=together stop.log_prob=none   # broken: alpha grows without end
 
 Figures of all arms, three seeds each: docs/recipes/sac_pendulum.md.
 """
@@ -56,17 +56,17 @@ SWITCHES = {"step": ["apart", "together"]}  # apart: zero_grad, backward and ste
 METRICS = {
     "evaluation_return": {"goal": "max", "margin": 50.0, "broken_below": -900.0},  # of Pendulum; random actions: -1200
     "alpha": {"goal": None, "margin": 0.1, "broken_above": 100.0},  # 1 at the start
-    # Rewards are at most 0; log 2 nats of entropy at each step are worth alpha log 2 / (1 - gamma): 26 at alpha = .075
+    # What the critics expect, in units of the reward: never above 0, but for entropy, worth 50 where alpha is .14
     "q": {"goal": None, "margin": 10.0, "broken_above": 50.0},
     "entropy": {"goal": None, "margin": 0.2},  # of the policy, in nats; -1 is its target
 }
 WITHOUT = {
-    "target": "the critic's loss moves the policy to what is easily foretold; waste where gradients are zeroed in time",
-    "critic": "the critic learns to call every action good; waste where it is zeroed in time",
-    "alpha": "the actor's loss lowers it too: alpha grows without end; waste where it is zeroed in time",
+    "target": "the critics' loss moves policy and alpha too, by little here; waste where gradients are zeroed in time",
+    "critic": "the critics learn to call every action good; waste where gradients are zeroed in time",
+    "alpha": "alpha hears of no entropy, and falls or grows by the sign of H; waste where gradients are zeroed in time",
     "action": "cut, as by sample() in the place of rsample(), Q teaches the policy nothing",
-    "log_prob": "the entropy's terms cancel: alpha grows without end; waste where it is zeroed in time",
-    "step": "together, with one cut missing, an optimiser steps on what another loss left",
+    "log_prob": "the entropy's terms cancel: alpha grows without end; waste where gradients are zeroed in time",
+    "step": "together, with a cut missing, an optimiser steps on what another loss left",
 }
 EXEMPT = {"ranks": "each rank has environments and a replay of its own"}
 SMALL = ["data.num_envs=2", "data.updates_per_step=4", "data.batch_size=16", "data.warmup=50", "data.episodes=2"]

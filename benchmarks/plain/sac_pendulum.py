@@ -77,17 +77,11 @@ def train(steps: int = 400, seed: int = 0) -> dict[str, float]:
     observation = torch.from_numpy(envs.reset(seed=seed)[0])
     actor, critic, log_alpha = mlp(3, 2), Critic(), torch.zeros((), requires_grad=True)
     target_critic = copy.deepcopy(critic)  # an average, in no optimiser
-    optimizers = [
-        torch.optim.Adam(parameters, lr=1e-3, fused=True)
-        for parameters in (critic.parameters(), actor.parameters(), [log_alpha])
-    ]
+    actor_optimizer = torch.optim.Adam(actor.parameters(), lr=1e-3, fused=True)
+    critic_optimizer = torch.optim.Adam(critic.parameters(), lr=1e-3, fused=True)
+    alpha_optimizer = torch.optim.Adam([log_alpha], lr=1e-3, fused=True)
     replay, resets = Replay(), torch.zeros(ENVS, dtype=torch.bool)
     started = time.perf_counter()
-
-    def learn(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
 
     for step in range(WARMUP // ENVS + steps):
         with torch.no_grad():
@@ -107,16 +101,25 @@ def train(steps: int = 400, seed: int = 0) -> dict[str, float]:
                 soft = torch.min(*target_critic(later, best)) - log_alpha.exp() * log_prob
                 target = REWARD_SCALE * rewards + GAMMA * soft
             first, second = critic(seen, actions)
-            learn(F.mse_loss(first, target) + F.mse_loss(second, target), optimizers[0])
+            critic_loss = F.mse_loss(first, target) + F.mse_loss(second, target)
+            critic_optimizer.zero_grad()
+            critic_loss.backward()
+            critic_optimizer.step()
 
-            critic.requires_grad_(False)  # the cut: the actor's loss goes through the critics and must not teach them
             best, log_prob = act(actor, seen)  # live: the critics teach through the sample
             alpha = log_alpha.exp().detach()  # the cut: it weighs
-            learn((alpha * log_prob - torch.min(*critic(seen, best))).mean(), optimizers[1])
+            critic.requires_grad_(False)  # the cut: the actor's loss goes through the critics and must not teach them
+            actor_loss = (alpha * log_prob - torch.min(*critic(seen, best))).mean()
+            actor_optimizer.zero_grad()
+            actor_loss.backward()
+            actor_optimizer.step()
             critic.requires_grad_(True)
 
             log_prob = act(actor, seen)[1].detach()  # the cut: the entropy is what it is
-            learn(-(log_alpha.exp() * (log_prob + TARGET_ENTROPY)).mean(), optimizers[2])
+            alpha_loss = -(log_alpha.exp() * (log_prob + TARGET_ENTROPY)).mean()
+            alpha_optimizer.zero_grad()
+            alpha_loss.backward()
+            alpha_optimizer.step()
 
             with torch.no_grad():
                 for average, current in zip(target_critic.parameters(), critic.parameters(), strict=True):
