@@ -27,7 +27,7 @@ from omegaconf import OmegaConf
 from stopgrad.compare import compare
 from stopgrad.compare.read import Run
 from stopgrad.compare.words import number
-from stopgrad.cuts.strategies import TAKES_FACTOR, spelling, stops
+from stopgrad.cuts.strategies import spelling
 from stopgrad.runner.declared import Declaration, declared_in, recipe_files
 from stopgrad.runner.shelf import parsed
 
@@ -211,7 +211,7 @@ def which_rows() -> str:
     lines = ["| method | what is cut | what happens otherwise | recipe |", "|---|---|---|---|"]
     for name, _, _, declared in recipes():
         for boundary, legal in declared.boundaries.items():
-            cut = stops(legal[0]) or legal[0] in TAKES_FACTOR
+            cut = legal[0] != "none"
             what = f"`{boundary}`: {f'by `{legal[0]}`' if cut else 'nothing, it stays **live**'}"
             link = f"[`{name}`](recipes/{name}.md)"
             lines.append(f"| {declared.paper} | {what} | {bare(declared.without.get(boundary, ''))} | {link} |")

@@ -126,6 +126,7 @@ class Attribution(L.LightningModule):
         self.head = nn.Linear(width, 1, bias=False)
         self.double()
         self.vocabulary, self.length, self.optimizer = vocabulary, length, optimizer
+        self.explained = False  # in this run
 
     def parameter_groups(self) -> dict[str, nn.Module]:
         return {"embedding": self.embedding, "blocks": self.blocks, "head": self.head}
@@ -168,9 +169,10 @@ class Attribution(L.LightningModule):
 
     def training_step(self, noise: Tensor, batch_idx: int) -> None:
         optimizer = counted(self)
-        if self.global_step == 0:
+        if not self.explained:
             with loss_name("explained_logit"):
                 self.manual_backward(self.explained_logit(noise))  # to be audited; nothing steps on it
+            self.explained = True
         optimizer.zero_grad()
         loss = self.label_loss(noise)
         with loss_name("label_loss"):

@@ -11,8 +11,11 @@ arXiv:1505.07818, eq. 13-15): the branch learns to tell the domains apart and th
 A gradient is not the only way from a branch to its trunk: a clip by the norm of all gradients scales the trunk's step
 by what the branch's gradient is (stop.clip=global). The trunk has no BatchNorm, whose statistics would be another way.
 
-recipe.head says what the branch answers: the domain; whether the classifier is right (a confidence head); or what comes
-after the label (as the further heads of Medusa, Cai et al. 2024, arXiv:2401.10774, or of multi-token prediction).
+recipe.head says what the branch answers: the domain; whether the classifier is right (a confidence head); what comes
+after the label (as the further heads of Medusa, Cai et al. 2024, arXiv:2401.10774, or of multi-token prediction); or
+features of what comes after, which the classifier reads (as EAGLE's draft, Li et al. 2024, arXiv:2401.15077). There
+
+    features ‖ ──> branch ──> drafted features ──> classifier (‖) ──> branch_loss      ‖ stop.classifier: its weights
 
     python train.py recipe=branch                               # a probe: the trunk bit for bit as without it
     python train.py recipe=branch stop.features=reverse:0.3     # DANN: better on the target domain
@@ -41,7 +44,10 @@ from stopgrad.lightning.manual import clip_gradients, counted, log_is_due
 
 PAPER = "Alain & Bengio 2016; Ganin 2016"
 # The first choice is the probe's, and the default.
-BOUNDARIES = {"features": ["detach", "no_grad", "freeze", "data", "none", "scale", "reverse"]}
+BOUNDARIES = {
+    "features": ["detach", "no_grad", "freeze", "data", "none", "scale", "reverse"],
+    "classifier": ["freeze", "none"],
+}
 SWITCHES = {"clip": ["group", "global"]}  # global: by one norm, the branch's gradient in it
 # Chance is .1; a classifier that has learnt the source domain names .9 of it right.
 METRICS = {
@@ -50,8 +56,10 @@ METRICS = {
 }
 WITHOUT = {
     "features": "the probe trains what it measures",
+    "classifier": "the classifier that reads a draft learns to read what is not there",
     "clip": "global, the probe moves the trunk, though no gradient flows",
 }
+NEEDS = {"stop.classifier": ["recipe.head=draft"]}
 SMALL = ["data.batch_size=16"]
 FLOW = FlowContract(
     {
@@ -86,8 +94,8 @@ class Branch(L.LightningModule):
         width: channels of the trunk's first layer.
         features: of the trunk.
         hidden: units of each head's hidden layer.
-        head: what the branch tells: ``domain``; ``confidence``: whether the classifier names a source image right; or
-            ``ahead``: the label after its own, counting on.
+        head: what the branch tells: ``domain``; ``confidence``: whether the classifier names a source image right;
+            ``ahead``: the label after its own, counting on; or ``draft``: features that the classifier takes for it.
         domain_weight: of the branch's loss; 0 leaves the branch out.
         max_norm: gradients are clipped to this norm: those of trunk and classifier, and those of the branch.
     """
@@ -102,7 +110,7 @@ class Branch(L.LightningModule):
         width: PositiveInt = 16,
         features: PositiveInt = 64,
         hidden: PositiveInt = 100,
-        head: Literal["domain", "confidence", "ahead"] = "domain",
+        head: Literal["domain", "confidence", "ahead", "draft"] = "domain",
         domain_weight: NonNegativeFloat = 1.0,
         max_norm: PositiveFloat = 5.0,
     ) -> None:
@@ -111,13 +119,20 @@ class Branch(L.LightningModule):
         self.stop = Stops(stop, BOUNDARIES, SWITCHES)
         self.trunk = convolutional(shape, width, features)
         self.classifier = mlp(features, hidden, classes)
-        self.branch = mlp(features, hidden, classes if head == "ahead" else 1)
+        self.branch = mlp(features, hidden, {"ahead": classes, "draft": features}.get(head, 1))
         self.classes, self.head, self.domain_weight, self.max_norm = classes, head, domain_weight, max_norm
         self.optimizer = optimizer
-        self.FLOW = FLOW if domain_weight else FlowContract({"label_loss": FLOW["label_loss"]})
+        self.FLOW = self.contract()
 
     def parameter_groups(self) -> dict[str, nn.Module]:
         return {"trunk": self.trunk, "classifier": self.classifier, "branch": self.branch}
+
+    def contract(self) -> FlowContract:
+        """FLOW, with the boundaries that this head's loss crosses."""
+        if not self.domain_weight:
+            return FlowContract({"label_loss": FLOW["label_loss"]})
+        draft = {"stop.classifier": "blocked"} if self.head == "draft" else {}
+        return FlowContract({**FLOW, "branch_loss": {**FLOW["branch_loss"], **draft}})
 
     # ---- the two losses: what this recipe is about
 
@@ -131,13 +146,20 @@ class Branch(L.LightningModule):
         source, labels, target = batch
         images = torch.cat([source, target]) if self.head == "domain" else source
         features = self.stop.features(self.trunk, images)  # the gate: closed, open or reversed
-        answers = self.branch(features)
-        if self.head == "ahead":
+        answers = self.answers(features)
+        if self.head in ("ahead", "draft"):
             return F.cross_entropy(answers, self.following(labels))
         if self.head == "confidence":
             return F.binary_cross_entropy_with_logits(answers.squeeze(1), self.right(features, labels))
         domains = torch.cat([torch.zeros(len(source)), torch.ones(len(target))]).to(source.device)
         return F.binary_cross_entropy_with_logits(answers.squeeze(1), domains)
+
+    def answers(self, features: Tensor) -> Tensor:
+        """What the branch says of features: one logit (B, 1), or a class's (B, classes)."""
+        said = self.branch(features)
+        if self.head == "draft":
+            return self.stop.classifier(self.classifier, said)  # through it, not to its weights
+        return said
 
     def following(self, labels: Tensor) -> Tensor:
         return (labels + 1) % self.classes
@@ -200,8 +222,8 @@ class Branch(L.LightningModule):
 
     def told(self, features: Tensor, labels: Tensor, domain: bool) -> Tensor:
         """(B,) Whether the branch's answer is right."""
-        answers = self.branch(features)
-        if self.head == "ahead":
+        answers = self.answers(features)
+        if self.head in ("ahead", "draft"):
             return answers.argmax(1) == self.following(labels)
         wanted = self.right(features, labels) > 0 if self.head == "confidence" else domain
         return (answers.squeeze(1) > 0) == wanted

@@ -54,18 +54,14 @@ BOUNDARIES = {
 }
 METRICS = {
     "reward": {"goal": "max", "margin": 0.02},  # expected
-    "boltzmann": {
-        "goal": "min",
-        "margin": 0.01,
-        "broken_above": 0.05,
-    },  # total variation from the law; .3 to .8 at the start
+    "boltzmann": {"goal": "min", "margin": 0.01, "broken_above": 0.05},  # total variation from it; .3 to .8 at first
     "gradient_cosine": {"goal": None, "margin": 0.01, "broken_below": 0.01},  # with the exact one, at the start
     "gradient_ratio": {"goal": None, "margin": 0.03},  # of its norm and the exact one's
 }
 WITHOUT = {
     "old_logp": "the ratio is the constant 1, and nothing is learnt",
     "kl_reward": "the same mean gradient, with noise in it",
-    "kl_weight": "k3 is the KL divergence of the other direction (with k2 it is the cut that is right)",
+    "kl_weight": "cut, k3 is the KL divergence of the other direction (with k2 it is the cut that is right)",
     "baseline": "it cancels the score: nothing is learnt",
     "is_weight": "it teaches pi log pi A: what is rare and rewarded is unlearnt",
     "seq_ratio": "twice the gradient",

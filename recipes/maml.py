@@ -45,7 +45,7 @@ SWITCHES = {}
 # The best single function has an error of 3.2 on the sinusoids: a start that adapts has less than half of it.
 METRICS = {"adapted_error": {"goal": "min", "margin": 0.01, "broken_above": 1.6}}
 WITHOUT = {
-    "inner": "first order: another fixed point, for less work",
+    "inner": "cut, first order: another fixed point, for less work",
     "theta": "cut, what is left of the gradient climbs",
 }
 REFUSES = {"compile=true": "does not currently support double backward"}

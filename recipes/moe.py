@@ -56,7 +56,7 @@ METRICS = {
 }
 WITHOUT = {
     "gate": "cut, the router never hears of the task",
-    "denominator": "live and k = 1, the gate is p / p: gradient 0",
+    "denominator": "where k = 1 it must be cut: live, the gate is p / p, and its gradient 0",
     "probability": "cut, nothing balances",
     "load": "live, only with stop.assignment=soft: twice the gradient, and the same wrong minimum",
     "value": "one, the experts are not scaled down",

@@ -24,19 +24,17 @@ Figures of all arms, three seeds each: docs/recipes/td3.md.
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 from typing import Annotated, Any
 
 import lightning as L
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from recipes.parts.averages import follow
+from recipes.parts.critics import TwinCritic
 from recipes.parts.environments import VectorEnvironment, play, spaces
 from recipes.parts.networks import mlp
 from recipes.parts.replay import Transitions, bounded_sizes, unscaled
@@ -79,36 +77,6 @@ FLOW = FlowContract(
 )
 
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class TwinCritic(nn.Module):
-    """Two critics of two hidden layers as one: each weight has a leading dimension of 2, each layer is one product."""
-
-    def __init__(self, inputs: int, width: int) -> None:
-        super().__init__()
-        sizes = [inputs, width, width, 1]
-        self.weights = nn.ParameterList(torch.empty(2, n, m) for n, m in pairwise(sizes))
-        self.biases = nn.ParameterList(torch.empty(2, 1, m) for m in sizes[1:])
-        for weight, bias in zip(self.weights, self.biases, strict=True):
-            bound = 1 / math.sqrt(weight.shape[1])  # as nn.Linear begins
-            nn.init.uniform_(weight, -bound, bound)
-            nn.init.uniform_(bias, -bound, bound)
-
-    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """(..., O) and (..., A) to the values of both (2, ...)."""
-        x = torch.cat([observations, actions], dim=-1)
-        shape = x.shape[:-1]
-        x = x.flatten(0, -2).expand(2, -1, -1)
-        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            x = torch.baddbmm(bias, x, weight).relu_()
-        return torch.baddbmm(self.biases[-1], x, self.weights[-1]).view(2, *shape)
-
-    def first(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """The value (...) of the first one alone, at half the cost."""
-        x = torch.cat([observations, actions], dim=-1)
-        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            x = linear(x, weight[0].mT, bias[0, 0]).relu_()
-        return linear(x, self.weights[-1][0].mT, self.biases[-1][0, 0]).squeeze(-1)
 
 
 class TD3(L.LightningModule):

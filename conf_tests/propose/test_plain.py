@@ -137,6 +137,19 @@ CASES = {
         ("temperature:log_std", "temperature:mean"),
         ("--steps", "3"),
     ),
+    "sac_pendulum critic": Case(
+        "sac_pendulum",
+        ("            critic.requires_grad_(False)  # the cut", "            # the cut"),
+        ("actor_loss:critic",),
+        ("--steps", "1"),
+        (1, 1),
+    ),
+    "sac_pendulum temperature": Case(
+        "sac_pendulum",
+        ("act(actor, seen)[1].detach()", "act(actor, seen)[1]"),
+        ("alpha_loss:actor",),
+        ("--steps", "1"),
+    ),
     "dreamer_kl dyn": Case("dreamer_kl", ("(posterior.detach() -", "(posterior -"), ("dyn:a",), ("--steps", "3")),
     "dreamer_kl rep": Case("dreamer_kl", ("- prior.detach()", "- prior"), ("rep:b",), ("--steps", "3")),
     "distill": Case(

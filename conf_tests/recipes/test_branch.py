@@ -102,10 +102,13 @@ class TestGate:
 
 
 class TestHeads:
-    @pytest.mark.parametrize("head", ["domain", "confidence", "ahead"])
+    @pytest.mark.parametrize("head", ["domain", "confidence", "ahead", "draft"])
     @pytest.mark.parametrize("seed", range(3))
     def test_live_a_head_moves_the_trunk_and_cut_not_at_all(self, head, seed):
-        """The trunk's gradient with the head and without: apart by exactly 0, or by a good part of its norm."""
+        """The trunk's gradient with the head and without: apart by exactly 0, or by a good part of its norm.
+
+        A draft is behind two networks, so that at random weights less of it comes through.
+        """
         trunk, own = {}, {}
         for choice in ("alone", "detach", "none"):
             recipe = build_recipe(
@@ -117,14 +120,39 @@ class TestHeads:
                 found = torch.autograd.grad(torch.stack(losses).sum(), part, retain_graph=True, allow_unused=True)
                 kept[choice] = torch.cat([g.flatten() for g in found if g is not None] or [torch.zeros(1)])
         assert torch.equal(trunk["detach"], trunk["alone"])
-        assert (trunk["none"] - trunk["alone"]).norm() >= 0.2 * trunk["alone"].norm()
+        assert (trunk["none"] - trunk["alone"]).norm() >= (0.1 if head == "draft" else 0.2) * trunk["alone"].norm()
         assert torch.equal(own["detach"], own["none"])
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_a_draft_is_read_by_a_classifier_that_does_not_hear_of_it(self, seed):
+        """Cut, its weights get exactly nothing; the draft's own gradient, which passes through them, is the same."""
+        found = {}
+        for choice in ("freeze", "none"):
+            recipe = build_recipe(*SMALL, f"seed={seed}", "recipe.head=draft", f"stop.classifier={choice}")
+            loss = recipe.branch_loss(batch())
+            found[choice] = (
+                norms(loss, {"classifier": recipe.classifier})["classifier"],
+                torch.autograd.grad(loss, list(recipe.branch.parameters())),
+            )
+        assert found["freeze"][0] is None
+        assert found["none"][0] > 0.1
+        assert all(torch.equal(a, b) for a, b in zip(found["freeze"][1], found["none"][1], strict=True))
+
+    @pytest.mark.parametrize("head", ["confidence", "ahead", "draft"])
+    def test_cut_a_head_changes_nothing_but_itself(self, head):
+        alone, beside = (trained(12, f"recipe.head={head}", f"recipe.domain_weight={w}") for w in (0, 1))
+        assert same(alone, beside, "trunk", "classifier")
+        assert not same(alone, beside, "branch")
 
     def test_what_each_is_asked(self):
         source, labels, _ = batch()
         ahead = build_recipe(*SMALL, "recipe.head=ahead")
         by_hand = -ahead.branch(ahead.trunk(source)).log_softmax(1)[range(12), [(k + 1) % 10 for k in labels.tolist()]]
         torch.testing.assert_close(ahead.branch_loss(batch()), by_hand.mean())
+        draft = build_recipe(*SMALL, "recipe.head=draft")
+        said = draft.classifier(draft.branch(draft.trunk(source))).log_softmax(1)
+        by_hand = -said[range(12), [(k + 1) % 10 for k in labels.tolist()]]
+        torch.testing.assert_close(draft.branch_loss(batch()), by_hand.mean())
         sure = build_recipe(*SMALL, "recipe.head=confidence")
         right = torch.tensor([k == j for k, j in zip(sure(source).argmax(1).tolist(), labels.tolist(), strict=True)])
         said = sure.branch(sure.trunk(source)).squeeze(1).sigmoid()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hydra.errors import InstantiationException
 
-from conf_tests.helpers import build_recipe, final
+from conf_tests.helpers import build_recipe, final, norms
 from recipes.parts.enumerable import Tree
 
 PROMPTS = torch.zeros(1, 1)
@@ -49,6 +49,16 @@ class TestGradient:
         for seed in SEEDS:
             found, exact = (gradient(drawn(each, seed).distill_loss(PROMPTS), each.student) for each in (cut, reverse))
             torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-12)
+
+    @pytest.mark.parametrize("divergence", ["on_policy", "reverse", "forward"])
+    def test_cut_the_teacher_has_none(self, divergence):
+        """On-policy with the advantage live as well, which would cut it else."""
+        of = ["recipe=distill", f"recipe.divergence={divergence}", "stop.advantage=none", "recipe.lam=0"]
+        for choice in ("no_grad", "none"):
+            recipe = drawn(build_recipe(*of, f"stop.teacher={choice}"), 0)
+            recipe.teacher.requires_grad_()
+            found = norms(recipe.distill_loss(PROMPTS), {"teacher": recipe.teacher})["teacher"]
+            assert (found is None) == (choice == "no_grad")
 
     def test_the_divergence_itself_has_none(self):
         recipe = build_recipe("recipe=distill", *VALUE)

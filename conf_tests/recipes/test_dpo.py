@@ -6,7 +6,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from conf_tests.helpers import build_recipe, config, final
+from conf_tests.helpers import build_recipe, config, final, norms
 from recipes.dpo import BOUNDARIES, KTO
 from recipes.parts.preferences import Preferences
 
@@ -74,6 +74,43 @@ class TestMargins:
         frozen, _ = trained(50, "stop.model=base")
         assert torch.equal(live.base.logits, live.start)
         assert torch.equal(live.adapter.logits, frozen.adapter.logits)
+
+
+class TestCut:
+    """What each cut keeps from hearing of the loss, which an optimiser that does not hold it would not tell."""
+
+    @pytest.mark.parametrize(
+        ("overrides", "of", "boundary"),
+        [([], "base", "base"), ([], "copy", "reference"), (["stop.model=base", "stop.base=none"], "base", "reference")],
+    )
+    def test_of_base_and_reference(self, overrides, of, boundary):
+        batch = Preferences().train_tensors()
+        found = {}
+        for choice in ("detach", "none"):
+            recipe = build_recipe("recipe=dpo", *overrides, f"stop.{boundary}={choice}")
+            group = {of: getattr(recipe, of).requires_grad_()}
+            found[choice] = norms(recipe.dpo_loss(batch), group)[of]
+        if overrides:  # the policy's own way to the base is live: both ways together cancel
+            assert found["detach"] > 0.1
+            assert found["none"] == pytest.approx(0, abs=1e-12)
+        else:
+            assert found["detach"] is None
+            assert found["none"] > 0.1
+
+    def test_of_ktos_reference_point(self):
+        """By hand: with z0 a number, and with it live."""
+        for choice in ("detach", "none"):
+            recipe, (prompts, chosen, rejected) = trained(5, "recipe.loss_type=kto", f"stop.kl={choice}")
+            policy, reference = recipe.log_policy(), recipe.start.log_softmax(-1)
+            ratios = policy - reference
+            z0 = (policy.exp() * ratios).sum(1)
+            z0 = (z0.detach() if choice == "detach" else z0)[prompts]
+            good, bad = (0.5 * (ratios[prompts, each] - z0) for each in (chosen, rejected))
+            right = 0.8 * (good.sigmoid() + (-bad).sigmoid()) + 0.2 * ((-good).sigmoid() + bad.sigmoid())
+            parameters = [recipe.adapter.logits]
+            wanted = torch.autograd.grad((1 - right / 2).mean(), parameters)
+            found = torch.autograd.grad(recipe.dpo_loss((prompts, chosen, rejected)), parameters)
+            torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
 
 
 class TestLoss:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from conf_tests.helpers import build_recipe, final
+from conf_tests.helpers import trained as steps_of
 from recipes.parts.pairs import Signs
 
 RHO = 0.6
@@ -45,6 +46,12 @@ def test_fixed_point(overrides, rep, published):
     assert published is None or a == pytest.approx(published, abs=1e-4)
 
 
+def test_training_weighs_each_by_its_own():
+    """The fixed point of the recipe's own step, with dyn and rep far apart."""
+    recipe = steps_of(400, "recipe=dreamer_kl", "recipe.optimizer.lr=0.4", "recipe.dyn=0.8", "recipe.rep=0.2")
+    assert recipe.posterior.weight.item() == pytest.approx(fixed_point(0.2), abs=1e-6)
+
+
 def test_losses_by_hand():
     recipe = build_recipe("recipe=dreamer_kl", "recipe.free_nats=0.1")
     with torch.no_grad():
@@ -57,6 +64,20 @@ def test_losses_by_hand():
     assert recipe.reconstruction_loss((x, h)).item() == pytest.approx(0.2**2 / 2)
     recipe.free_nats = 0.2
     assert recipe.dyn_loss((x, h)).item() == pytest.approx((0.2 + 1.1**2 / 2) / 2)
+
+
+@pytest.mark.parametrize(
+    ("boundary", "to", "factor"), [("dyn_posterior", "posterior", 0.1 / 0.6), ("rep_prior", "prior", 0.5 / 0.6)]
+)
+def test_each_is_taught_its_own_share_and_alive_the_whole(boundary, to, factor):
+    """By dyn, .5, the prior, by rep, .1, the posterior; with a cut missing, that one by both: .6."""
+    batch, gradient = Signs().train_tensors(), {}
+    for choice in ("detach", "none"):
+        recipe = build_recipe("recipe=dreamer_kl", f"stop.{boundary}={choice}")
+        loss = recipe.dyn * recipe.dyn_loss(batch) + recipe.rep * recipe.rep_loss(batch)
+        (gradient[choice],) = torch.autograd.grad(loss, list(getattr(recipe, to).parameters()))
+    assert gradient["none"].abs().item() > 1e-3
+    torch.testing.assert_close(gradient["detach"], factor * gradient["none"], rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("equal", [5, 8, 10])

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from conf_tests.helpers import build_recipe, final, norms, train
+from recipes.parts.critics import TwinCritic
 from recipes.parts.environments import VectorEnvironment
 from recipes.parts.replay import Experience, Replay, ReplayedEnvironments, Transitions, unscaled
-from recipes.td3 import CUTS, TD3, TwinCritic
+from recipes.td3 import CUTS, TD3
 
 ONLINE = "stop.target_network=online"
 SMALL = ["recipe=td3", "recipe.width=8"]

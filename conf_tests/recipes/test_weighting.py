@@ -88,6 +88,35 @@ class TestCausal:
         assert recipe.factor().item() == pytest.approx(1 - math.exp(-0.25) * 4.25)
 
 
+class TestGradNorm:
+    """10c, which shows nothing: the loss of the weights (2,) of two tasks, whose target is their mean gradient norm."""
+
+    def gradient(self, weights, norms, progress, cut):
+        weights = weights.clone().requires_grad_()
+        lengths = weights * norms
+        target = (lengths.detach() if cut else lengths).mean() * progress
+        return torch.autograd.grad((lengths - target).abs().sum(), [weights])[0]
+
+    @pytest.mark.parametrize("seed", range(40))
+    def test_at_equal_progress_the_cut_changes_no_gradient(self, seed):
+        weights, norms = torch.rand(2, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        found = [self.gradient(weights, norms, torch.ones(2), cut) for cut in (True, False)]
+        torch.testing.assert_close(*found, rtol=1e-12, atol=0)
+        assert found[0].abs().min() > 0
+
+    @pytest.mark.parametrize("cut", [True, False])
+    @pytest.mark.parametrize("seed", range(5))
+    def test_renormalised_it_rests_where_lengths_are_as_their_progress(self, seed, cut):
+        drawn = torch.rand(2, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.5
+        norms, progress = drawn[0], 2 * drawn[1] / drawn[1].sum()
+        weights = torch.ones(2, dtype=torch.float64)
+        for step in range(2000):
+            weights = weights - 0.1 * 0.995**step * self.gradient(weights, norms, progress, cut)
+            weights = 2 * weights / weights.sum()
+        wanted = progress / norms
+        torch.testing.assert_close(weights, 2 * wanted / wanted.sum(), rtol=1e-3, atol=0)
+
+
 @pytest.mark.long
 def test_a_live_weight_is_made_small():
     assert final("weighting", "live", "theta") == pytest.approx([0.3] * 3)
