@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,10 +36,11 @@ def short(text: str, most: int = 30) -> str:
 def number(norm: float | str | None) -> str:
     """A norm in few signs."""
     if norm is None or isinstance(norm, str):
-        return "?" if norm is None else norm
-    return (
-        f"{norm:.2g}" if norm == 0 or 0.001 <= norm < 1000 else f"{norm:.0e}".replace("e-0", "e-").replace("e+0", "e")
-    )
+        return norm or "?"
+    if norm == 0 or 0.001 <= norm < 1000:
+        return f"{norm:.2g}" if norm < 99.5 else f"{norm:.0f}"
+    digit, power = f"{norm:.0e}".split("e")
+    return f"{digit}e{int(power)}"
 
 
 def scale_of(records: Iterable[Record]) -> Scale:
@@ -138,13 +138,15 @@ class Layout:
         )
         for stop in [node for node in record["nodes"] if node["kind"] == "stop"]:
             id = stop["id"]
-            around = [a for a, b in edges if b == id and (id, a) in edges]
-            others = [b for a, b in edges if a == id and b not in around]
-            for part in around if others or len(around) > 1 else []:
-                loop, back = id + TWIN * (1 + around.index(part)), edges.pop((id, part))
-                nodes[loop] = stop | {"id": loop, "passes": list(back["losses"])}
+            sources, targets = ({a for a, b in edges if b == id}, {b for a, b in edges if a == id})
+            for number, part in enumerate(sorted(sources & targets) if len(sources | targets) > 1 else [], 1):
+                loop = id + TWIN * number
+                nodes[loop] = stop | {"id": loop, "passes": list(edges[id, part]["losses"])}
                 edges[part, loop] = edges[part, id] | {"to": loop}
-                edges[loop, part] = back | {"from": loop}
+                edges[loop, part] = edges[id, part] | {"from": loop}
+                for side, only in (((part, id), targets == {part}), ((id, part), sources == {part})):
+                    if only:  # no other way leads there
+                        del edges[side]
         return record | {"nodes": list(nodes.values()), "edges": list(edges.values())}
 
     def _loops(self) -> dict[str, list[str]]:
@@ -387,14 +389,3 @@ def _spread(column: Sequence[Place], wishes: Sequence[tuple[float, float]]) -> l
             pools[-2:] = [((m1 * w1 + m2 * w2) / (w1 + w2), w1 + w2, n1 + n2)]
     flat = [mean for mean, _, count in pools for _ in range(count)]
     return [y + shift for y, shift in zip(flat, offset, strict=True)]
-
-
-def placed(record: Record) -> Record:
-    """The record with where each node is drawn: ``rank``, ``x``, ``y``, ``width``; and ``size`` of all."""
-    record = copy.deepcopy(record)
-    layout = Layout(record, scale_of([record]))
-    for node in record["nodes"]:
-        place = layout.places.get(node["id"])
-        if place is not None:
-            node |= {"rank": place.rank, "x": round(place.x, 1), "y": round(place.y, 1), "width": round(place.width, 1)}
-    return record | {"size": [round(side, 1) for side in layout.size]}
