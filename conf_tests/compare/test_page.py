@@ -76,6 +76,7 @@ def page(folder, browser):
 def at(browser, folder, view):
     browser.open("about:blank")
     browser.open(f"{(folder / 'comparison.html').as_uri()}#{view}")
+    browser.wait_for("return document.readyState === 'complete' && typeof view === 'object'")
 
 
 def text(browser, selector):

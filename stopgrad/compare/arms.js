@@ -110,7 +110,9 @@ function showArms() {
     const {arm} = row.dataset;
     row.classList.toggle("chosen", arm === view.arm);
     row.classList.toggle("lit", arm in flips);
-    press(row.querySelector("button"), arm === view.arm);
+    const button = row.querySelector("button");
+    press(button, arm === view.arm);
+    button.replaceChildren(swatch(styleOf(arm)), arm);
     row.querySelector(".flips-it").textContent = arm in flips ? `${view.cut}: ${flips[arm]}` : "";
   }
 }

@@ -23,9 +23,14 @@ const axis = more => ({
   ...more,
 });
 const labels = (chart, ticks) => ticks.map(tick => (tick === null ? "" : number(tick)));
-/** As wide as the longest label; uPlot asks again once it knows the labels. */
-const room = (chart, texts, index, cycle) =>
-  cycle > 1 ? chart.axes[index]._size : 14 + Math.max(20, ...(texts ?? []).map(text => 6.3 * text.length));
+/** As wide as the longest label; uPlot asks until the answer stays the same. */
+function room() {
+  let width = 50;
+  return (chart, texts, index, cycle) => {
+    if (cycle <= 1) width = 14 + Math.max(20, ...(texts ?? []).map(text => 6.3 * text.length));
+    return width;
+  };
+}
 /** On a logarithmic scale: powers of ten, at most six; within one decade 1, 2, 5. */
 function decades(chart, index, low, high) {
   const from = Math.ceil(Math.log10(low) - 1e-9),
@@ -101,7 +106,7 @@ function lineChart(box, curves, given) {
         x: {time: false, range: () => given.zoom ?? whole},
         y: {distr: given.log ? 3 : 1, range: valueRange(given.log)},
       },
-      axes: [axis({values: labels, size: 26}), axis({...valueAxis(given.log), size: room})],
+      axes: [axis({values: labels, size: 26}), axis({...valueAxis(given.log), size: room()})],
     },
     {
       values: steps,
@@ -139,7 +144,7 @@ function dotChart(box, curves, given) {
         y: {ori: 0, dir: 1, distr: given.log ? 3 : 1, range: valueRange(given.log)},
       },
       axes: [
-        axis({side: 3, splits: () => rows, values: (chart, ticks) => ticks.map(k => names[k]), size: room}),
+        axis({side: 3, splits: () => rows, values: (chart, ticks) => ticks.map(k => names[k]), size: room()}),
         axis({...valueAxis(given.log), scale: "y", side: 2, size: 26, space: 60}),
       ],
     },

@@ -81,6 +81,7 @@ function show(isNew) {
 }
 function redraw() {
   lightPicture();
+  showArms();
   showCurves();
   drawDistance(byName.get(view.arm));
 }
