@@ -3,6 +3,8 @@
     python docs/generate.py                        write them
     python docs/generate.py --check                write nothing; name what is stale, and end with 1
     python docs/generate.py --measured SWEEP...    first keep what each sweep measured, in docs/measured/COMPARE.json
+    python docs/generate.py --pictures [RECIPE...] first run a few batches of each recipe, or of these, and keep the
+                                                   picture of their gradients: docs/pictures/RECIPE-flow.svg
 
 They come from what recipes declare in their source, from configs/, and from docs/measured/: of each comparison a digest
 of the sweep ``python train.py -m compare=NAME``, small enough to be read in a diff.
@@ -28,6 +30,9 @@ from stopgrad.compare.words import number
 from stopgrad.cuts.strategies import TAKES_FACTOR, spelling, stops
 from stopgrad.runner.declared import Declaration, declared_in, recipe_files
 from stopgrad.runner.shelf import parsed
+
+sys.path.insert(0, str(Path(__file__).parent))
+import flows
 
 ROOT = Path(__file__).parents[1]
 README, INDEX, MEASURED = (ROOT / path for path in ("README.md", "docs/recipes/index.md", "docs/measured"))
@@ -326,7 +331,8 @@ def figure(value: float | str | None) -> str:
 def pages() -> dict[Path, str]:
     """What each generated file must hold."""
     rows = {README: readme_rows(), WHICH: which_rows()}
-    return {file: between_marks(file.read_text(), text) for file, text in rows.items()} | {INDEX: index()}
+    found = {file: between_marks(file.read_text(), text) for file, text in rows.items()} | {INDEX: index()}
+    return found | flows.pages(ROOT, list(recipe_files(ROOT / "configs")))
 
 
 def between_marks(page: str, text: str) -> str:
@@ -344,10 +350,11 @@ def shown(file: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Status 0; 1 where something is stale; 2 where a sweep cannot be kept."""
+    """Status 0; 1 where something is stale; 2 where a sweep, or a picture, cannot be kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--measured", nargs="+", type=Path, default=[], metavar="SWEEP")
+    parser.add_argument("--pictures", nargs="*", metavar="RECIPE")
     options = parser.parse_args(arguments)
     if options.check:
         found = [f"{file}: stale; run python docs/generate.py" for file in stale()] + doubts()
@@ -355,6 +362,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1 if found else 0
     try:
         digests = [digest(folder) for folder in options.measured]
+        if options.pictures is not None:
+            flows.draw(ROOT, options.pictures or list(recipe_files(ROOT / "configs")))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
