@@ -15,6 +15,7 @@ from conf_tests.compare.runs import write_run
 from stopgrad import audit
 from stopgrad.compare import compare
 from stopgrad.drawing import flow_svg
+from stopgrad.flow.ink import COLOURS
 from stopgrad.flow.pictures import html_page, matrix_svg
 from stopgrad.museum import exhibits
 
@@ -94,17 +95,22 @@ def test_nothing_comes_from_elsewhere():
 
 
 @in_a_browser
-@pytest.mark.parametrize("theme", ['<body data-jp-theme-light="true">', '<body data-jp-theme-light="false" class="d">'])
+@pytest.mark.parametrize("theme", ["light", "dark"])
 def test_it_can_be_read_in_light_and_dark(browser, tmp_path, theme):
+    """By what the notebook says, whatever the system prefers; the drawing too."""
+    back = {"light": "#fff", "dark": "#111"}[theme]
+    style = f"<style>body {{ --jp-layout-color0: {back}; background: {back} }}</style>"
+    body = f'<body data-jp-theme-light="{str(theme == "light").lower()}">'
     page = tmp_path / "cell.html"
-    colours = {"body": "#fff", ".d": "#111"}
-    rules = (f"{who} {{ --jp-layout-color0: {c}; background: {c} }}" for who, c in colours.items())
-    back = f"<style>{' '.join(rules)}</style>"
-    page.write_text(f"<!doctype html><meta charset=utf-8>{back}{theme}{shown(followed(draw=False))['text/html']}")
+    page.write_text(f"<!doctype html><meta charset=utf-8>{style}{body}{shown(followed(draw=True))['text/html']}")
     browser.errors()
     browser.open(page.as_uri())
     assert browser.run(CONTRAST, ".stopgrad th, .stopgrad td.open, .stopgrad td.blocked, .stopgrad li") >= 4.5
     assert browser.run("return document.querySelector('.stopgrad').innerText").count("blocked") == 1
+    for name in ("ink", "back"):
+        fill = browser.run("return getComputedStyle(document.querySelector(arguments[0])).fill", f".stopgrad .f{name}")
+        red_green_blue = [*map(int, re.findall(r"\d+", fill))]
+        assert red_green_blue == [*bytes.fromhex(COLOURS[name][theme == "dark"][1:])]
     assert browser.errors() == []
 
 

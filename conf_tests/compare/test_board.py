@@ -96,6 +96,20 @@ def test_metrics_and_the_picture_are_pinned(runs):
     assert address(runs / "td").endswith("&pinnedCards=%5B%5D&smoothing=0#timeseries")
 
 
+def test_pinned_are_the_first_that_the_recipe_declares(tmp_path):
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+    names_logged = ["d", "c", "b", "a"]
+    for seed in (0, 1):
+        run = write_run(tmp_path, "none", seed, metrics_declared={name: {"goal": None} for name in names_logged[::-1]})
+        with SummaryWriter(run) as writer:
+            for name in names_logged:
+                writer.add_scalar(shown(name, names_logged), 1.0, 0)
+    (tmp_path / "none" / "seed-0" / "result.json").write_text("damaged")
+    pinned = json.loads(parse_qs(urlsplit(address(tmp_path)).query)["pinnedCards"][0])
+    assert [card["tag"] for card in pinned] == ["Metrics/a", "Metrics/b", "Metrics/c"]
+
+
 def test_a_comparison_logs_its_metrics_first_and_nothing_final(runs):
     arm = names(runs / "gan")["none/mean"]
     found = tags_in(arm)

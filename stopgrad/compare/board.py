@@ -6,6 +6,7 @@ Runs are named by the folders that they lie in, which wrap over four lines. So T
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
@@ -100,13 +101,22 @@ def pins(named: dict[str, Path]) -> Iterator[dict[str, str | int]]:
     """The cards to pin: of the metrics the first, and the picture of the first run that has one."""
     tags = {name: tags_in(path) for name, path in named.items()}
     metrics = dict.fromkeys(tag for found in tags.values() for tag in found if tag.startswith(FIRST))
-    for tag in [*metrics][:MOST]:
+    order = declared(named.values())
+    for tag in sorted(metrics, key=lambda tag: order.index(tag) if tag in order else len(order))[:MOST]:
         yield {"plugin": "scalars", "tag": tag}
     for picture in PICTURES:
         for name, found in tags.items():
             if picture in found:
                 yield {"plugin": "images", "tag": picture, "runId": f"defaultExperimentId/{name}", "sample": 0}
                 return
+
+
+def declared(folders: Iterable[Path]) -> list[str]:
+    """The tags of what the first run that has ended is judged by, the most telling first, as its recipe declares."""
+    for folder in folders:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return [FIRST + name for name in json.loads((folder / "result.json").read_text())["metrics_declared"]]
+    return []
 
 
 def tags_in(folder: Path) -> list[str]:

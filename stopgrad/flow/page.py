@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from stopgrad.flow import fold
+from stopgrad.flow.ink import COLOURS
 
 if TYPE_CHECKING:
     from stopgrad.flow.audit import audit
@@ -62,10 +63,12 @@ body {{ margin: 0 auto; max-width: 1180px; padding: 20px 24px 60px; background: 
 
 def in_notebook(content: str, style: str = "") -> str:
     """HTML for the output of a notebook's cell, in the colours of the notebook; nothing outside of it is styled."""
-    dark = ", ".join(f"{theme} .stopgrad" for theme in _DARK_NOTEBOOKS)
+    light, dark = (" ".join(f"--flow-{name}: {pair[k]};" for name, pair in COLOURS.items()) for k in (0, 1))
+    themed = f":is({', '.join(_DARK_NOTEBOOKS)}) .stopgrad"
     rules = f"--back: var(--jp-layout-color0, Canvas); color: var(--ink);\n{_common('page.css')}{style}"
     return (
-        f"<style>.stopgrad {{ {LIGHT} }} {dark} {{ {DARK} }}\n.stopgrad {{ {rules}}}</style>\n"
+        f"<style>.stopgrad {{ {LIGHT} }} {themed} {{ {DARK} }}\n"
+        f".stopgrad .flow {{ {light} }} {themed} .flow {{ {dark} }}\n.stopgrad {{ {rules}}}</style>\n"
         f'<div class="stopgrad">{content}</div>'
     )
 
