@@ -92,7 +92,10 @@ def test_gate_on_the_target(strategy, share):
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(recipe.velocity.parameters()))])
 
     cut, alive = gradient(), gradient("stop.target=none")
+    assert (alive - cut).norm() > 0.1 * cut.norm()
     torch.testing.assert_close(gradient(f"stop.target={strategy}"), cut + share * (alive - cut))
+    wrong_side = gradient("stop.prediction=detach", f"stop.target={strategy}") if share else torch.zeros_like(cut)
+    torch.testing.assert_close(wrong_side, share * (alive - cut))
 
 
 @pytest.mark.parametrize("s", [0.3, 0.5, 1.0])
