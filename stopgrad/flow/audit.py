@@ -31,7 +31,7 @@ from stopgrad.flow.probe import Probe
 from stopgrad.flow.sites import Recorder
 from stopgrad.flow.steps import Finding, listed_twice, unstepped
 from stopgrad.flow.values import Trace, Value, place
-from stopgrad.flow.zeros import SUSPECTS
+from stopgrad.flow.zeros import suspected
 
 # At or below this fraction of the largest gradient of the same loss, a gradient is rounding noise.
 RTOL = 4 * torch.finfo(torch.float32).eps
@@ -294,7 +294,7 @@ class audit:
                 where = died(self.parts.get(part, ()), part.removeprefix("stop."), floor)
             zeros = zero_parameters(self._tensors.values()) if zeros is None else zeros
             factors = self._factors(name, part, value, zeros)
-            note = "" if where or factors else _suspected(path)
+            note = "" if where or factors else suspected(path)
             self._enter(name, part, Cell("zero", norm, cuts, path, note, where, factors))
         note = "" if norms is not None else "a probe would disturb DDP or a hook; use FlowAudit"
         self._enter_unreached(name, found, note, sum(self._bits[part] for part in arrived))
@@ -397,9 +397,3 @@ class audit:
         if self._recorder.thread != threading.get_ident():
             raise RuntimeError(f"loss {name!r}: reported from another thread than the one that began the audit")
         return self._recorder
-
-
-def _suspected(path: Sequence[str]) -> str:
-    """What may have made a gradient zero that was not followed."""
-    found = [step for step in path if step.partition(" ")[0] in SUSPECTS]
-    return f"on its way are {', '.join(found[:4])}" if found else ""

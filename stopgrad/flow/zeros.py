@@ -76,3 +76,9 @@ def _makers(died: Collection[Any], leading: dict[Any, list[tuple[int, Any]]]) ->
                 seen.add(user)
                 stack.append(user)
     return found
+
+
+def suspected(path: Sequence[str]) -> str:
+    """What may have made a gradient zero that was not followed."""
+    found = [step for step in path if step.partition(" ")[0] in SUSPECTS]
+    return f"on its way are {', '.join(found[:4])}" if found else ""
