@@ -30,9 +30,9 @@ def texts(cell: Any) -> str:
     for output in cell["outputs"]:
         assert output["output_type"] != "error"
         data = output.get("data", {})
-        best = next((data[kind] for kind in ("text/html", "text/markdown", "text/plain") if kind in data), "")
-        best = re.sub(r"<style>.*?</style>|<svg.*?</svg>", "", best, flags=re.S)
-        shown.append(output.get("text", "") + html.unescape(best))
+        for kind in ("text/html", "text/markdown", "text/plain"):
+            shown.append(html.unescape(re.sub(r"<style>.*?</style>|<svg.*?</svg>", "", data.get(kind, ""), flags=re.S)))
+        shown.append(output.get("text", ""))
     return DATED.sub("", "".join(shown))
 
 
