@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import http.server
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
@@ -13,28 +12,36 @@ import sys
 import threading
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
 from conf_tests.browser import in_a_browser
 
 ROOT = Path(__file__).parents[1]
+CONTROL_K = [
+    {"type": kind, "value": key}
+    for kind, key in (("keyDown", "\ue009"), ("keyDown", "k"), ("keyUp", "k"), ("keyUp", "\ue009"))
+]
+ALLOWED = ["clipboardReadWrite", "clipboardSanitizedWrite"]
 EXTERNAL = re.compile(r"^(?:https?:)?//", re.I)
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed: pip install -e '.[docs]'"
+    importlib.util.find_spec("pydata_sphinx_theme") is None, reason="Sphinx is not installed: pip install -e '.[docs]'"
 )
+
+
+def build(source, out):
+    """Build a site; a warning is an error, and the build goes on to name every one."""
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", str(source), str(out)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The built site. A warning fails the build (but not with --quiet, which hides it from --strict too)."""
     out = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)]
-    built = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, timeout=120
-    )
-    assert built.returncode == 0, built.stderr
+    built = build(ROOT / "docs", out)
+    assert (built.returncode, built.stderr) == (0, "")
     return out
 
 
@@ -53,33 +60,79 @@ class Loads(HTMLParser):
             self.urls.append(facts.get("href") or "")
 
 
+def ids(page: Path) -> set[str]:
+    return set(re.findall(r'\bid="([^"]+)"', page.read_text(encoding="utf-8")))
+
+
+def test_links_to_the_old_site_hold(site):
+    """old_pages.txt lists each page of the site before it was made by Sphinx, and the anchors of its headings."""
+    old = [line.split() for line in (ROOT / "conf_tests" / "old_pages.txt").read_text().splitlines()]
+    assert (len(old), sum(map(len, old))) == (130, 1158)
+    assert [page for page, *_ in old if not (site / page).is_file()] == []
+    assert [f"{page}#{lost}" for page, *anchors in old for lost in sorted({*anchors} - ids(site / page))] == []
+
+
+def test_every_link_leads_somewhere(site):
+    """Also those that are written as HTML, which Sphinx does not look at."""
+    anchors = {page.relative_to(site).as_posix(): ids(page) for page in site.rglob("*.html")}
+    lost = []
+    for page in anchors:
+        text = re.sub(r"<(script|style|pre)\b.*?</\1>", "", (site / page).read_text(encoding="utf-8"), flags=re.S)
+        for url in re.findall(r'<a\b[^>]*\bhref="([^"]+)"', text):
+            path, _, anchor = unquote(url).partition("#")
+            if re.match(r"\w+:", url):
+                continue
+            target = (site / page).parent.joinpath(path).resolve().relative_to(site) if path else Path(page)
+            known = anchors.get(target.as_posix(), {""} if (site / target).is_file() else None)
+            if known is None or (anchor and anchor not in known):
+                lost.append(f"{page}: {url}")
+    assert lost == []
+
+
 def test_every_page_is_there(site):
     from stopgrad.museum import exhibits
 
     names = {"index", "which", "semantics", "zh/semantics", "museum/index", *(f"museum/{n}" for n in exhibits())}
     names |= {"design", "your_code", "own_project", "recipes/index"}
     assert all((site / f"{name}.html").is_file() for name in names)
-    assert not list(site.rglob("hooks.*")), "the hooks are no page"
+    assert not list(site.rglob("exhibits.*")), "a module is no page"
 
 
 def test_the_navigation_lists_the_recipes_that_help_lists(site):
     from stopgrad.runner.declared import recipe_files
 
-    pages = re.findall(r'href="(\w+)\.html" class="md-nav__link', (site / "recipes" / "td.html").read_text())
-    listed = recipe_files(ROOT / "configs")
-    assert [name for name in dict.fromkeys(pages) if name in listed] == list(listed)
+    sidebar = (site / "recipes" / "td.html").read_text(encoding="utf-8").partition('class="bd-docs-nav')[2]
+    pages = re.findall(r'<li class="toctree-l\d[^>]*><a [^>]*class="[^"]*internal" href="(\w+\.html|#)"', sidebar)
+    listed = ["#" if name == "td" else f"{name}.html" for name in recipe_files(ROOT / "configs")]
+    assert pages[: len(listed)] == listed
 
 
-def test_a_recipe_without_a_page_fails_the_build(tmp_path):
-    for name in ("mkdocs.yml", "docs", "configs"):
-        source = ROOT / name
-        shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy(source, tmp_path)
-    (tmp_path / "docs" / "recipes" / "td.md").unlink()
-    built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict"], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
+def test_what_is_broken_fails_the_build(tmp_path):
+    """A recipe without a page, a page in no place, no picture, and links to no page, anchor, row or exhibit."""
+    for name in ("docs", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    docs = tmp_path / "docs"
+    (docs / "recipes" / "td.md").unlink()
+    (docs / "lonely.md").write_text("# Lonely\n\n![p](pictures/none.png)\n")
+    links = "[a](none.md) [b](audit.md#none) [c](#none) [d](semantics.md#row-99)"
+    links += " [e](../stopgrad/museum/exhibits/none.md)"
+    with (docs / "propose.md").open("a") as page:
+        page.write(f"\n{links} [f](semantics.md#row-9) [g](../stopgrad/museum/exhibits/no_graph.md)\n")
+    built = build(docs, tmp_path / "out")
     assert built.returncode == 1
-    assert "recipes/td.md" in built.stderr
+    for page, said in (
+        ("recipes/index.md", "toctree contains reference to nonexisting document 'recipes/td'"),
+        ("lonely.md", "document isn't included in any toctree"),
+        ("lonely.md", "image file not readable: pictures/none.png"),
+        ("propose.md", "'myst' cross-reference target not found: 'none.md'"),
+        ("propose.md", "local id not found in doc 'audit': 'none'"),
+        ("propose.md", "'myst' cross-reference target not found: 'none' "),
+        ("propose.md", "local id not found in doc 'semantics': 'row-99'"),
+        ("propose.md", "'myst' cross-reference target not found: 'museum/none.md'"),
+    ):
+        assert re.search(rf"docs/{page}:(\d+:)? WARNING: {re.escape(said)}", built.stderr), said
+    assert "row-9'" not in built.stderr
+    assert "no_graph" not in built.stderr
 
 
 def test_pages_load_nothing_from_elsewhere(site):
@@ -98,19 +151,6 @@ def test_styles_load_nothing_from_elsewhere(site):
     for sheet in sheets:
         urls = re.findall(r"(?:url\(|@import)\s*[\"']?([^\"')]+)", sheet.read_text(encoding="utf-8"))
         assert not [url for url in urls if EXTERNAL.match(url)], sheet.name
-
-
-def test_a_broken_link_fails_the_build(tmp_path):
-    """The strictness is real: mkdocs refuses a page that links nowhere."""
-    docs = tmp_path / "docs"
-    docs.mkdir()
-    (docs / "index.md").write_text("# A\n\n[b](b.md)\n")
-    settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    (tmp_path / "mkdocs.yml").write_text(re.sub(r"^hooks:.*$", "", settings, flags=re.M))
-    built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict"], cwd=tmp_path, capture_output=True, timeout=120
-    )
-    assert built.returncode == 1
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -133,10 +173,10 @@ def server(site):
 @pytest.mark.parametrize("page", ["index.html", "semantics.html", "zh/semantics.html", "museum/dead_critic.html"])
 def test_browser_asks_nothing_of_the_network(server, browser, page):
     browser.open(f"{server}/{page}")
-    browser.wait_for("return document.querySelector('.md-search__input') && document.readyState === 'complete'")
+    browser.wait_for("return document.readyState === 'complete'")
     urls = browser.run("return performance.getEntriesByType('resource').map(entry => entry.name)")
     assert any(".css" in url for url in urls)
-    assert any("/javascripts/" in url for url in urls)
+    assert any("/_static/scripts/" in url for url in urls)
     assert [url for url in urls if not url.startswith((server, "data:", "blob:"))] == []
 
 
@@ -150,15 +190,50 @@ def test_browser_asks_nothing_of_the_network(server, browser, page):
     ],
 )
 def test_search_finds(server, browser, query, expected):
+    """As one types, by the keyboard alone."""
     browser.open(f"{server}/index.html")
     browser.wait_for("return document.readyState === 'complete'")
-    browser.run("document.querySelector('#__search').click(); document.querySelector('.md-search__input').focus()")
-    (field,) = browser.post("/element", using="css selector", value=".md-search__input").values()
-    browser.post(f"/element/{field}/value", text=query)
-    links = browser.wait_for(
-        "return [...document.querySelectorAll('.md-search-result__link')].map(link => link.href).join(' ')"
-    )
-    assert expected in links
+    browser.post("/actions", actions=[{"type": "key", "id": "keyboard", "actions": CONTROL_K}])
+    browser.wait_for("return document.activeElement.name === 'q'")
+    browser.press(*query)
+    browser.wait_for(f"return document.querySelector('#search-results a[href$=\"{expected}\"]')")
+
+
+@in_a_browser
+def test_chinese_is_found_by_a_part_of_a_sentence(site, browser):
+    """Without spaces, and from a folder; what stands nowhere is not found, though each of its characters does."""
+    browser.open(f"{(site / 'search.html').as_uri()}?q=没有版本计数器")
+    done = "return document.querySelector('#search-results h2 ~ p, #search-results li') && "
+    found = "[...document.querySelectorAll('#search-results li a')].map(link => link.href).join(' ') || 'none'"
+    assert "zh/semantics.html" in browser.wait_for(done + found)
+    browser.open(f"{(site / 'search.html').as_uri()}?q=器数计本版")
+    assert browser.wait_for(done + found) == "none"
+
+
+@in_a_browser
+def test_code_is_copied(server, browser):
+    browser.post("/goog/cdp/execute", cmd="Browser.grantPermissions", params={"permissions": ALLOWED})
+    browser.open(f"{server}/museum/no_graph.html")
+    browser.wait_for("return document.readyState === 'complete'")
+    browser.click(".highlight-diff .copy")
+    browser.wait_for("return document.querySelector('.highlight-diff .copy').textContent === 'Copied'")
+    browser.run("navigator.clipboard.readText().then(text => { window.read = text })")
+    assert "loss.backward()" in browser.wait_for("return window.read")
+
+
+@in_a_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_light_and_dark(server, browser, scheme):
+    """As the reader's system is; every text can be read in both."""
+    browser.scheme(scheme)
+    browser.errors()
+    browser.open(f"{server}/museum/no_graph.html")
+    browser.wait_for("return document.readyState === 'complete'")
+    assert browser.run("return document.documentElement.dataset.theme") == scheme
+    texts = "article p, article li, article a, article code, article pre, article pre span, article h1, article summary"
+    assert browser.contrast(texts) > 4.5
+    browser.scheme("light")
+    assert browser.errors() == []
 
 
 @in_a_browser

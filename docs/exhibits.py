@@ -1,43 +1,20 @@
-"""MkDocs hooks: the navigation, with the recipes that ``--help`` lists, and a page for each exhibit of the museum."""
+"""The museum's pages for the site: its list, and one page for each exhibit, whose source is the exhibit itself."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-from mkdocs.structure.files import File, Files
 
 from stopgrad.museum import Exhibit, exhibits
 from stopgrad.museum.explain import FIND
-from stopgrad.runner.declared import recipe_files
 
 DOCS = Path(__file__).parent
 
 
-def on_config(config: Any) -> Any:
-    """Pages in reading order. A recipe without a page, or a page in no place here, fails the build."""
-    recipes = [f"recipes/{name}.md" for name in recipe_files(DOCS.parent / "configs")]
-    config.nav = [
-        {"Home": "index.md"},
-        {"Any script": ["run.md", "ablate.md", "propose.md"]},
-        {"Which one": "which.md"},
-        {"Semantics": [{"English": "semantics.md"}, {"中文": "zh/semantics.md"}]},
-        {"Museum": ["museum/index.md", *(f"museum/{name}.md" for name in exhibits())]},
-        {"Recipes": ["recipes/index.md", *recipes]},
-        {"Comparison": "comparison.md"},
-        {"Audit": ["audit.md", "your_code.md", "reports.md"]},
-        {"Several processes": "distributed.md"},
-        {"Your own project": "own_project.md"},
-        {"Design": "design.md"},
-    ]
-    return config
-
-
-def on_files(files: Files, config: Any) -> Files:
-    files.append(File.generated(config, "museum/index.md", content=index()))
-    for exhibit in exhibits().values():
-        files.append(File.generated(config, f"museum/{exhibit.name}.md", content=page(exhibit)))
-    return files
+def write(path: Path, text: str) -> None:
+    """Only where it differs: a file with a new date is read again."""
+    path.parent.mkdir(exist_ok=True)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
 
 
 def index() -> str:
@@ -61,9 +38,10 @@ def index() -> str:
 def page(exhibit: Exhibit) -> str:
     """One exhibit: what is seen, the diff and both scripts, why, the fix, the line, and where people met it."""
     parts = [f"# {exhibit.title}", exhibit.summary, f"    python -m stopgrad museum {exhibit.name}"]
-    parts += ['=== "What to change"', indented(exhibit.sections["Script"])]
-    for title, fixed in (("Broken", False), ("Fixed", True)):
-        parts += [f'=== "{title}"', indented(f"```python\n{exhibit.script(fixed=fixed).rstrip()}\n```")]
+    parts += ["## What to change", exhibit.sections["Script"]]
+    for title, fixed in (("The whole script, broken", False), ("The whole script, fixed", True)):
+        script = f"```python\n{exhibit.script(fixed=fixed).rstrip()}\n```"
+        parts += [f'<details name="script"><summary>{title}</summary>', script, "</details>"]
     said = "Torch says nothing; the script's check does:" if exhibit.silent else "It ends with"
     parts += ["## Message", said, exhibit.sections["Message"]]
     parts += ["## Why", exhibit.sections["Why"], "## Fix", exhibit.sections["Fix"]]
@@ -83,10 +61,6 @@ def page(exhibit: Exhibit) -> str:
         links = [thread.partition(" ") for thread in exhibit.threads]
         parts += ["## Seen in", "\n".join(f"- [{short(url)}]({url}) {remark}".rstrip() for url, _, remark in links)]
     return "\n\n".join(parts) + "\n"
-
-
-def indented(text: str) -> str:
-    return "\n".join(f"    {line}" if line else "" for line in text.splitlines())
 
 
 def short(url: str) -> str:
