@@ -93,7 +93,7 @@ def test_every_page_is_there(site):
     from stopgrad.museum import exhibits
 
     names = {"index", "which", "semantics", "zh/semantics", "museum/index", *(f"museum/{n}" for n in exhibits())}
-    names |= {"design", "your_code", "own_project", "recipes/index"}
+    names |= {"design", "your_code", "own_project", "recipes/index", "zh/index", "zh/which"}
     assert all((site / f"{name}.html").is_file() for name in names)
     assert not list(site.rglob("exhibits.*")), "a module is no page"
 
@@ -246,12 +246,86 @@ def test_a_row_is_reached_from_the_first_table(server, browser):
     assert 0 < top < 400, "the row is in sight"
 
 
+SHOWN = ".decision-shown"
+CHOICES = f"return [...document.querySelectorAll('{SHOWN} .decision-answers button')].map(each => each.textContent)"
+
+
+@in_a_browser
+@pytest.mark.parametrize("page", ["which.html", "zh/which.html"])
+def test_every_answer_is_reached_by_clicks(server, browser, page):
+    """Each leaf of the tree, and only with what stands there; the recipe is one more click away."""
+    browser.open(f"{server}/{page}")
+    assert browser.wait_for(f"return document.querySelector('{SHOWN}') && document.querySelector('.decision').hidden")
+    leaves = browser.run(
+        "return [...document.querySelectorAll('.decision details')].filter(each => !each.querySelector('details'))"
+        ".map(each => each.querySelector('ul').textContent)"
+    )
+    found = []
+
+    def walk(path):
+        for step in range(len(browser.run(CHOICES))):
+            browser.click(f"{SHOWN} .decision-answers button:nth-child({step + 1})")
+            browser.wait_for(f"return location.hash === '#decision{''.join(f'-{n}' for n in (*path, step))}'")
+            browser.wait_for(
+                f"return document.querySelectorAll('{SHOWN} .decision-trail button').length === {len(path) + 2}"
+            )
+            walk([*path, step])
+            browser.click(f"{SHOWN} .decision-trail button:nth-child({len(path) + 1})")
+            browser.wait_for(
+                f"return document.querySelectorAll('{SHOWN} .decision-trail button').length <= {len(path) + 1}"
+            )
+        if not browser.run(CHOICES):
+            found.append(browser.run(f"return document.querySelector('{SHOWN} ul').textContent"))
+
+    walk([])
+    assert len(leaves) > 20
+    assert found == leaves
+
+
+@in_a_browser
+def test_a_decision_by_keyboard_and_by_link(server, browser):
+    """Tab and Enter; what is asked next has the focus; "back" goes back; the address leads there again."""
+    browser.open(f"{server}/which.html")
+    browser.wait_for(f"return document.querySelector('{SHOWN} button')")
+    browser.run(f"document.querySelector('{SHOWN} button').focus()")
+    asked = "return document.activeElement.getAttribute('aria-label')"
+    browser.press("\ue007")
+    assert browser.wait_for(asked) == "Who makes the target?"
+    browser.press("\ue004", "\ue007")
+    browser.wait_for("return location.hash === '#decision-0-0'")
+    shown = f"return document.querySelector('{SHOWN}').innerText.includes('td stop.target: cut by detach.')"
+    browser.wait_for(shown)
+    assert browser.run(f"return document.activeElement === document.querySelector('{SHOWN} [role=group]')")
+    browser.run("history.back()")
+    browser.wait_for("return location.hash === '#decision-0'")
+    browser.wait_for(f"return document.querySelectorAll('{SHOWN} .decision-answers button').length === 4")
+    browser.open("about:blank")
+    browser.open(f"{server}/which.html#decision-0-0")
+    browser.wait_for(shown)
+
+
+@in_a_browser
+def test_a_decision_without_scripts(server, browser):
+    """The same is a nested list that unfolds, and prints."""
+    browser.post("/goog/cdp/execute", cmd="Emulation.setScriptExecutionDisabled", params={"value": True})
+    browser.open(f"{server}/which.html")
+    assert browser.run(f"return document.querySelector('{SHOWN}')") is None
+    browser.click(".decision > details > summary")
+    browser.click(".decision > details > details > summary")
+    line = "document.querySelector('.decision details details li:last-child')"
+    assert browser.run(f"return {line}.checkVisibility() && {line}.textContent").startswith("td3 stop.target: cut by")
+    browser.post("/goog/cdp/execute", cmd="Emulation.setScriptExecutionDisabled", params={"value": False})
+
+
 @in_a_browser
 def test_nothing_is_wider_than_a_phone(server, browser):
     pages = ("semantics.html", "which.html", "museum/index.html", "museum/toggle_optimizer.html")
-    for page in (*pages, "recipes/index.html", "design.html", "your_code.html"):
+    wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    phone = {"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.post("/goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=phone)
+    found = {}
+    for page in (*pages, "recipes/index.html", "design.html", "your_code.html", "zh/which.html"):
         browser.open(f"{server}/{page}")
-        browser.post("/window/rect", width=500, height=900)
-        wide = browser.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        browser.post("/window/rect", width=1280, height=900)
-        assert wide == 0, page
+        found[page] = (browser.run("return innerWidth"), browser.run(wide))
+    browser.post("/goog/cdp/execute", cmd="Emulation.clearDeviceMetricsOverride", params={})
+    assert found == dict.fromkeys(found, (360, 0))

@@ -69,13 +69,16 @@ TREE = {
         "Several processes <distributed>",
         "Your own project <own_project>",
         "Design <design>",
+        "中文 <zh/index>",
     ],
     "run": ["ablate", "propose"],
     "audit": ["your_code", "reports"],
-    "semantics": ["中文 <zh/semantics>"],
+    "zh/index": ["semantics", "which"],
     "museum/index": list(exhibits()),
     "recipes/index": list(recipe_files(DOCS.parent / "configs")),
 }
+alone = {entry.split("<")[-1].rstrip(">") for entry in TREE["index"]} - set(TREE) | {"index"}
+html_sidebars = {page: [] for page in alone}  # nothing stands beside them
 
 
 class Search(SearchEnglish):

@@ -1,4 +1,5 @@
-"""The tables that are made, not written: README's row for each recipe, docs/recipes/index.md, docs/which.md's second.
+"""What is made, not written: README's rows, docs/recipes/index.md, and the tables and questions of docs/which.md (and zh/).
+
 
     python docs/generate.py                        write them
     python docs/generate.py --check                write nothing; name what is stale, and end with 1
@@ -20,18 +21,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import which
 from omegaconf import OmegaConf
 
 from stopgrad.compare import compare
 from stopgrad.compare.read import Run
 from stopgrad.compare.words import number
-from stopgrad.cuts.strategies import TAKES_FACTOR, spelling, stops
+from stopgrad.cuts.strategies import spelling
 from stopgrad.runner.declared import Declaration, declared_in, recipe_files
 
 ROOT = Path(__file__).parents[1]
 README, INDEX, MEASURED = (ROOT / path for path in ("README.md", "docs/recipes/index.md", "docs/measured"))
-WHICH = ROOT / "docs" / "which.md"
-START, END = "<!-- recipes: made by python docs/generate.py -->\n", "<!-- end of recipes -->"
+WHICH = ROOT / "docs" / "which.md", ROOT / "docs" / "zh" / "which.md"
+MARKS_OF = "<!-- {0}: made by python docs/generate.py -->\n", "<!-- end of {0} -->"
 ELSEWHERE = re.compile(r"(compare|arm|cache|logger|hydra\..*|callbacks\.fingerprints\.window)=|seed=\d+$")
 OF = "override /recipe"
 MARKS = {"saved_bytes": "saved bytes", "graph_nodes": "graph nodes"}
@@ -201,18 +203,6 @@ def readme_rows() -> str:
     return "\n".join(lines) + "\n"
 
 
-def which_rows() -> str:
-    """A row for each boundary: the method, what is cut by default or must stay live, and what happens otherwise."""
-    lines = ["| method | what is cut | what happens otherwise | recipe |", "|---|---|---|---|"]
-    for name, _, _, declared in recipes():
-        for boundary, legal in declared.boundaries.items():
-            cut = stops(legal[0]) or legal[0] in TAKES_FACTOR
-            what = f"`{boundary}`: {f'by `{legal[0]}`' if cut else 'nothing, it stays **live**'}"
-            link = f"[`{name}`](recipes/{name}.md)"
-            lines.append(f"| {declared.paper} | {what} | {bare(declared.without.get(boundary, ''))} | {link} |")
-    return "\n".join(lines) + "\n"
-
-
 def effect(compare: str) -> tuple[str | None, str] | None:
     """The first arm that a metric tells from the reference: the switch that it flips, and how far the median moves."""
     found = measured(compare)
@@ -325,13 +315,21 @@ def figure(value: float | str | None) -> str:
 
 def pages() -> dict[Path, str]:
     """What each generated file must hold."""
-    rows = {README: readme_rows(), WHICH: which_rows()}
-    return {file: between_marks(file.read_text(), text) for file, text in rows.items()} | {INDEX: index()}
+    declared = {name: of for name, _, _, of in recipes()}
+    made = {README: between_marks(README.read_text(), "recipes", readme_rows()), INDEX: index()}
+    for language, file in enumerate(WHICH):
+        text = between_marks(file.read_text(), "ways", which.ways(language))
+        text = between_marks(text, "decision", which.decision(declared, language, {}))
+        made[file] = between_marks(text, "recipes", which.rows(declared, language, {}))
+    costs = made[WHICH[0]].partition("<!-- cuts -->\n")[2].partition("\n\n")[0] + "\n"  # benchmarks/cuts.py's
+    made[WHICH[1]] = between_marks(made[WHICH[1]], "costs", costs)
+    return made
 
 
-def between_marks(page: str, text: str) -> str:
-    before, _, rest = page.partition(START)
-    return before + START + text + END + rest.partition(END)[2]
+def between_marks(page: str, name: str, text: str) -> str:
+    start, end = (mark.format(name) for mark in MARKS_OF)
+    before, _, rest = page.partition(start)
+    return before + start + text + end + rest.partition(end)[2]
 
 
 def stale() -> list[str]:
@@ -344,25 +342,25 @@ def shown(file: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Status 0; 1 where something is stale; 2 where a sweep cannot be kept."""
+    """Status 0; 1 where something is stale; 2 where a sweep cannot be kept, or a boundary has no place in which.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--measured", nargs="+", type=Path, default=[], metavar="SWEEP")
     options = parser.parse_args(arguments)
-    if options.check:
-        found = [f"{file}: stale; run python docs/generate.py" for file in stale()] + doubts()
-        print("\n".join(found) or "fresh")
-        return 1 if found else 0
     try:
+        if options.check:
+            found = [f"{file}: stale; run python docs/generate.py" for file in stale()] + doubts()
+            print("\n".join(found) or "fresh")
+            return 1 if found else 0
         digests = [digest(folder) for folder in options.measured]
+        MEASURED.mkdir(exist_ok=True)
+        for each in digests:
+            (MEASURED / f"{each['compare']}.json").write_text(written(each))
+        for file, text in pages().items():
+            file.write_text(text)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    MEASURED.mkdir(exist_ok=True)
-    for each in digests:
-        (MEASURED / f"{each['compare']}.json").write_text(written(each))
-    for file, text in pages().items():
-        file.write_text(text)
     for each in doubts():
         print(f"doubtful: {each}")
     return 0

@@ -1,0 +1,103 @@
+"""The parts of docs/which.md, in both languages, that come from the recipes' declarations and from docs/decision.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from decision import START, WAYS, Leaf, Question
+
+from stopgrad.cuts.strategies import TAKES_FACTOR, stops
+from stopgrad.runner.declared import Declaration
+
+WORDS = {
+    "ways": ("| I want ... | use | not |", "| 我想…… | 用 | 不要用 |"),
+    "rows": (
+        "| method | what is cut | what happens otherwise | recipe |",
+        "| 方法 | 切断什么 | 否则会怎样 | 配方（recipe） |",
+    ),
+    "cut": ("by `{}`", "用 `{}`"),
+    "live": ("nothing, it stays **live**", "不切断，**保留梯度**"),
+    "is cut": ("cut by `{}`", "用 `{}` 切断"),
+    "is live": ("not cut, it stays **live**", "不切断，**保留梯度**"),
+    "is set": ("`{}`", "`{}`"),
+    "use": ("Use {}.", "用 {}。"),
+    "unlike": (" Not {}.", "不要用：{}。"),
+    "otherwise": (" Otherwise: {}.", "否则：{}。"),
+    "again": ("Start again", "从头开始"),
+    "colon": (": ", "："),
+    "stop": (".", "。"),
+}
+Declared = Mapping[str, Declaration]
+
+
+def ways(language: int) -> str:
+    """The table of ways to cut."""
+    lines = [WORDS["ways"][language], "| --- | --- | --- |"]
+    for way in WAYS.values():
+        lines.append(f"| {way.want[language]} | {way.use[language]} | {way.unlike[language]} |".replace("|  |", "| |"))
+    return "\n".join(lines) + "\n"
+
+
+def rows(declared: Declared, language: int, say: Mapping[str, str]) -> str:
+    """A row for each boundary: the method, what is cut by default or must stay live, and what happens otherwise."""
+    lines = [WORDS["rows"][language], "|---|---|---|---|"]
+    for name, of in declared.items():
+        for boundary in of.boundaries:
+            without = say.get(of.without.get(boundary, ""), of.without.get(boundary, "")).removesuffix(".")
+            what = f"`{boundary}`{WORDS['colon'][language]}{default(of, boundary, language)}"
+            lines.append(f"| {of.paper} | {what} | {without} | {link(name, language)} |")
+    return "\n".join(lines) + "\n"
+
+
+def default(of: Declaration, name: str, language: int, verb: str = "") -> str:
+    """What a boundary does by default; of a switch, its default."""
+    if name not in of.boundaries:
+        return WORDS[f"{verb}set"][language].format(of.switches[name][0])
+    first = of.boundaries[name][0]
+    cut = stops(first) or first in TAKES_FACTOR
+    return WORDS[verb + ("cut" if cut else "live")][language].format(first)
+
+
+def link(recipe: str, language: int) -> str:
+    return f"[`{recipe}`]({'../' * language}recipes/{recipe}.md)"
+
+
+def decision(declared: Declared, language: int, say: Mapping[str, str]) -> str:
+    """The questions as nested ``<details>``, which docs/static/site.js makes into buttons.
+
+    Raises:
+        ValueError: a boundary stands under no leaf, or a leaf names what no recipe or no way is; one line.
+    """
+    named = [each for leaf in START.leaves() for each in leaf.boundaries]
+    known = {f"{recipe}.{name}" for recipe, of in declared.items() for name in of.boundaries}
+    switches = {f"{recipe}.{name}" for recipe, of in declared.items() for name in of.switches}
+    problems = [f"no leaf leads to {each}" for each in sorted(known - {*named})]
+    problems += [f"no recipe declares {each}" for each in named if each not in known | switches]
+    problems += [f"there is no way {way!r}" for leaf in START.leaves() for way in leaf.ways if way not in WAYS]
+    if problems:
+        raise ValueError(f"docs/decision.py: {'; '.join(problems)}")
+
+    def parts(of: Question | Leaf) -> list[str]:
+        if isinstance(of, Leaf):
+            return ["\n".join(entries(of))]
+        found = [f"**{of.ask[language]}**"]
+        for answer, then in of.answers:
+            found += [f"<details><summary>{answer[language]}</summary>", *parts(then), "</details>"]
+        return found
+
+    def entries(of: Leaf) -> list[str]:
+        found = []
+        for way in map(WAYS.__getitem__, of.ways):
+            said = WORDS["use"][language].format(way.use[language])
+            found.append(
+                "- " + said + (WORDS["unlike"][language].format(way.unlike[language]) if way.unlike[0] else "")
+            )
+        for recipe, name in (each.split(".") for each in of.boundaries):
+            without = declared[recipe].without.get(name, "").removesuffix(".")
+            said = f"- {link(recipe, language)} `stop.{name}`{WORDS['colon'][language]}"
+            said += default(declared[recipe], name, language, "is ") + WORDS["stop"][language]
+            found.append(said + (WORDS["otherwise"][language].format(say.get(without, without)) if without else ""))
+        return found
+
+    open_, close = f'<div class="decision" data-again="{WORDS["again"][language]}">', "</div>"
+    return "\n\n".join([open_, *parts(START), close]) + "\n"
