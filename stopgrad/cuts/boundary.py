@@ -96,7 +96,7 @@ class Boundary:
             if is_any_held() and self.strategy in _LETS_THROUGH:
                 self._refuse_frozen_elsewhere(producer)
             return self.cross(producer(*args, **kwargs))
-        watch = watcher()
+        watch = self._watcher()
         with watch.inside(self.name, _MAKES[self.strategy]) if watch else contextlib.nullcontext():
             value = self._run(producer, args, kwargs)
         if watch is None:
@@ -111,7 +111,7 @@ class Boundary:
             TypeError: the value holds an object whose tensors cannot be seen, so that a cut would miss them.
             RuntimeError: ``detach_`` on a view (torch refuses it).
         """
-        watch = watcher()
+        watch = self._watcher()
         if self.strategy is Strategy.NONE:
             return value if watch is None else tree_map(lambda leaf: self._pass(watch, leaf), value)
         if self.strategy in CALLS_ONLY:
@@ -121,6 +121,13 @@ class Boundary:
                 f"choose one of {legal}, or call the producer through the boundary"
             )
         return tree_map(lambda leaf: self._stop(watch, leaf), value)
+
+    def _watcher(self) -> Watcher | None:
+        """Who watches, told of the choice."""
+        watch = watcher()
+        if watch is not None:
+            watch.strategies[self.name] = self.spelled
+        return watch
 
     def _stop(self, watch: Watcher | None, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):

@@ -14,6 +14,7 @@ class Watcher(Protocol):
     """What a boundary tells of everything that crosses it."""
 
     thread: int  # of the audit: what other threads do is not its business
+    strategies: dict[str, str]  # of each boundary that was crossed, as its choice is spelled
 
     def inside(self, name: str, kind: str) -> AbstractContextManager[None]:
         """The producer of the boundary ``name`` runs, and makes a cut of this kind."""

@@ -16,15 +16,18 @@ from torch.optim import Optimizer
 
 from stopgrad.cuts.torch_internals import has_dynamo, without_overrides
 from stopgrad.flow.advice import Facts, Ways
+from stopgrad.flow.carried import Carried
 from stopgrad.flow.contract import FlowContract, named_parts
 from stopgrad.flow.escapes import Escapes
 from stopgrad.flow.frames import user_line
 from stopgrad.flow.graph import Walk
+from stopgrad.flow.labels import Labels
 from stopgrad.flow.lookup import parameters_of
 from stopgrad.flow.matrix import Cell, FlowMatrix
 from stopgrad.flow.measure import zero_parameters
 from stopgrad.flow.parts import Modules, find_parts, module_names, modules_in
 from stopgrad.flow.probe import Probe
+from stopgrad.flow.routes import Routes
 from stopgrad.flow.sites import Recorder
 from stopgrad.flow.steps import Finding, listed_twice, unstepped
 from stopgrad.flow.values import Trace, Value, place
@@ -93,6 +96,8 @@ class audit:
         self._lines: dict[tuple[tuple[str, int], ...], str] = {}  # of a loss without a name -> the name
         self._cells: dict[tuple[str, str], Cell] = {}
         self.draw = draw
+        self.boundaries = list(boundaries)
+        self.routes: Routes | None = None  # what is drawn
         self.loss_values: dict[Value, str] = {}
         self._bits = {column: 1 << i for i, column in enumerate(self._columns)}
         self._tensors = {id(t): t for part in self.parts.values() for t in part}
@@ -118,7 +123,11 @@ class audit:
             stack.callback(self._recorder.off)  # again, should an exception (Ctrl-C) reach into the first time
             stack.enter_context(self._recorder)
             if self.draw:
-                for handle in self._recorder.follow_modules(module_names(self._modules)):
+                names = module_names(self._modules)
+                labels = Labels(self._parts_of, names, list(self.parts))
+                labels.note_roots(self._roots())
+                self.routes = Routes(labels, self._recorder)
+                for handle in self._recorder.follow_modules(names):
                     stack.callback(handle.remove)
             if has_dynamo():  # a compiled graph hides its values and links every parameter
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -184,9 +193,18 @@ class audit:
             raise RuntimeError(f"loss {name!r}: reported under no_grad; report it where gradients are enabled")
         self.admit(name, loss)
         assert self._probe is not None
-        norms = self._probe.norms(name, loss)
-        self.record(name, loss, *(norms or (None, {})), died=partial(self._probe.died, loss))
+        carried = self.carry(loss)
+        try:
+            norms = self._probe.norms(name, loss)
+        finally:
+            if carried is not None:
+                carried.close()
+        self.record(name, loss, *(norms or (None, {})), died=partial(self._probe.died, loss), carried=carried)
         return loss
+
+    def carry(self, loss: Tensor) -> Carried | None:
+        """Measure what a backward of the loss carries from part to part, until the answer is closed; to be drawn."""
+        return None if self.routes is None else self.routes.watch(loss)
 
     def _report_backward(self, loss: Tensor) -> None:
         recorder = self._running("")
@@ -237,6 +255,8 @@ class audit:
         *,
         died: Callable[[Sequence[Tensor], str, float], tuple[str, ...]] | None = None,
         zeros: Collection[int] | None = None,
+        carried: Carried | None = None,
+        scale: float = 1.0,
     ) -> None:
         """Enter a loss whose gradients were measured elsewhere (the Lightning callback does so in the real backward).
 
@@ -245,6 +265,7 @@ class audit:
             crossings: norms of the gradients at what crossed each boundary, by its name.
             died: asks where the gradient at some parameters, or else a boundary, became zero: not above a number.
             zeros: ids of the parameters that were all zeros before; by default those that are so now.
+            carried: what the backward carried, to be drawn, ``scale`` times too large.
         """
         recorder = self._running(name)
         with without_overrides():
@@ -252,6 +273,10 @@ class audit:
         if value is None:
             raise ValueError(f"loss {name!r} depends on nothing that requires grad")
         self.loss_values[Value(recorder.values, value)] = name
+        if self.routes is not None:
+            self.routes.note(name, norms or {}, self._tensors)
+            if carried is not None:
+                self.routes.note_carried(name, carried, scale)
         self._escapes.update(recorder.escapes, value)
         found = Trace(recorder.values, value)
         arrived = self._arrived(norms or {}, crossings)

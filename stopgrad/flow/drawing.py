@@ -1,201 +1,410 @@
-"""The value flow of one audited step, drawn: modules on the left, losses on the right, cuts marked with their line."""
+"""The flow picture of an audited step: values from left to right, the gradient of each loss back, and what stops it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from html import escape
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
-from stopgrad.flow.values import CutSite, Value, ancestors, leaves_graphless, place
+from stopgrad.flow import layout
+from stopgrad.flow.ink import DASHES, LOSS_COLOURS, Ink, Point
+from stopgrad.flow.layout import CHIP, LANE_GAP, LINE, Layout, Scale, number, short, text_width
+from stopgrad.flow.routes import Record, flow_record
+from stopgrad.flow.sentences import by, flow_sentences, listed, of_stop
 
 if TYPE_CHECKING:
     from stopgrad.flow.audit import audit
 
-MOST_NODES = 24  # modules are drawn at the depth of names that gives at most so many
-_ROW, _HEIGHT = 78, 30
-_GAP, _CUT_GAP = 48, 132  # between columns; the wider one has room for a cut's line
-_LIVE, _CUT, _INK = "#1b7f5c", "#b23a48", "#222"
-_FILLS = {"module": "#e9f3ef", "stop": "#fbeaec", "loss": "#fff4d6"}
+_HEAD = 9.0  # length of an arrow's head
 
 
-@dataclass
-class Node:
-    """A module, a boundary or a loss; ``rank`` is its column, ``row`` its place in it."""
-
-    label: str
-    kind: str
-    first: int
-    rank: int = 0
-    row: float = 0.0
-    x: float = 0.0
-    y: float = 0.0
-
-    @property
-    def width(self) -> float:
-        return 18 + 7.2 * len(self.label)
-
-
-@dataclass
-class Edge:
-    """Values that go from one node to another: some with a gradient, or all through cuts."""
-
-    live: bool = False
-    cuts: dict[CutSite, None] = field(default_factory=dict)
-
-
-Edges = dict[tuple[str, str], Edge]
-
-
-def flow_graph(losses: Mapping[Value, str], most: int = MOST_NODES) -> tuple[dict[str, Node], Edges]:
-    """The value graph of some losses, folded to modules, boundaries and losses."""
-    order = ancestors(*losses)
-    exits = set().union(*(leaves_graphless(order, loss) for loss in losses))
-    names = _folded({value.module for value in order if value.module}, most)
-    nodes: dict[str, Node] = {}
-    edges: Edges = {}
-    # For each value, the nodes that it comes from, each with the cuts on the way (None: uncut).
-    sources: dict[Value, dict[tuple[str, CutSite | None], None]] = {}
-    for value in order:
-        incoming = {key: None for parent in value.parents for key in sources[parent]}
-        label, kind = _node_of(value, losses, names)
-        cut = value.site() if value.cut or value in exits else None
-        if label:
-            nodes.setdefault(label, Node(label, kind, value.seq))
-            for source, site in incoming:
-                if source != label:
-                    edge = edges.setdefault((source, label), Edge())
-                    edge.live |= site is None
-                    edge.cuts |= {} if site is None else {site: None}
-            incoming = {(label, None): None}
-        sources[value] = {(source, cut or site): None for source, site in incoming}
-    return nodes, edges
-
-
-def _node_of(value: Value, losses: Mapping[Value, str], names: Mapping[str, str]) -> tuple[str, str]:
-    if value in losses:
-        name = losses[value]
-        return f"{name} (loss)" if name in names.values() else name, "loss"
-    if value.op.startswith("stop."):
-        return value.op, "stop"
-    label = names.get(value.module, "") if value.parents else ""
-    return label, "module" if label else ""
-
-
-def _folded(names: set[str], most: int) -> dict[str, str]:
-    """Each module's name, cut to the depth at which there are at most ``most`` of them.
-
-    What a container computes between the modules inside it belongs to no node: its name is "".
-    """
-    depth = max((name.count(".") + 1 for name in names), default=1)
-    while True:
-        folded = {name: ".".join(name.split(".")[:depth]) for name in names}
-        shown = set(folded.values())
-        if depth <= 1 or len(shown) <= most:
-            containers = {name for name in shown if any(other.startswith(f"{name}.") for other in shown)}
-            return {name: "" if short in containers else short for name, short in folded.items()}
-        depth -= 1
-
-
-def _arrange(nodes: dict[str, Node], edges: Edges) -> None:
-    """Columns by the longest way from the left, losses last; rows by where the neighbours are."""
-    forward = [(a, b) for a, b in edges if nodes[a].first < nodes[b].first]
-    for node in sorted(nodes.values(), key=lambda n: n.first):
-        node.rank = max((nodes[a].rank + 1 for a, b in forward if b == node.label), default=0)
-    for node in sorted(nodes.values(), key=lambda n: -n.first):  # what comes from nowhere stands by what uses it
-        if node.kind == "stop" and not any(b == node.label for _, b in forward):
-            node.rank = max(0, min((nodes[b].rank - 1 for a, b in forward if a == node.label), default=0))
-    last = max((n.rank for n in nodes.values() if n.kind != "loss"), default=-1) + 1
-    for node in nodes.values():
-        if node.kind == "loss":
-            node.rank = last
-    columns = [[n for n in nodes.values() if n.rank == rank] for rank in range(last + 1)]
-    for _ in range(4):
-        for column in columns:
-            for node in column:
-                near = [nodes[a if b == node.label else b].row for a, b in edges if node.label in (a, b)]
-                node.row = sum(near) / len(near) if near else node.row
-            for row, node in enumerate(sorted(column, key=lambda n: (n.row, n.first))):
-                node.row = row - (len(column) - 1) / 2
-    x, top = 20.0, 50 - min(node.row for node in nodes.values()) * _ROW
-    top += max(0.0, *(-_bend(nodes[a], nodes[b]) for a, b in edges)) * 0.75
-    for rank, column in enumerate(columns):
-        width = max((n.width for n in column), default=0)
-        for node in column:
-            node.x, node.y = x + (width - node.width) / 2, top + node.row * _ROW
-        marked = any(nodes[a].rank == rank and nodes[b].rank == rank + 1 and not e.live for (a, b), e in edges.items())
-        x += width + (_CUT_GAP if marked else _GAP)
-
-
-def flow_svg(flow: audit, most: int = MOST_NODES) -> str:
-    """One audited step as a self-contained SVG.
-
-    Green lines carry gradient back; red dashed ones carry a value whose gradient is cut: ``‖`` with the cut's line.
+def flow_svg(flow: audit | Record, scale: Scale | None = None) -> str:
+    """An audited step as one self-contained SVG, in light and dark.
 
     Args:
-        flow: an audit made with ``draw=True``.
-        most: how many modules to show at most; deeper ones are folded into their parents.
+        flow: an audit made with ``draw=True``, or its record: what a run keeps as ``flow.json``.
+        scale: the decades of norms from the thinnest arrow to the widest; by default those of this record.
 
     Raises:
         ValueError: the audit was made without ``draw=True``, or no loss was reported.
     """
-    if not flow.draw or not flow.loss_values:
-        raise ValueError("flow_svg: nothing to draw; use audit(..., draw=True) and report a loss")
-    nodes, edges = flow_graph(flow.loss_values, most)
-    _arrange(nodes, edges)
-    width = max(n.x + n.width for n in nodes.values()) + 24
-    height = max(n.y for n in nodes.values()) + 70
-    ends = [(nodes[a], nodes[b], edge) for (a, b), edge in edges.items()]
-    shapes = [*(_edge(*end) for end in ends), *map(_box, nodes.values()), *(_mark(*end) for end in ends)]
-    return (
-        f"<svg xmlns='http://www.w3.org/2000/svg' width='{width:.0f}' height='{height:.0f}' "
-        f"font-family='system-ui, sans-serif' font-size='12'><rect width='100%' height='100%' fill='#fff'/>"
-        f"{''.join(shapes)}{_legend(height - 16)}</svg>"
-    )
+    record = flow if isinstance(flow, Mapping) else flow_record(flow)
+    drawing = _Drawing(record, scale)
+    title = f"Where the gradient of {listed(record['losses'])} goes"
+    return drawing.ink.svg(*drawing.size, title, " ".join(flow_sentences(record)))
 
 
-def _box(node: Node) -> str:
-    fill = _FILLS[node.kind]
-    return (
-        f"<rect x='{node.x:.1f}' y='{node.y - _HEIGHT / 2:.1f}' width='{node.width:.1f}' height='{_HEIGHT}' rx='6' "
-        f"fill='{fill}' stroke='#888'/><text x='{node.x + node.width / 2:.1f}' y='{node.y + 4:.1f}' "
-        f"text-anchor='middle' fill='{_INK}'>{escape(node.label)}</text>"
-    )
+def flow_figure(flow: audit | Record, scale: Scale | None = None) -> Any:
+    """The same as a matplotlib figure: TensorBoard takes no SVG."""
+    record = flow if isinstance(flow, Mapping) else flow_record(flow)
+    drawing = _Drawing(record, scale)
+    return drawing.ink.figure(*drawing.size)
 
 
-def _bend(a: Node, b: Node) -> float:
-    """How far an edge bows: around the boxes of the columns that it skips, outwards; below, if it goes back."""
-    skipped = b.rank - a.rank - 1
-    if skipped < 0:
-        return 60.0
-    return 0.0 if skipped == 0 else (26.0 + 12 * skipped) * (1 if a.row + b.row > 0 else -1)
+class _Drawing:
+    """Everything of a record as shapes."""
+
+    def __init__(self, record: Record, scale: Scale | None) -> None:
+        self.record = record
+        self.scale = layout.scale_of([record]) if scale is None else scale
+        self.losses = {loss: i for i, loss in enumerate(record["losses"])}
+        self.ink = Ink()
+        self.lay = Layout(record, self.scale)
+        self._ports = self._find_ports()
+        width, height = self.lay.size
+        arrows = [key for key in self.lay.edges if key[0] in self.lay.places and key[1] in self.lay.places]
+        for key in arrows:
+            if key[0] != key[1] and not layout.lanes(self.lay.edges[key], self.scale, record["losses"]):
+                self._value(key)
+        for key in arrows:
+            if key[0] != key[1]:
+                self._edge(key)
+        for part, stops in self.lay.loops.items():
+            self._loops(part, stops)
+        for id, node in self.lay.nodes.items():
+            if id in self.lay.places:
+                {"module": self._module, "loss": self._loss, "stop": self._stop}[node["kind"]](id, node)
+        height = self._legend(width, height)
+        self.size = width, height
+
+    def colour(self, loss: str) -> str:
+        return str(self.losses[loss] % LOSS_COLOURS)
+
+    def dash(self, loss: str, width: float) -> list[float]:
+        stretch = max(0.7, width / 5)
+        return [each * stretch for each in DASHES[self.losses[loss] % len(DASHES)]]
+
+    def letter(self, loss: str) -> str:
+        return "abcdefghijklmnopqrstuvwxyz"[self.losses[loss]]
+
+    # ---- ways
+
+    def _find_ports(self) -> dict[tuple[str, str], tuple[float, float]]:
+        """The heights at which each edge leaves the one node and comes to the other."""
+        found: dict[tuple[str, str], list[float]] = {}
+        for side in (0, 1):
+            for id, place in self.lay.places.items():
+                keys = [k for k in self.lay.edges if k[side] == id and k[0] != k[1] and k[1 - side] in self.lay.places]
+
+                def far(key: tuple[str, str], side: int = side) -> float:
+                    way = self.lay.ways.get(key)
+                    if key in self.lay.under:
+                        return self.lay.under[key]
+                    return way[0 if side == 0 else -1][1] if way else self.lay.places[key[1 - side]].y
+
+                keys.sort(key=far)
+                y = place.y - self.lay.thick(keys) / 2
+                for key in keys:
+                    thick = layout.thickness(self.lay.edges[key], self.scale, self.record["losses"])
+                    found.setdefault(key, [0.0, 0.0])[side] = y + thick / 2
+                    y += thick + 7
+        return {key: (ys[0], ys[1]) for key, ys in found.items()}
+
+    def _steps(
+        self, key: tuple[str, str], shift: float, start: float, end: float
+    ) -> list[tuple[str, tuple[Point, ...]]]:
+        """The way of an edge from its right end to its left one, ``shift`` below its middle.
+
+        Args:
+            start, end: how far from the nodes it begins and ends.
+        """
+        a, b = (self.lay.places[id] for id in key)
+        ya, yb = (y + shift for y in self._ports[key])
+        left, right = self._side(key[0], 1), self._side(key[1], -1)
+        if key in self.lay.under:
+            y = self.lay.under[key] + shift
+            out, into = a.x + a.width + 16 + shift, b.x - 16 - shift
+            return _rounded([(right - start, yb), (into, yb), (into, y), (out, y), (out, ya), (left + end, ya)], 10)
+        points = [(b.x, yb), *((x, y + shift) for x, y in self.lay.ways.get(key, [])[::-1]), (a.x + a.width, ya)]
+        steps: list[tuple[str, tuple[Point, ...]]] = [("M", ((right - start, yb),))]
+        if right - start > b.x:
+            steps.append(("L", (points[0],)))
+        else:
+            points[0] = (right - start, yb)
+        tail = left + end < points[-1][0]
+        if not tail:
+            points[-1] = (left + end, ya)
+        for (x1, y1), (x2, y2) in pairwise(points):
+            half = (x1 + x2) / 2
+            steps.append(("C", ((half, y1), (half, y2), (x2, y2))) if abs(y1 - y2) > 0.05 else ("L", ((x2, y2),)))
+        if tail:
+            steps.append(("L", ((left + end, ya),)))
+        return steps
+
+    def _side(self, id: str, side: int) -> float:
+        """Where ways begin or end at a node: at the bar of a boundary."""
+        place = self.lay.places[id]
+        if self.lay.nodes[id]["kind"] == "stop":
+            return place.x + place.width / 2
+        return place.x + place.width if side > 0 else place.x
+
+    def _value(self, key: tuple[str, str]) -> None:
+        self.ink.open(
+            "value", {"from": key[0], "to": key[1]}, f"{self._name(key[0])} → {self._name(key[1])}: value only"
+        )
+        gap = [4.0 if self._closed(id) else 0.0 for id in key]
+        self.ink.path(self._steps(key, 0.0, gap[1], gap[0]), "line", 1.4)
+        self.ink.close()
+
+    def _closed(self, id: str) -> bool:
+        node = self.lay.nodes[id]
+        return node["kind"] == "stop" and not node["passes"]
+
+    def _name(self, id: str) -> str:
+        return self.lay.nodes[id]["label"]
+
+    def _edge(self, key: tuple[str, str]) -> None:
+        edge = self.lay.edges[key]
+        lanes = layout.lanes(edge, self.scale, self.record["losses"])
+        y = -sum(max(width, 8.0) for _, width, _ in lanes) / 2 - LANE_GAP * (len(lanes) - 1) / 2
+        for loss, width, stopped in lanes:
+            middle = y + max(width, 8.0) / 2
+            through = self.lay.nodes[key[0]]["kind"] == "stop" and not stopped
+            head = 0.0 if through else _HEAD + width / 3
+            steps = self._steps(key, middle, 0.0, (5.0 if stopped else 0.0) + head)
+            self._arrow(key, loss, width, steps, stopped, through)
+            y += max(width, 8.0) + LANE_GAP
+
+    def _arrow(
+        self,
+        key: tuple[str, str],
+        loss: str,
+        width: float,
+        steps: list[tuple[str, tuple[Point, ...]]],
+        stopped: bool,
+        through: bool,
+    ) -> None:
+        colour, edge = self.colour(loss), self.lay.edges[key]
+        said = "is stopped here" if stopped else f"|g| {number(edge['losses'][loss]['norm'])}"
+        title = f"{loss}: {self._name(key[1])} → {self._name(key[0])}: {said}"
+        kind = "edge stopped" if stopped else "edge"
+        self.ink.open(kind, {"loss": loss, "from": key[0], "to": key[1]}, title)
+        self.ink.path(steps, "back", width + 3)
+        self.ink.path(steps, colour, width, self.dash(loss, width))
+        if not through:
+            x, y = steps[-1][1][-1]
+            before = steps[-1][1][0] if steps[-1][0] == "C" else steps[-2][1][-1]
+            self._head((x, y), before[0] > x, width, colour, loss)
+        self.ink.close()
+
+    def _head(self, at: Point, leftwards: bool, width: float, colour: str, loss: str) -> None:
+        (x, y), way = at, -1 if leftwards else 1
+        half, long = width / 2 + 3.6, _HEAD + width / 3
+        self.ink.path(
+            [
+                ("M", ((x - way * 0.5, y - half),)),
+                ("L", ((x + way * long, y),)),
+                ("L", ((x - way * 0.5, y + half),)),
+                ("Z", ()),
+            ],
+            fill=colour,
+        )
+        self.ink.circle(x - way * 9, y, 6.6, colour, "back")
+        self.ink.text(x - way * 9, y + 3.1, self.letter(loss), 9.5, "back", bold=True)
+
+    # ---- nodes
+
+    def _module(self, id: str, node: Mapping[str, Any]) -> None:
+        place = self.lay.places[id]
+        top = place.y - place.core / 2
+        chips = layout.chip_rows(node)
+        learnt = [f"{loss} |g| {number(norm)}" for loss, norm in node["learns"].items()]
+        self.ink.open("node module", {"node": id}, f"{id}: its weights get {listed(learnt) or 'nothing'}")
+        self.ink.rect(place.x, top, place.width, place.core, 8, "raised", "line")
+        y = place.y - CHIP * len(chips) / 2
+        self.ink.text(place.x + place.width / 2, y + 4.5, short(node["label"]), 13, bold=True)
+        for row in chips:
+            y += CHIP
+            x = place.x + (place.width - sum(w for _, _, w in row)) / 2
+            for loss, norm, width in row:
+                self.ink.circle(x + 9, y + 1, 6, self.colour(loss))
+                self.ink.text(x + 9, y + 4, self.letter(loss), 9, "back", bold=True)
+                self.ink.text(x + 18, y + 4.6, norm, 10.5, "soft", "start")
+                x += width
+        self.ink.close()
+        y = place.y + place.core / 2
+        for cut in node["held"]:
+            y = self._held(place, y, node, cut)
+
+    def _held(self, place: layout.Place, y: float, node: Mapping[str, Any], cut: Mapping[str, Any]) -> float:
+        """A bar below a part: its weights get nothing."""
+        told = listed(cut["losses"]) or "no loss"
+        title = f"{by(cut)} holds the weights of {node['label']} from {told}"
+        self.ink.open("cut held", {"boundary": cut["boundary"] or "", "where": cut["where"], "node": node["id"]}, title)
+        x = place.x + place.width / 2
+        self.ink.path([("M", ((x - 16, y + 3.5),)), ("L", ((x + 16, y + 3.5),))], "ink", 3)
+        for i, (text, size) in enumerate(zip(layout.held_lines(cut), (11.5, 10.5), strict=True)):
+            self.ink.text(x, y + 17 + LINE * i, text, size, "ink" if i == 0 else "soft", bold=i == 0, halo=True)
+        self.ink.close()
+        return y + 2 * LINE + 8
+
+    def _loss(self, id: str, node: Mapping[str, Any]) -> None:
+        place, colour = self.lay.places[id], self.colour(id)
+        self.ink.open("node loss", {"node": id, "loss": id}, f"loss {id}")
+        self.ink.rect(
+            place.x,
+            place.y - place.core / 2,
+            place.width,
+            place.core,
+            min(16, place.core / 2),
+            "back",
+            colour,
+        )
+        self.ink.circle(place.x + 16, place.y, 8.5, colour)
+        self.ink.text(place.x + 16, place.y + 3.8, self.letter(id), 11.5, "back", bold=True)
+        self.ink.text(place.x + 31, place.y + 4.5, short(node["label"]), 13, anchor="start", bold=True)
+        self.ink.close()
+
+    def _stop(self, id: str, node: Mapping[str, Any]) -> None:
+        place = self.lay.places[id]
+        self._gate(id, node, place.x + place.width / 2, place.y, place.core)
+
+    def _gate(self, id: str, node: Mapping[str, Any], x: float, y: float, core: float) -> None:
+        """Two bars across a way, or an open gate beside it, with its name above and what it does below."""
+        told = " ".join(of_stop(node, self.record, self.lay.nodes)) or f"{node['label']}: nothing comes here"
+        state = "closed" if self._closed(id) else "open"
+        data = {"boundary": node["boundary"] or "", "where": node["where"], "node": id}
+        self.ink.open(f"cut {state}", data, told)
+        half = core / 2
+        if state == "closed":
+            for dx in (-2.6, 2.6):
+                self.ink.path([("M", ((x + dx, y - half + 2),)), ("L", ((x + dx, y + half - 2),))], "ink", 2.8)
+        else:
+            inner = max(3.0, half - 9)
+            for way in (-1, 1):
+                self.ink.path([("M", ((x, y + way * half),)), ("L", ((x - 8, y + way * inner),))], "ink", 2.2)
+                self.ink.circle(x, y + way * half, 2.4, "ink")
+        name, what = layout.stop_lines(node)
+        named = node["boundary"] is not None
+        self.ink.text(x, y - half - 6, name, 11.5, "ink" if named else "soft", bold=named, halo=True)
+        self.ink.text(x, y + half + 13, what, 10.5, "soft", halo=True)
+        self.ink.close()
+
+    def _loops(self, part: str, stops: Sequence[str]) -> None:
+        """Ways from a part to itself, above it."""
+        place = self.lay.places[part]
+        top = place.y - place.core / 2
+        y = top
+        for i, stop in enumerate(stops):
+            high = self.lay.loop_height(stop)
+            core = high - 2 * LINE - 12
+            middle = y - LINE - 8 - core / 2
+            key = (stop, part)
+            edge, inset = self.lay.edges[key], 20 - 6 * min(i, 2)
+            lanes = layout.lanes(edge, self.scale, self.record["losses"])
+            x1, x2, x = place.x + inset, place.x + place.width - inset, place.x + place.width / 2
+            shown = layout.lanes(edge, self.scale, self.record["losses"])
+            self.ink.open("value", {"from": part, "to": stop}, f"{part} → {part}, by {self._name(stop)}")
+            self.ink.path(_rounded([(x2, top), (x2, middle), (x1, middle), (x1, top)], 9), "line", 1.4)
+            self.ink.close()
+            shift = -sum(max(w, 8.0) for _, w, _ in shown) / 2
+            for loss, width, stopped in lanes:
+                at = shift + max(width, 8.0) / 2
+                head = _HEAD + width / 3
+                if stopped:
+                    steps = _rounded([(x1 + at, top), (x1 + at, middle + at), (x - 6 - head, middle + at)], 9)
+                else:
+                    points = [(x1 + at, top), (x1 + at, middle + at), (x2 - at, middle + at), (x2 - at, top - head)]
+                    steps = _rounded(points, 9)
+                self._loop_arrow(key, loss, width, steps, stopped)
+                shift += max(width, 8.0) + LANE_GAP
+            self._gate(stop, self.lay.nodes[stop], x, middle, core)
+            y -= high
+
+    def _loop_arrow(
+        self, key: tuple[str, str], loss: str, width: float, steps: list[tuple[str, tuple[Point, ...]]], stopped: bool
+    ) -> None:
+        colour, edge = self.colour(loss), self.lay.edges[key]
+        said = "is stopped here" if stopped else f"|g| {number(edge['losses'][loss]['norm'])}"
+        self.ink.open(
+            "edge stopped" if stopped else "edge", {"loss": loss, "from": key[0], "to": key[1]}, f"{loss}: {said}"
+        )
+        self.ink.path(steps, colour, width, self.dash(loss, width))
+        x, y = steps[-1][1][-1]
+        if stopped:
+            self._head((x, y), False, width, colour, loss)
+        else:
+            half, long = width / 2 + 3.6, _HEAD + width / 3
+            self.ink.path(
+                [("M", ((x - half, y),)), ("L", ((x, y + long),)), ("L", ((x + half, y),)), ("Z", ())], fill=colour
+            )
+        self.ink.close()
+
+    # ---- the legend
+
+    def _legend(self, width: float, height: float) -> float:
+        """What the signs mean, in as many rows as it takes; returns the new height."""
+        low, high = self.scale
+        y, x = height + 10.0, layout.MARGIN
+        self.ink.open("legend", {}, "")
+        self.ink.path([("M", ((x, height - 4),)), ("L", ((width - x, height - 4),))], "line", 0.6)
+        shown = any(of["norm"] for edge in self.record["edges"] for of in edge["losses"].values())
+        norms = ", ".join(number(10**power) for power in (low, (low + high) / 2, high))
+        states = {shape["kind"] for kind, shape in self.ink.shapes if kind == "open"}
+        kinds = {name for state in states for name in state.split()}
+        items = [
+            ("value", "value", "value" in kinds),
+            ("arrow", "gradient, back from its loss", "edge" in kinds),
+            ("widths", f"|g| where the arrow ends: {norms}", shown),
+            ("bar", "cut: nothing left to measure", "closed" in kinds),
+            ("open", "open switch", "open" in kinds),
+            ("held", "weights held", "held" in kinds),
+            ("chip", "|g| at the weights", any(node.get("learns") for node in self.record["nodes"])),
+        ]
+        items = [(sign, text) for sign, text, used in items if used]
+        if self.record["uncrossed"]:
+            items.append(("", f"not crossed here: {', '.join(f'stop.{n}' for n in self.record['uncrossed'])}"))
+        for sign, text in items:
+            before = 86 if sign == "widths" else 32 if sign else 0
+            wide = before + text_width(text, 10.5) + 18
+            if x > layout.MARGIN and x + wide > width:
+                x, y = layout.MARGIN, y + 18
+            if sign:
+                self._sign(sign, x, y)
+            self.ink.text(x + before, y + 3.6, text, 10.5, "soft", "start")
+            x += wide
+        self.ink.close()
+        return y + 16
+
+    def _sign(self, sign: str, x: float, y: float) -> None:
+        def line(x1: float, x2: float, colour: str, width: float) -> None:
+            self.ink.path([("M", ((x1, y),)), ("L", ((x2, y),))], colour, width)
+
+        if sign == "value":
+            line(x, x + 26, "line", 1.4)
+        elif sign == "arrow":
+            line(x + 8, x + 28, "soft", 3)
+            self.ink.path(
+                [("M", ((x + 9, y - 5),)), ("L", ((x, y),)), ("L", ((x + 9, y + 5),)), ("Z", ())], fill="soft"
+            )
+        elif sign == "widths":
+            for i, share in enumerate((0.0, 0.5, 1.0)):
+                norm = 10 ** (self.scale[0] + share * (self.scale[1] - self.scale[0]))
+                line(x + 26 * i, x + 26 * i + 22, "soft", layout.width_of(norm, self.scale))
+        elif sign == "bar":
+            for dx in (10.4, 15.6):
+                self.ink.path([("M", ((x + dx, y - 6),)), ("L", ((x + dx, y + 6),))], "ink", 2.8)
+        elif sign == "open":
+            for way in (-1, 1):
+                self.ink.path([("M", ((x + 15, y + way * 6.5),)), ("L", ((x + 9, y + way * 2),))], "ink", 2)
+                self.ink.circle(x + 15, y + way * 6.5, 1.9, "ink")
+        elif sign == "held":
+            line(x + 2, x + 24, "ink", 3)
+        else:
+            self.ink.circle(x + 13, y, 6, "soft")
+            self.ink.text(x + 13, y + 3, "a", 9, "back", bold=True)
 
 
-def _edge(a: Node, b: Node, edge: Edge) -> str:
-    x1, x2, bend = a.x + a.width, b.x, _bend(a, b)
-    third = (x2 - x1) / 3
-    colour, dash = (_LIVE, "") if edge.live else (_CUT, " stroke-dasharray='5 4'")
-    ends = f"{x1 + third:.1f},{a.y + bend:.1f} {x2 - third:.1f},{b.y + bend:.1f} {x2:.1f},{b.y:.1f}"
-    why = "; ".join(map(str, edge.cuts)) or "gradient flows"
-    path = f"<path d='M{x1:.1f},{a.y:.1f} C{ends}' fill='none' stroke='{colour}' stroke-width='1.6'{dash}/>"
-    return f"<g><title>{escape(f'{a.label} → {b.label}: {why}')}</title>{path}</g>"
+def _rounded(points: Sequence[Point], radius: float) -> list[tuple[str, tuple[Point, ...]]]:
+    """A way of straight lines with round corners."""
+    steps: list[tuple[str, tuple[Point, ...]]] = [("M", (points[0],))]
+    for before, corner, after in zip(points, points[1:], points[2:], strict=False):
+        first, second = (_towards(corner, end, radius) for end in (before, after))
+        steps += [("L", (first,)), ("C", (corner, corner, second))]
+    return [*steps, ("L", (points[-1],))]
 
 
-def _mark(a: Node, b: Node, edge: Edge) -> str:
-    """``‖`` and the line, in the middle of an edge that carries no gradient."""
-    if edge.live:
-        return ""
-    x, y = (a.x + a.width + b.x) / 2, (a.y + b.y) / 2 + 0.75 * _bend(a, b)
-    cut, *more = edge.cuts
-    site = place(cut.file, cut.line).rpartition("/")[2]
-    label = escape(f"{cut.kind} {site}{f' +{len(more)}' if more else ''}")
-    style = f"text-anchor='middle' fill='{_CUT}' paint-order='stroke' stroke='#fff'"
-    bars = f"<text x='{x:.1f}' y='{y + 5:.1f}' font-size='16' font-weight='700' stroke-width='2' {style}>‖</text>"
-    return f"{bars}<text x='{x:.1f}' y='{y + 19:.1f}' font-size='10' stroke-width='4' {style}>{label}</text>"
-
-
-def _legend(y: float) -> str:
-    return (
-        f"<text x='20' y='{y:.0f}' font-size='11' fill='#555'><tspan fill='{_LIVE}'>━</tspan> value and gradient   "
-        f"<tspan fill='{_CUT}'>╍ ‖</tspan> value only: the gradient is cut at this line</text>"
-    )
+def _towards(start: Point, end: Point, far: float) -> Point:
+    length = max(1e-6, ((end[0] - start[0]) ** 2 + (end[1] - start[1]) ** 2) ** 0.5)
+    share = min(0.5, far / length)
+    return start[0] + (end[0] - start[0]) * share, start[1] + (end[1] - start[1]) * share

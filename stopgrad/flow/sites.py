@@ -58,6 +58,7 @@ class Recorder(TorchFunctionMode):
         leaves: leaf tensors that were used, require grad and are no part of the model.
         on_probe: called with the name of the boundary and the live tensor that crosses it.
         on_backward: called with a tensor before its ``backward()``.
+        strategies: of each boundary that was crossed, as its choice is spelled.
         tensors: the value of each tensor.
     """
 
@@ -72,6 +73,7 @@ class Recorder(TorchFunctionMode):
         self._fresh: list[tuple[int, Tensor]] = []
         self.on_probe: Callable[[str, Tensor], None] | None = None
         self.on_backward: Callable[[Tensor], None] | None = None
+        self.strategies: dict[str, str] = {}
         self._paused = False
         self._at_first: Callable[[], None] | None = None
         self._bit_of = bit_of
@@ -251,17 +253,16 @@ class Recorder(TorchFunctionMode):
         begin = next_number()
         with self.pause():
             crossing = torch.ops.aten.alias(leaf)
-            result = cut(crossing)
-        value = self._crossing(name, before, live=crossing.requires_grad, line=line)
-        if crossing.requires_grad:
-            if self.on_probe is None:
-                self.probes[id(crossing)] = name, crossing
-                self._fresh.append((begin, crossing))
-            else:
-                self.on_probe(name, crossing)
-        else:
+            result, live = cut(crossing), crossing.requires_grad  # not asked for outside: that would be an operation
+        value = self._crossing(name, before, live=live, line=line)
+        if not live:
             value = self.tensors.new("alias", (value,), cut="requires_grad", site=line, boundary=name)
         self.tensors.attach([(crossing, value), (result, value)], begin)
+        if live and self.on_probe is not None:
+            self.on_probe(name, crossing)
+        elif live:
+            self.probes[id(crossing)] = name, crossing
+            self._fresh.append((begin, crossing))
         return result
 
     def cut(self, name: str, kind: str, leaf: Tensor, cut: Callable[[Tensor], Tensor]) -> Tensor:

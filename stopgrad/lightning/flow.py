@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.utils.hooks import RemovableHandle
 
 from stopgrad.audits.steps import StepWatch
-from stopgrad.audits.writes import remove
 from stopgrad.cuts.strategies import nearest
-from stopgrad.flow import measure
-from stopgrad.flow.audit import audit
 from stopgrad.flow.contract import FlowContract, Violation, raise_for
+from stopgrad.flow.drawing import flow_figure, flow_sentences
 from stopgrad.flow.matrix import FlowMatrix
 from stopgrad.flow.pictures import matrix_figure
+from stopgrad.flow.routes import Record, merged
 from stopgrad.flow.steps import Finding as OptimizerFinding
-from stopgrad.lightning.audit import Audit, boundaries_of, over_ranks, parts_in, split_groups
-from stopgrad.lightning.manual import scale_of
-from stopgrad.lightning.names import is_unaudited, loss_being_named
+from stopgrad.lightning.audit import Audit, over_ranks, parts_in, split_groups
+from stopgrad.lightning.flow_run import FlowRun, plain_optimizers
+from stopgrad.lightning.names import is_unaudited
 from stopgrad.watch.findings import Finding
 from stopgrad.watch.report import Report
 from stopgrad.watch.session import Session
@@ -70,6 +64,7 @@ class FlowAudit(Audit):
         matrix: the last :class:`~stopgrad.FlowMatrix`, or None; without a contract that of ``report``.
         report: what the watch saw of the last fit, whatever ended it; None without one, and until the end.
         violations: what the last audit found.
+        record: what a picture of the first audit shows, for :func:`stopgrad.drawing.flow_svg`; None without one.
         findings: those of ``report``; without a watch, what was found about the optimisers.
 
     Raises:
@@ -91,9 +86,10 @@ class FlowAudit(Audit):
         self.findings: list[Finding | OptimizerFinding] = []
         self.watch = watch
         self.report: Report | None = None
+        self.record: Record | None = None
         self._session: Session | None = None
         self._said: set[tuple[str, tuple[str, ...]]] = set()  # of the optimisers, in this fit
-        self._run: _FlowRun | None = None
+        self._run: FlowRun | None = None
         self._steps: StepWatch | None = None
         self._opening = OPENING
 
@@ -108,20 +104,20 @@ class FlowAudit(Audit):
                 self._session = Session(type(pl_module).__name__, pl_module, self.every_n_steps or 100, parts)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._opening = OPENING
-        self.matrix = None
+        self._opening, self._is_shown = OPENING, False
+        self.matrix = self.record = None
         self.findings, self._said = [], set()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._session is None:  # its rules tell of the optimisers too
-            self._steps = StepWatch(pl_module, _plain_optimizers(trainer)).__enter__()
+            self._steps = StepWatch(pl_module, plain_optimizers(trainer)).__enter__()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         contract = self._contract(pl_module)
         if self._session is not None and not (contract or contract.frozen):
             return
         if self._opening or (self.every_n_steps and self.batches % self.every_n_steps == 0):
-            self._run = _FlowRun(trainer, pl_module, contract)
+            self._run = FlowRun(trainer, pl_module, contract, draw=bool(self._opening))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if self._run is not None and not is_unaudited():
@@ -146,6 +142,8 @@ class FlowAudit(Audit):
             seen, overflowed = self._run.matrix(list(contract)), self._run.overflowed
             if self._steps is not None:
                 self._run.tell(self._steps)
+            if (record := self._run.record()) is not None:
+                self.record = merged(self.record, record)
         finally:
             self._close()
         self.matrix = seen if self.matrix is None else self.matrix.updated(seen)
@@ -206,6 +204,9 @@ class FlowAudit(Audit):
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 _log(logger, self.matrix, self.violations, self.batches - 1)
+                if self.record is not None and not self._is_shown:
+                    _log_picture(logger, self.record, self.batches - 1)
+            self._is_shown = True
         ranks = over_ranks(self.violations)
         found = list({(v.loss, v.part, v.kind): v for v in reversed(ranks)}.values())[
             ::-1
@@ -273,108 +274,6 @@ def _plain_optimizers(trainer: Trainer) -> list[Optimizer]:
     return [getattr(o, "optimizer", o) for o in trainer.optimizers]
 
 
-@dataclass
-class _Report:
-    """One backward: its loss, its name (or None while it is unknown), the scale of the loss (fp16), and the norms of
-    what arrived, scaled."""
-
-    loss: Tensor
-    name: str | None
-    scale: float
-    norms: dict[int, list[Tensor]] = field(default_factory=dict)
-    crossings: dict[str, list[Tensor]] = field(default_factory=dict)
-    fallback: bool = False
-
-
-class _FlowRun:
-    """One audited batch: the audit, the hooks, and the losses whose backward ran."""
-
-    def __init__(self, trainer: Trainer, module: LightningModule, contract: FlowContract) -> None:
-        self.trainer = trainer
-        self.automatic = module.automatic_optimization
-        self.reports: list[_Report] = []
-        self.current: _Report | None = None
-        modules, parts = split_groups(module)
-        self.audit = audit(modules, parts=parts, contract=contract, boundaries=boundaries_of(module))
-        self.zeros = measure.zero_parameters(t for part in self.audit.parts.values() for t in part)
-        self.audit.__enter__()
-        self.audit.on_crossing(self._watch_crossing)
-        self.handles = [register_optimizer_step_pre_hook(self.on_step)]
-        for tensor in {id(t): t for part in self.audit.parts.values() for t in part}.values():
-            if tensor.is_floating_point() or tensor.is_complex():
-                self.handles.append(self._watch_parameter(tensor))
-
-    def close(self) -> None:
-        try:
-            remove(self.handles)
-        finally:
-            self.audit.__exit__()
-            self.reports.clear()
-
-    def _watch_parameter(self, tensor: Tensor) -> RemovableHandle:
-        frozen = not tensor.requires_grad
-        tensor.requires_grad_(True)  # to set a hook; a frozen one may be toggled on within the step
-        handle = tensor.register_hook(lambda grad: self._arrived("norms", id(tensor), grad))
-        tensor.requires_grad_(not frozen)
-        return handle
-
-    def _watch_crossing(self, boundary: str, tensor: Tensor) -> None:
-        tensor.register_hook(lambda grad: self._arrived("crossings", boundary, grad))
-
-    def _arrived(self, store: str, key: Any, grad: Tensor) -> None:
-        if self.current is not None:
-            getattr(self.current, store).setdefault(key, []).append(measure.norm(grad))
-
-    def begin(self, loss: Tensor) -> None:
-        """A backward begins."""
-        name = loss_being_named()
-        self.audit.admit(name or "unnamed", loss)
-        self.current = _Report(loss, name, scale_of(self.trainer), fallback=name is None)
-
-    def end(self) -> None:
-        """A backward has ended: the gradients that arrived are those of its loss."""
-        if self.current is not None:
-            self.reports.append(self.current)
-            self.current = None
-
-    def on_step(self, optimizer: Any, *_: Any) -> None:
-        """An optimiser steps: what has no name takes its."""
-        index = next((i for i, o in enumerate(_plain_optimizers(self.trainer)) if o is optimizer), None)
-        if index is not None and not self.automatic:
-            for report in self.reports:
-                report.name = report.name or f"optimizer_{index}"
-
-    def tell(self, steps: StepWatch) -> None:
-        """What was measured, for the findings about the optimisers."""
-        for report in self.reports:
-            steps.touched.update(report.norms)
-            steps.reached.update(key for key, got in report.norms.items() if _combined(got) > 0)
-
-    @property
-    def overflowed(self) -> bool:
-        """Whether a scaled gradient left the range of fp16: its scaler will go on with a smaller scale."""
-        norms = (norm for report in self.reports if report.scale != 1 for got in report.norms.values() for norm in got)
-        return not all(math.isfinite(norm) for norm in norms)
-
-    def matrix(self, declared: Sequence[str]) -> FlowMatrix:
-        """The matrix of all losses of the batch, under their final names."""
-        for order, report in enumerate(r for r in self.reports if r.name is None):
-            report.name = "loss" if self.automatic else f"loss_{order}"
-        unnamed = list(dict.fromkeys(r.name for r in self.reports if r.fallback))
-        rename = dict(zip(unnamed, declared, strict=True)) if len(unnamed) == len(declared) else {}
-        for report in self.reports:
-            norms = {key: _combined(got) / report.scale for key, got in report.norms.items()}
-            crossings = {name: [float(n) / report.scale for n in got] for name, got in report.crossings.items()}
-            name = rename.get(report.name, report.name) if report.fallback else report.name
-            self.audit.record(str(name), report.loss, norms, crossings, zeros=self.zeros)
-        return self.audit.matrix()
-
-
-def _combined(norms: Sequence[Tensor]) -> float:
-    """The norm of a gradient that arrived in several pieces (a reentrant checkpoint), taken as orthogonal."""
-    return float(norms[0]) if len(norms) == 1 else float(torch.stack(list(norms)).norm())
-
-
 def _log(logger: Any, matrix: FlowMatrix, violations: Sequence[Violation], step: int) -> None:
     """Norms and leak shares as scalars; in TensorBoard also the matrix as a picture and the cuts as text."""
     scalars = {f"flow/{loss}/{part}": cell.norm for (loss, part), cell in matrix.items()}
@@ -386,6 +285,15 @@ def _log(logger: Any, matrix: FlowMatrix, violations: Sequence[Violation], step:
         writer.add_text("flow/matrix", f"```\n{matrix.text([(v.loss, v.part) for v in violations])}\n```", step)
     if hasattr(writer, "add_figure") and find_spec("matplotlib") is not None:
         writer.add_figure("flow/matrix", matrix_figure(matrix), step)
+
+
+def _log_picture(logger: Any, record: Record, step: int) -> None:
+    """The flow picture, in TensorBoard, and in words."""
+    writer: Any = getattr(logger, "experiment", None)
+    if hasattr(writer, "add_text"):
+        writer.add_text("flow/picture", "\n".join(f"- {each}" for each in flow_sentences(record)), step)
+    if hasattr(writer, "add_figure") and find_spec("matplotlib") is not None:
+        writer.add_figure("flow/picture", flow_figure(record), step)
 
 
 def _log_report(logger: Any, report: Report, step: int) -> None:

@@ -25,6 +25,8 @@ from torch import nn
 import stopgrad
 from stopgrad.audits.ranks import bytes_of, gathered
 from stopgrad.compare.files import write_whole
+from stopgrad.flow.drawing import flow_svg
+from stopgrad.flow.routes import Record, written
 from stopgrad.lightning import FlowAudit, RetentionAudit
 from stopgrad.runner.build import Run, not_resumable
 from stopgrad.runner.contract import ContractAudit, in_a_line
@@ -182,6 +184,8 @@ def record(config: DictConfig, run: Run) -> Iterator[None]:
         "kept": kept.growing if kept else [],
     }
     if run.trainer.is_global_zero:
+        if flow and flow.record:
+            leave_picture(flow.record, folder)
         write_whole(folder / "result.json", json.dumps(result, indent=2) + "\n")
         close(run.trainer.loggers)
         if failure is None or not started_here():
@@ -207,6 +211,12 @@ def of_ranks(run: Run) -> dict[str, Any]:
     callbacks: Any = run.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     found = [violation.text for c in callbacks if isinstance(c, FlowAudit) for violation in c.violations]
     return {"ranks": gathered({"weights_sha256": weights_sha256(run.recipe), "violations": found})}
+
+
+def leave_picture(record: Record, folder: Path) -> None:
+    """Write what was seen of the gradient's flow as ``flow.json``, and drawn as ``flow.svg``."""
+    write_whole(folder / "flow.json", written(record))
+    write_whole(folder / "flow.svg", flow_svg(record))
 
 
 def leave_samples(recipe: Any, file: Path) -> None:
