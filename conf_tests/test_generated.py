@@ -66,6 +66,7 @@ def test_every_recipe_has_one_row_and_one_section():
         ("docs/decision.py", '"Who makes the target?"', '"Who made the target?"', ["docs/which.md"]),
         ("docs/decision.py", '"`retain_graph=True`")', '"`retain_graph`")', ["docs/zh/which.md"]),
         ("docs/zh/which.md", "<summary>目标", "<summary>标", ["docs/zh/which.md"]),
+        ("docs/zh/museum.toml", '"损失没有计算图"', '"没有计算图"', ["docs/zh/museum/index.md"]),
     ],
 )
 def test_a_change_of_either_side_makes_pages_stale(copy, capsys, file, old, new, stale):
@@ -80,6 +81,23 @@ def test_a_change_of_either_side_makes_pages_stale(copy, capsys, file, old, new,
     assert copy.main(["--check"]) == 0
     assert copy.main([]) == 0
     assert copy.stale() == []
+
+
+def test_a_translation_of_an_older_text_is_not_shown(copy, capsys):
+    """The English stands in its place, and the command tells; the rest of the page stays Chinese."""
+    file = copy.ROOT / "docs" / "zh" / "museum.toml"
+    text = file.read_text()
+    assert copy.exhibits.untranslated() == []
+    exhibit = copy.exhibits.exhibits()["no_graph"]
+    assert "损失没有计算图" in copy.exhibits.page(exhibit, 1)
+    file.write_text(text.replace(copy.exhibits.hashed(exhibit), "00000000"))
+    copy = loaded(copy.ROOT)
+    assert copy.main([]) == 0
+    assert "docs/zh/museum.toml: no_graph: no Chinese, or of an older English text" in capsys.readouterr().out
+    page = copy.exhibits.page(exhibit, 1)
+    assert page.startswith("# The loss has no graph\n")
+    assert "## 原因\n\nEvery path" in page
+    assert "| [The loss has no graph](" in copy.MUSEUM[1].read_text()
 
 
 @pytest.mark.parametrize(

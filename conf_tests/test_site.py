@@ -31,9 +31,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def build(source, out):
+def build(source, out, builder="html"):
     """Build a site; a warning is an error, and the build goes on to name every one."""
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", str(source), str(out)]
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", builder, str(source), str(out)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
@@ -93,9 +93,23 @@ def test_every_page_is_there(site):
     from stopgrad.museum import exhibits
 
     names = {"index", "which", "semantics", "zh/semantics", "museum/index", *(f"museum/{n}" for n in exhibits())}
-    names |= {"design", "your_code", "own_project", "recipes/index", "zh/index", "zh/which"}
+    names |= {"design", "your_code", "own_project", "recipes/index", "glossary", "museum/gallery"}
+    names |= {"zh/index", "zh/which", "zh/museum/index", *(f"zh/museum/{n}" for n in exhibits())}
     assert all((site / f"{name}.html").is_file() for name in names)
     assert not list(site.rglob("exhibits.*")), "a module is no page"
+
+
+def test_pages_say_their_language(site):
+    for page in site.rglob("*.html"):
+        chinese = page.relative_to(site).parts[0] == "zh"
+        assert f'<html lang="{"zh-CN" if chinese else "en"}"' in page.read_text(encoding="utf-8"), page
+
+
+def test_a_link_to_an_exhibit_stays_in_its_language(site):
+    """In a repository both lead to the exhibit itself."""
+    for page, link in (("museum/index", "no_graph.html"), ("zh/museum/index", "no_graph.html")):
+        assert f'href="{link}"' in (site / f"{page}.html").read_text(encoding="utf-8")
+    assert "损失没有计算图" in (site / "zh" / "museum" / "no_graph.html").read_text(encoding="utf-8")
 
 
 def test_the_navigation_lists_the_recipes_that_help_lists(site):
@@ -118,7 +132,7 @@ def test_what_is_broken_fails_the_build(tmp_path):
     links += " [e](../stopgrad/museum/exhibits/none.md)"
     with (docs / "propose.md").open("a") as page:
         page.write(f"\n{links} [f](semantics.md#row-9) [g](../stopgrad/museum/exhibits/no_graph.md)\n")
-    built = build(docs, tmp_path / "out")
+    built = build(docs, tmp_path / "out", builder="dummy")  # all but the writing
     assert built.returncode == 1
     for page, said in (
         ("recipes/index.md", "toctree contains reference to nonexisting document 'recipes/td'"),
@@ -324,7 +338,15 @@ def test_nothing_is_wider_than_a_phone(server, browser):
     phone = {"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": True}
     browser.post("/goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=phone)
     found = {}
-    for page in (*pages, "recipes/index.html", "design.html", "your_code.html", "zh/which.html"):
+    for page in (
+        *pages,
+        "recipes/index.html",
+        "design.html",
+        "your_code.html",
+        "zh/which.html",
+        "museum/gallery.html",
+        "glossary.html",
+    ):
         browser.open(f"{server}/{page}")
         found[page] = (browser.run("return innerWidth"), browser.run(wide))
     browser.post("/goog/cdp/execute", cmd="Emulation.clearDeviceMetricsOverride", params={})

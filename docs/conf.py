@@ -68,13 +68,15 @@ TREE = {
         "Audit <audit>",
         "Several processes <distributed>",
         "Your own project <own_project>",
+        "Glossary <glossary>",
         "Design <design>",
         "中文 <zh/index>",
     ],
     "run": ["ablate", "propose"],
     "audit": ["your_code", "reports"],
-    "zh/index": ["semantics", "which"],
-    "museum/index": list(exhibits()),
+    "zh/index": ["semantics", "which", "museum/index"],
+    "zh/museum/index": list(exhibits()),
+    "museum/index": ["Broken and mended <gallery>", *exhibits()],
     "recipes/index": list(recipe_files(DOCS.parent / "configs")),
 }
 alone = {entry.split("<")[-1].rstrip(">") for entry in TREE["index"]} - set(TREE) | {"index"}
@@ -135,18 +137,19 @@ def old_anchor(title: str, seen: set[str]) -> str:
 
 
 def write_exhibits(app: Sphinx) -> None:
-    """A page for each exhibit, beside the museum's list."""
-    pages = {DOCS / "museum" / f"{exhibit.name}.md": museum.page(exhibit) for exhibit in exhibits().values()}
-    for old in set((DOCS / "museum").glob("*.md")) - set(pages) - {DOCS / "museum" / "index.md"}:
-        old.unlink()
-    for path, text in pages.items():
-        museum.write(path, text)
+    """A page for each exhibit, beside the museum's list, in both languages."""
+    for language, folder in enumerate((DOCS / "museum", DOCS / "zh" / "museum")):
+        pages = {folder / f"{name}.md": museum.page(exhibit, language) for name, exhibit in exhibits().items()}
+        for old in {*folder.glob("*.md")} - {*pages, folder / "index.md", folder / "gallery.md"}:
+            old.unlink()
+        for path, text in pages.items():
+            museum.write(path, text)
 
 
 def for_the_site(app: Sphinx, docname: str, source: list[str]) -> None:
     """What stands under a page; and a link to an exhibit, in a repository its source, leads to its page."""
-    up = "../" * docname.count("/")
-    source[0] = re.sub(r"\]\((?:\.\./)+stopgrad/museum/exhibits/(\w+\.md)", rf"]({up}museum/\1", source[0])
+    pages = "../" * docname.count("/") + ("zh/" if docname.startswith("zh/") else "") + "museum"
+    source[0] = re.sub(r"\]\((?:\.\./)+stopgrad/museum/exhibits/(\w+\.md)", rf"]({pages}/\1", source[0])
     if docname in TREE:
         source[0] += "\n\n```{toctree}\n:hidden:\n\n" + "\n".join(TREE[docname]) + "\n```\n"
 

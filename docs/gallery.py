@@ -1,6 +1,6 @@
 """docs/museum/gallery.md: every finding and exhibit, with a picture of its flow, broken and mended.
 
-    python docs/gallery.py      run all exhibits, two minutes, watched as ``python -m stopgrad run`` watches; write it anew
+    python docs/gallery.py      run all exhibits, as ``python -m stopgrad run`` does, and write it: two minutes
 
 The pictures are drawn where the broken script's flow is not the mended one's; elsewhere the words say what is wrong.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import re
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
@@ -85,9 +86,11 @@ def seen(exhibit: Exhibit, *, fixed: bool) -> Seen:
 
 def reach(matrix: FlowMatrix | None) -> str:
     """What a picture shows, for who cannot see it: ``d_loss reaches G, D; g_loss reaches G``."""
-    rows = {} if matrix is None else {loss: matrix.row(loss) for loss in matrix.losses}
-    arrived = {loss: [part for part, cell in row.items() if cell.state == "open"] for loss, row in rows.items()}
-    return "; ".join(f"{loss} reaches {', '.join(parts) or 'nothing'}" for loss, parts in arrived.items())
+    found = []
+    for loss in () if matrix is None else matrix.losses:
+        parts = [part for part in matrix.parts if matrix[loss, part].state == "open"]
+        found.append(f"{loss} reaches {', '.join(parts) or 'nothing'}")
+    return "; ".join(found)
 
 
 def both(name: str) -> tuple[Seen, Seen]:
@@ -100,14 +103,24 @@ def section(exhibit: Exhibit, broken: Seen, mended: Seen) -> str:
     """An exhibit's part of the page."""
     said = [finding for finding in broken.findings if finding.name == exhibit.finding]
     parts = [f"### [{exhibit.title}](../../stopgrad/museum/exhibits/{exhibit.name}.md)", exhibit.summary]
-    parts += [f"```\n{finding}\n```" for finding in said] if exhibit.silent else [exhibit.sections["Message"]]
+    parts += (
+        [f"```\n{filled(str(finding))}\n```" for finding in said] if exhibit.silent else [exhibit.sections["Message"]]
+    )
     if pictures(exhibit, broken, mended):
-        cells = [
-            f"![{state}: {each.reach}](pictures/{exhibit.name}-{state.lower()}.svg)" if each.svg else "no loss came to be"
-            for state, each in (("Broken", broken), ("Mended", mended))
-        ]
+        cells = []
+        for state, each in (("broken", broken), ("mended", mended)):
+            picture = f"![{state}: {each.reach}](pictures/{exhibit.name}-{state}.svg)"
+            cells.append(picture if each.svg else "no backward came to be")
         parts.append(f"| broken | mended |\n|---|---|\n| {cells[0]} | {cells[1]} |")
     return "\n\n".join(parts) + "\n"
+
+
+def filled(text: str) -> str:
+    """Lines of a width that a page has."""
+    return "\n".join(
+        textwrap.fill(line, 96, initial_indent=" " * 4 * (i > 0), subsequent_indent=" " * 4)
+        for i, line in enumerate(map(str.strip, text.splitlines()))
+    )
 
 
 def pictures(exhibit: Exhibit, broken: Seen, mended: Seen) -> dict[str, str]:
@@ -123,10 +136,10 @@ def page(of: Mapping[str, tuple[Seen, Seen]]) -> str:
     lines = [
         "# Every finding and exhibit, broken and mended",
         "",
-        "What `python -m stopgrad run` says of each silent failure, and what torch says of the others; and where the flow of",
-        "gradients is what differs, its picture, of the script with the fault and of the same script without it. Made by",
-        "`python docs/gallery.py`, which runs the scripts. [The museum](index.md) lists them, [run](../run.md#findings) tells of",
-        "the findings.",
+        "What `python -m stopgrad run` says of each silent failure, and torch of the others; and where the flow of",
+        "gradients is what differs, its picture: of the script with the fault, and without. Made by",
+        "`python docs/gallery.py`, which runs the scripts. [The museum](index.md) lists them,",
+        "[run](../run.md#findings) tells of the findings.",
     ]
     for heading, room in (("Findings", True), ("Failures with a message", False)):
         lines += ["", f"## {heading}", ""]

@@ -1,5 +1,4 @@
-"""What is made, not written: README's rows, docs/recipes/index.md, and the tables and questions of docs/which.md (and zh/).
-
+"""What is made, not written: README's rows, docs/recipes/index.md, and parts of docs/which.md (and zh/).
 
     python docs/generate.py                        write them
     python docs/generate.py --check                write nothing; name what is stale, and end with 1
@@ -21,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import exhibits
 import which
 from omegaconf import OmegaConf
 
@@ -33,6 +33,7 @@ from stopgrad.runner.declared import Declaration, declared_in, recipe_files
 ROOT = Path(__file__).parents[1]
 README, INDEX, MEASURED = (ROOT / path for path in ("README.md", "docs/recipes/index.md", "docs/measured"))
 WHICH = ROOT / "docs" / "which.md", ROOT / "docs" / "zh" / "which.md"
+MUSEUM = ROOT / "docs" / "museum" / "index.md", ROOT / "docs" / "zh" / "museum" / "index.md"
 MARKS_OF = "<!-- {0}: made by python docs/generate.py -->\n", "<!-- end of {0} -->"
 ELSEWHERE = re.compile(r"(compare|arm|cache|logger|hydra\..*|callbacks\.fingerprints\.window)=|seed=\d+$")
 OF = "override /recipe"
@@ -323,6 +324,8 @@ def pages() -> dict[Path, str]:
         made[file] = between_marks(text, "recipes", which.rows(declared, language, {}))
     costs = made[WHICH[0]].partition("<!-- cuts -->\n")[2].partition("\n\n")[0] + "\n"  # benchmarks/cuts.py's
     made[WHICH[1]] = between_marks(made[WHICH[1]], "costs", costs)
+    for language, file in enumerate(MUSEUM):
+        made[file] = exhibits.index(language)
     return made
 
 
@@ -363,6 +366,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     for each in doubts():
         print(f"doubtful: {each}")
+    for each in exhibits.untranslated():
+        print(f"{shown(exhibits.CHINESE)}: {each}: no Chinese, or of an older English text")
     return 0
 
 
