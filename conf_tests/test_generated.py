@@ -100,6 +100,15 @@ def test_a_translation_of_an_older_text_is_not_shown(copy, capsys):
     assert "| [The loss has no graph](" in copy.MUSEUM[1].read_text()
 
 
+def test_a_sentence_without_chinese_is_shown_in_english_and_named(copy):
+    file = copy.ROOT / "recipes" / "td.py"
+    file.write_text(file.read_text().replace("cut, no reward is learnt", "cut, nothing is learnt"))
+    copy = loaded(copy.ROOT)
+    missing = [each for _, each in copy.untranslated()]
+    assert missing == ["cut, no reward is learnt", "cut, nothing is learnt"], "the old one is left over"
+    assert "| cut, nothing is learnt | [`td`]" in copy.pages()[copy.WHICH[1]]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [

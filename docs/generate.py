@@ -147,9 +147,9 @@ def measured(name: str) -> Digest | None:
 
 def doubts() -> list[str]:
     """Digests that no longer fit: of a comparison, an arm or a verdict that the configs say otherwise."""
-    found = []
+    found, known = [], compares()
     for file in sorted(MEASURED.glob("*.json")):
-        if file.stem not in compares():
+        if file.stem not in known:
             found.append(f"{shown(file)}: there is no configs/compare/{file.name.replace('json', 'yaml')}")
             continue
         said = compare_config(file.stem)["compare"]
@@ -320,8 +320,8 @@ def pages() -> dict[Path, str]:
     made = {README: between_marks(README.read_text(), "recipes", readme_rows()), INDEX: index()}
     for language, file in enumerate(WHICH):
         text = between_marks(file.read_text(), "ways", which.ways(language))
-        text = between_marks(text, "decision", which.decision(declared, language, {}))
-        made[file] = between_marks(text, "recipes", which.rows(declared, language, {}))
+        text = between_marks(text, "decision", which.decision(declared, language))
+        made[file] = between_marks(text, "recipes", which.rows(declared, language))
     costs = made[WHICH[0]].partition("<!-- cuts -->\n")[2].partition("\n\n")[0] + "\n"  # benchmarks/cuts.py's
     made[WHICH[1]] = between_marks(made[WHICH[1]], "costs", costs)
     for language, file in enumerate(MUSEUM):
@@ -338,6 +338,12 @@ def between_marks(page: str, name: str, text: str) -> str:
 def stale() -> list[str]:
     """The files that do not hold what they must."""
     return [shown(file) for file, text in pages().items() if not file.exists() or file.read_text() != text]
+
+
+def untranslated() -> list[tuple[Path, str]]:
+    """What is shown in English on Chinese pages."""
+    found = [(exhibits.CHINESE, name) for name in exhibits.untranslated()]
+    return found + [(which.CHINESE, each) for each in which.untranslated({name: of for name, _, _, of in recipes()})]
 
 
 def shown(file: Path) -> str:
@@ -366,8 +372,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     for each in doubts():
         print(f"doubtful: {each}")
-    for each in exhibits.untranslated():
-        print(f"{shown(exhibits.CHINESE)}: {each}: no Chinese, or of an older English text")
+    for file, each in untranslated():
+        print(f"{shown(file)}: {each}: no Chinese, or of an older English text")
     return 0
 
 
