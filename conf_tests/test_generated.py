@@ -14,7 +14,7 @@ from conf_tests.helpers import ROOT, train
 
 def loaded(root):
     """docs/generate.py of the checkout at ``root``, with the modules beside it."""
-    for name in ("which", "decision", "exhibits"):
+    for name in ("which", "decision", "exhibits", "flows"):
         sys.modules.pop(name, None)
     sys.path.insert(0, str(root / "docs"))
     spec = importlib.util.spec_from_file_location("generate", root / "docs" / "generate.py")

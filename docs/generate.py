@@ -3,6 +3,8 @@
     python docs/generate.py                        write them
     python docs/generate.py --check                write nothing; name what is stale, and end with 1
     python docs/generate.py --measured SWEEP...    first keep what each sweep measured, in docs/measured/COMPARE.json
+    python docs/generate.py --pictures [RECIPE...] first run a few batches of each recipe, or of these, and keep the
+                                                   picture of their gradients: docs/pictures/RECIPE-flow.svg
 
 They come from what recipes declare in their source, from configs/, and from docs/measured/: of each comparison a digest
 of the sweep ``python train.py -m compare=NAME``, small enough to be read in a diff.
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import exhibits
+import flows
 import which
 from omegaconf import OmegaConf
 
@@ -326,7 +329,7 @@ def pages() -> dict[Path, str]:
     made[WHICH[1]] = between_marks(made[WHICH[1]], "costs", costs)
     for language, file in enumerate(MUSEUM):
         made[file] = exhibits.index(language)
-    return made
+    return made | flows.pages(ROOT, list(recipe_files(ROOT / "configs")))
 
 
 def between_marks(page: str, name: str, text: str) -> str:
@@ -351,10 +354,11 @@ def shown(file: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Status 0; 1 where something is stale; 2 where a sweep cannot be kept, or a boundary has no place in which.md."""
+    """Status 0; 1 where something is stale; 2 where a sweep or a picture cannot be kept, or a boundary has no place."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--measured", nargs="+", type=Path, default=[], metavar="SWEEP")
+    parser.add_argument("--pictures", nargs="*", metavar="RECIPE")
     options = parser.parse_args(arguments)
     try:
         if options.check:
@@ -362,6 +366,8 @@ def main(arguments: list[str] | None = None) -> int:
             print("\n".join(found) or "fresh")
             return 1 if found else 0
         digests = [digest(folder) for folder in options.measured]
+        if options.pictures is not None:
+            flows.draw(ROOT, options.pictures or list(recipe_files(ROOT / "configs")))
         MEASURED.mkdir(exist_ok=True)
         for each in digests:
             (MEASURED / f"{each['compare']}.json").write_text(written(each))

@@ -242,7 +242,9 @@ def test_tensorboard_gets_norms_the_picture_and_the_cuts(tmp_path: Path) -> None
     assert {"flow/d_loss/generator", "flow/g_loss/generator", "flow/d_loss/generator/leak_share"} <= set(scalars)
     assert [event.step for event in events.Scalars("flow/d_loss/generator")] == [0, 2]
     assert 0 < events.Scalars("flow/d_loss/generator/leak_share")[0].value < 1
-    assert "flow/matrix" in events.Tags()["images"]
+    assert {"flow/matrix", "flow/picture"} <= set(events.Tags()["images"])
+    (words,) = events.Tensors("flow/picture/text_summary")  # once, however often the flow is audited
+    assert b"d_loss reaches generator" in words.tensor_proto.string_val[0]
     assert "flow/matrix/text_summary" in events.Tags()["tensors"]
 
 

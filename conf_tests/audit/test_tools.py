@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from torch import nn
 
 from stopgrad import Boundary, audit
 from stopgrad.__main__ import main
-from stopgrad.flow.drawing import flow_graph, flow_svg
 from stopgrad.flow.pictures import COLOURS, html_page, matrix_svg
 
 pytest_plugins = ["pytester"]
@@ -190,51 +188,6 @@ def test_the_matrix_svg_shows_every_cell_in_the_colour_of_its_state() -> None:
     assert html_page("a < b", svg).count("<svg") == 1
 
 
-def test_the_drawing_folds_operations_to_modules_and_marks_cuts() -> None:
-    a = _gan()
-    nodes, edges = flow_graph(a.loss_values)
-    assert {n for n, node in nodes.items() if node.kind == "module"} == {
-        "generator.0",
-        "generator.2",
-        "discriminator.0",
-        "discriminator.2",
-    }
-    assert edges["generator.2", "stop.fakes"].live
-    cut = edges["stop.fakes", "discriminator.0"]
-    assert not cut.live
-    assert [site.boundary for site in cut.cuts] == ["fakes"]
-    assert edges["generator.2", "discriminator.0"].live  # g_loss
-    assert edges["discriminator.2", "d_loss"].live
-    texts = _texts(flow_svg(a))
-    assert "‖" in texts
-    assert {"d_loss", "g_loss", "stop.fakes"} <= set(texts)
-
-
-def test_the_drawing_of_a_deep_transformer_stays_readable() -> None:
-    net = nn.ModuleDict(
-        {
-            "embed": nn.Embedding(10, 8),
-            "body": nn.Sequential(*(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(12))),
-            "head": nn.Linear(8, 10),
-        }
-    )
-    with audit(net, draw=True) as a:
-        a.loss("loss", net["head"](net["body"](net["embed"](torch.arange(6)[None]))).mean())
-    nodes, edges = flow_graph(a.loss_values)
-    assert list(nodes) == ["embed", *(f"body.{i}" for i in range(12)), "head", "loss"]
-    assert all(edge.live for edge in edges.values())
-    boxes = [e for e in ET.fromstring(flow_svg(a)).iter() if e.tag.endswith("rect")][1:]
-    spans = sorted((float(e.get("x", 0)), float(e.get("x", 0)) + float(e.get("width", 0))) for e in boxes)
-    assert all(right < left for (_, right), (left, _) in pairwise(spans))  # no overlap
-
-
-def test_a_drawing_needs_draw() -> None:
-    with audit(nn.Linear(2, 1)) as a:
-        pass
-    with pytest.raises(ValueError, match="draw=True"):
-        flow_svg(a)
-
-
 # ---- the command
 
 MODEL = """
@@ -303,12 +256,3 @@ def test_bad_targets_are_one_clear_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
-
-
-def test_drawing_tells_a_loss_from_a_module_of_its_name() -> None:
-    parts = nn.ModuleDict({"trunk": nn.Linear(2, 3), "probe": nn.Linear(3, 1)})
-    with audit(parts, draw=True) as a:
-        a.loss("probe", parts["probe"](parts["trunk"](torch.ones(4, 2)).detach()).mean())
-    drawn = flow_svg(a)
-    assert ">probe</text>" in drawn
-    assert ">probe (loss)</text>" in drawn

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+from xml.etree import ElementTree
 
 import pytest
 from hydra.errors import HydraException
@@ -150,7 +152,8 @@ class TestPage:
         page, of = page_of(recipe), declared_in(ROOT / "recipes" / f"{recipe}.py")
         shown = " ".join(command for command in commands(page, "python -m stopgrad compare"))
         problems = []
-        for words, path in pictures(page):
+        measured = [(words, path) for words, path in pictures(page) if not path.endswith("-flow.svg")]
+        for words, path in measured:
             file = (ROOT / "docs" / "recipes" / path).resolve()
             name = file.relative_to(ROOT)
             if not file.exists():
@@ -159,9 +162,33 @@ class TestPage:
                 problems.append(f"{path}: says in no words what it shows")
             if f"--picture {name}" not in shown:
                 problems.append(f"{path}: no command `python -m stopgrad compare ... --picture {name}` that made it")
-        if bool(pictures(page)) == ("picture" in of.exempt):
+        if bool(measured) == ("picture" in of.exempt):
             problems.append("has a picture, or EXEMPT says why not: one of the two")
         told(f"docs/recipes/{recipe}.md", problems)
+
+    def test_its_flow_picture_shows_what_it_declares(self, recipe):
+        page, of = page_of(recipe), declared_in(ROOT / "recipes" / f"{recipe}.py")
+        name, command = f"docs/pictures/{recipe}-flow.svg", f"python docs/generate.py --pictures {recipe}"
+        if not (ROOT / name).exists():
+            told(name, [f"there is no such picture; make it by `{command}`"])
+        root = ElementTree.parse(ROOT / name).getroot()
+        words = root.findtext("{http://www.w3.org/2000/svg}desc") or ""
+        groups = [each for each in root.iter() if each.get("class")]
+        losses = {each.get("data-loss") for each in groups if each.get("class") == "node loss"}
+        bars = {each.get("data-boundary") for each in groups if "cut" in each.get("class").split()} - {""}
+        bars |= set(re.findall(r"stop\.(\w+)", words.partition("Not crossed: ")[2]))
+        problems = []
+        for kind, shown, wanted in (
+            ("losses", losses, set(importlib.import_module(f"recipes.{recipe}").FLOW)),
+            ("boundaries", bars, set(of.boundaries)),
+        ):
+            if shown != wanted:
+                problems.append(f"shows the {kind} {sorted(shown)}, not {sorted(wanted)}; make it anew by `{command}`")
+        if (ROOT / name).stat().st_size > 40_000:
+            problems.append("has more than 40 kB")
+        if (words, f"../pictures/{recipe}-flow.svg") not in pictures(page):
+            problems.append(f"docs/recipes/{recipe}.md does not show it with its words: `python docs/generate.py`")
+        told(name, problems)
 
 
 class TestContributing:

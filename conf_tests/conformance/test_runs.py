@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -22,6 +23,7 @@ from conf_tests.conformance.catalogue import (
 )
 from conf_tests.conformance.probe import differing, weights_after
 from conf_tests.helpers import result, train
+from stopgrad.flow.drawing import flow_svg
 
 STEPS = 4
 
@@ -41,6 +43,12 @@ def test_a_smoke_run_leaves_everything(name, tmp_path):
     module = sys.modules[get_class(composed(f"recipe={name}").recipe._target_).__module__]
     assert set(recorded["flow"]) == set(module.FLOW)
     assert recorded["violations"] == []
+    flow = json.loads((folder / "flow.json").read_text())
+    assert set(flow["losses"]) == set(module.FLOW)
+    bars = [bar for node in flow["nodes"] for bar in (node, *node.get("held", ()))]
+    crossed = {bar["boundary"] for bar in bars if bar.get("boundary")}
+    assert crossed | set(flow["uncrossed"]) == set(declared(name).boundaries)
+    assert (folder / "flow.svg").read_text() == flow_svg(flow)
     assert recorded["versions"]["torch"] == torch.__version__
     assert OmegaConf.load(folder / "config.yaml").seed == 3
     assert {file.name for file in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 # Operations that multiply a gradient by a parameter: by any, or by one that is a matrix and not a bias.
 _SCALES = ("mul", "rmul")
-_PRODUCTS = ("linear", "matmul", "rmatmul", "mm", "bmm", "addmm", "einsum", "conv1d", "conv2d", "conv3d")
-_VIEWS = ("T", "mT", "t", "transpose", "permute", "view", "reshape", "unsqueeze", "expand", "to", "type", "contiguous")
+PRODUCTS = ("linear", "matmul", "rmatmul", "mm", "bmm", "addmm", "einsum", "conv1d", "conv2d", "conv3d")
+VIEWS = ("T", "mT", "t", "transpose", "permute", "view", "reshape", "unsqueeze", "expand", "to", "type", "contiguous")
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class Ways:
                 op, taken = values.op(index), set().union(*(known.get(parent, ()) for parent in parents))
                 leads = not values.cuts[index] and any(p in open_to and values.flags[p] & LIVE for p in parents)
                 leads |= bool(values.starts.get(index, 0) & bit)
-                if op in _VIEWS and taken:
+                if op in VIEWS and taken:
                     known[index] = taken
-                by = {one for one in taken if op in _SCALES or (op in _PRODUCTS and factors[one] > 1)}
+                by = {one for one in taken if op in _SCALES or (op in PRODUCTS and factors[one] > 1)}
                 if leads and not by:
                     open_to.add(index)
                 found |= by if leads else set()

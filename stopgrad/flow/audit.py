@@ -19,6 +19,7 @@ from stopgrad.flow.advice import Facts, Ways
 from stopgrad.flow.carried import Carried
 from stopgrad.flow.contract import FlowContract, named_parts
 from stopgrad.flow.escapes import Escapes
+from stopgrad.flow.folding import Routes
 from stopgrad.flow.frames import user_line
 from stopgrad.flow.graph import Walk
 from stopgrad.flow.labels import Labels
@@ -27,7 +28,6 @@ from stopgrad.flow.matrix import Cell, FlowMatrix
 from stopgrad.flow.measure import zero_parameters
 from stopgrad.flow.parts import Modules, find_parts, module_names, modules_in
 from stopgrad.flow.probe import Probe
-from stopgrad.flow.routes import Routes
 from stopgrad.flow.sites import Recorder
 from stopgrad.flow.steps import Finding, listed_twice, unstepped
 from stopgrad.flow.values import Trace, Value, place
@@ -141,6 +141,8 @@ class audit:
             self._stack.close()  # what an exception kept from it
             self._recorder = None
             self._probe = None
+            if self.routes is not None:
+                self.routes.close()
         if not any(exc):
             for finding in self.findings():
                 warnings.warn(str(finding), stacklevel=2)
@@ -193,18 +195,14 @@ class audit:
             raise RuntimeError(f"loss {name!r}: reported under no_grad; report it where gradients are enabled")
         self.admit(name, loss)
         assert self._probe is not None
-        carried = self.carry(loss)
-        try:
+        with self.carry(loss) as carried:
             norms = self._probe.norms(name, loss)
-        finally:
-            if carried is not None:
-                carried.close()
         self.record(name, loss, *(norms or (None, {})), died=partial(self._probe.died, loss), carried=carried)
         return loss
 
-    def carry(self, loss: Tensor) -> Carried | None:
-        """Measure what a backward of the loss carries from part to part, until the answer is closed; to be drawn."""
-        return None if self.routes is None else self.routes.watch(loss)
+    def carry(self, loss: Tensor) -> Carried:
+        """Measure what a backward of the loss carries from part to part, while it runs inside; to be drawn."""
+        return Carried.nothing() if self.routes is None else self.routes.watch(loss)
 
     def _report_backward(self, loss: Tensor) -> None:
         recorder = self._running("")
@@ -224,6 +222,8 @@ class audit:
             if key != lines:
                 self._cells = {(new if loss == old else loss, part): c for (loss, part), c in self._cells.items()}
                 self.loss_values = {value: new if loss == old else loss for value, loss in self.loss_values.items()}
+                if self.routes is not None:
+                    self.routes.rename(old, new)
         return self._lines[lines]
 
     def admit(self, name: str, loss: Tensor) -> None:
@@ -275,8 +275,7 @@ class audit:
         self.loss_values[Value(recorder.values, value)] = name
         if self.routes is not None:
             self.routes.note(name, norms or {}, self._tensors)
-            if carried is not None:
-                self.routes.note_carried(name, carried, scale)
+            self.routes.note_carried(name, carried or Carried.nothing(), scale)
         self._escapes.update(recorder.escapes, value)
         found = Trace(recorder.values, value)
         arrived = self._arrived(norms or {}, crossings)

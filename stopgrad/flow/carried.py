@@ -1,4 +1,4 @@
-"""How large the gradient of a loss is on its way from one part of a picture to the next, measured in its own backward."""
+"""How large a loss's gradient is on its way from one part of a picture to the next, measured in its own backward."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ class _Slot:
     """What comes back along one way to one value: the sum of so many contributions."""
 
     def __init__(self, way: Way) -> None:
-        self.way, self.due, self.total = way, 0, None
+        self.way, self.due = way, 0
+        self.total: Tensor | None = None
 
 
 class Carried:
-    """Hooks on the nodes of a loss's graph, from when it is made until :meth:`close`; its backward runs in between.
+    """Hooks on the nodes of a loss's graph, from when it is made until :meth:`close`; its backward runs inside.
 
     Nothing is added to the graph, and no gradient changes. A graph of more nodes than are ever looked at is left alone:
     then it is not ``whole``.
@@ -34,14 +35,25 @@ class Carried:
         labels_of: of a node, the labels that its gradient comes to, in order: none where it belongs to no part.
     """
 
-    def __init__(self, loss: Tensor, name: str, labels_of: Callable[[Any], Sequence[str]]) -> None:
+    def __init__(self, loss: Tensor | None, name: str, labels_of: Callable[[Any], Sequence[str]]) -> None:
         self._handles: list[Any] = []
         self._norms: dict[Way, list[Tensor]] = {}
         self._open: dict[int, _Slot] = {}
         with without_overrides():
-            order = ordered(loss.grad_fn) if loss.grad_fn is not None else []
+            order = ordered(loss.grad_fn) if loss is not None and loss.grad_fn is not None else []
             self.whole, self.looked = bool(order), len(order)
             self._hook(order, name, labels_of)
+
+    @classmethod
+    def nothing(cls) -> Carried:
+        """Where nothing is measured."""
+        return cls(None, "", lambda _: ())
+
+    def __enter__(self) -> Carried:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _hook(self, order: list[Any], name: str, labels_of: Callable[[Any], Sequence[str]]) -> None:
         comes: dict[Any, set[str]] = {}  # to a node of no part: the labels that its gradient comes from

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from stopgrad.flow import layout
 from stopgrad.flow.ink import DASHES, LOSS_COLOURS, Ink, Point
-from stopgrad.flow.layout import CHIP, LANE_GAP, LINE, Layout, Scale, number, short, text_width
+from stopgrad.flow.layout import CHIP, LANE_GAP, LINE, Layout, Scale, number, short
+from stopgrad.flow.legend import legend
 from stopgrad.flow.routes import Record, flow_record
 from stopgrad.flow.sentences import by, flow_sentences, listed, of_stop
 
@@ -64,7 +65,7 @@ class _Drawing:
         for id, node in self.lay.nodes.items():
             if id in self.lay.places:
                 {"module": self._module, "loss": self._loss, "stop": self._stop}[node["kind"]](id, node)
-        height = self._legend(width, height)
+        height = legend(self.ink, record, self.scale, width, height)
         self.size = width, height
 
     def colour(self, loss: str) -> str:
@@ -76,6 +77,9 @@ class _Drawing:
 
     def letter(self, loss: str) -> str:
         return "abcdefghijklmnopqrstuvwxyz"[self.losses[loss]]
+
+    def _open(self, kind: str, data: Mapping[str, str], title: str) -> None:
+        self.ink.open(kind, {key: value.rstrip(layout.TWIN) for key, value in data.items()}, title)
 
     # ---- ways
 
@@ -139,16 +143,14 @@ class _Drawing:
         return place.x + place.width if side > 0 else place.x
 
     def _value(self, key: tuple[str, str]) -> None:
-        self.ink.open(
-            "value", {"from": key[0], "to": key[1]}, f"{self._name(key[0])} → {self._name(key[1])}: value only"
-        )
+        self._open("value", {"from": key[0], "to": key[1]}, f"{self._name(key[0])} → {self._name(key[1])}: value only")
         gap = [4.0 if self._closed(id) else 0.0 for id in key]
         self.ink.path(self._steps(key, 0.0, gap[1], gap[0]), "line", 1.4)
         self.ink.close()
 
     def _closed(self, id: str) -> bool:
         node = self.lay.nodes[id]
-        return node["kind"] == "stop" and not node["passes"]
+        return node["kind"] == "stop" and not node["open"]
 
     def _name(self, id: str) -> str:
         return self.lay.nodes[id]["label"]
@@ -178,7 +180,7 @@ class _Drawing:
         said = "is stopped here" if stopped else f"|g| {number(edge['losses'][loss]['norm'])}"
         title = f"{loss}: {self._name(key[1])} → {self._name(key[0])}: {said}"
         kind = "edge stopped" if stopped else "edge"
-        self.ink.open(kind, {"loss": loss, "from": key[0], "to": key[1]}, title)
+        self._open(kind, {"loss": loss, "from": key[0], "to": key[1]}, title)
         self.ink.path(steps, "back", width + 3)
         self.ink.path(steps, colour, width, self.dash(loss, width))
         if not through:
@@ -209,7 +211,7 @@ class _Drawing:
         top = place.y - place.core / 2
         chips = layout.chip_rows(node)
         learnt = [f"{loss} |g| {number(norm)}" for loss, norm in node["learns"].items()]
-        self.ink.open("node module", {"node": id}, f"{id}: its weights get {listed(learnt) or 'nothing'}")
+        self._open("node module", {"node": id}, f"{id}: its weights get {listed(learnt) or 'nothing'}")
         self.ink.rect(place.x, top, place.width, place.core, 8, "raised", "line")
         y = place.y - CHIP * len(chips) / 2
         self.ink.text(place.x + place.width / 2, y + 4.5, short(node["label"]), 13, bold=True)
@@ -230,7 +232,7 @@ class _Drawing:
         """A bar below a part: its weights get nothing."""
         told = listed(cut["losses"]) or "no loss"
         title = f"{by(cut)} holds the weights of {node['label']} from {told}"
-        self.ink.open("cut held", {"boundary": cut["boundary"] or "", "where": cut["where"], "node": node["id"]}, title)
+        self._open("cut held", {"boundary": cut["boundary"] or "", "where": cut["where"], "node": node["id"]}, title)
         x = place.x + place.width / 2
         self.ink.path([("M", ((x - 16, y + 3.5),)), ("L", ((x + 16, y + 3.5),))], "ink", 3)
         for i, (text, size) in enumerate(zip(layout.held_lines(cut), (11.5, 10.5), strict=True)):
@@ -240,7 +242,7 @@ class _Drawing:
 
     def _loss(self, id: str, node: Mapping[str, Any]) -> None:
         place, colour = self.lay.places[id], self.colour(id)
-        self.ink.open("node loss", {"node": id, "loss": id}, f"loss {id}")
+        self._open("node loss", {"node": id, "loss": id}, f"loss {id}")
         self.ink.rect(
             place.x,
             place.y - place.core / 2,
@@ -255,16 +257,17 @@ class _Drawing:
         self.ink.text(place.x + 31, place.y + 4.5, short(node["label"]), 13, anchor="start", bold=True)
         self.ink.close()
 
-    def _stop(self, id: str, node: Mapping[str, Any]) -> None:
+    def _stop(self, id: str, node: dict[str, Any]) -> None:
         place = self.lay.places[id]
         self._gate(id, node, place.x + place.width / 2, place.y, place.core)
 
-    def _gate(self, id: str, node: Mapping[str, Any], x: float, y: float, core: float) -> None:
+    def _gate(self, id: str, node: dict[str, Any], x: float, y: float, core: float) -> None:
         """Two bars across a way, or an open gate beside it, with its name above and what it does below."""
-        told = " ".join(of_stop(node, self.record, self.lay.nodes)) or f"{node['label']}: nothing comes here"
+        told = " ".join(of_stop(node | {"id": id.rstrip(layout.TWIN)}, self.record, self.lay.nodes))
+        told = told or f"{node['label']}: nothing comes here"
         state = "closed" if self._closed(id) else "open"
         data = {"boundary": node["boundary"] or "", "where": node["where"], "node": id}
-        self.ink.open(f"cut {state}", data, told)
+        self._open(f"cut {state}", data, told)
         half = core / 2
         if state == "closed":
             for dx in (-2.6, 2.6):
@@ -294,7 +297,7 @@ class _Drawing:
             lanes = layout.lanes(edge, self.scale, self.record["losses"])
             x1, x2, x = place.x + inset, place.x + place.width - inset, place.x + place.width / 2
             shown = layout.lanes(edge, self.scale, self.record["losses"])
-            self.ink.open("value", {"from": part, "to": stop}, f"{part} → {part}, by {self._name(stop)}")
+            self._open("value", {"from": part, "to": stop}, f"{part} → {part}, by {self._name(stop)}")
             self.ink.path(_rounded([(x2, top), (x2, middle), (x1, middle), (x1, top)], 9), "line", 1.4)
             self.ink.close()
             shift = -sum(max(w, 8.0) for _, w, _ in shown) / 2
@@ -316,7 +319,7 @@ class _Drawing:
     ) -> None:
         colour, edge = self.colour(loss), self.lay.edges[key]
         said = "is stopped here" if stopped else f"|g| {number(edge['losses'][loss]['norm'])}"
-        self.ink.open(
+        self._open(
             "edge stopped" if stopped else "edge", {"loss": loss, "from": key[0], "to": key[1]}, f"{loss}: {said}"
         )
         self.ink.path(steps, colour, width, self.dash(loss, width))
@@ -329,70 +332,6 @@ class _Drawing:
                 [("M", ((x - half, y),)), ("L", ((x, y + long),)), ("L", ((x + half, y),)), ("Z", ())], fill=colour
             )
         self.ink.close()
-
-    # ---- the legend
-
-    def _legend(self, width: float, height: float) -> float:
-        """What the signs mean, in as many rows as it takes; returns the new height."""
-        low, high = self.scale
-        y, x = height + 10.0, layout.MARGIN
-        self.ink.open("legend", {}, "")
-        self.ink.path([("M", ((x, height - 4),)), ("L", ((width - x, height - 4),))], "line", 0.6)
-        shown = any(of["norm"] for edge in self.record["edges"] for of in edge["losses"].values())
-        norms = ", ".join(number(10**power) for power in (low, (low + high) / 2, high))
-        states = {shape["kind"] for kind, shape in self.ink.shapes if kind == "open"}
-        kinds = {name for state in states for name in state.split()}
-        items = [
-            ("value", "value", "value" in kinds),
-            ("arrow", "gradient, back from its loss", "edge" in kinds),
-            ("widths", f"|g| where the arrow ends: {norms}", shown),
-            ("bar", "cut: nothing left to measure", "closed" in kinds),
-            ("open", "open switch", "open" in kinds),
-            ("held", "weights held", "held" in kinds),
-            ("chip", "|g| at the weights", any(node.get("learns") for node in self.record["nodes"])),
-        ]
-        items = [(sign, text) for sign, text, used in items if used]
-        if self.record["uncrossed"]:
-            items.append(("", f"not crossed here: {', '.join(f'stop.{n}' for n in self.record['uncrossed'])}"))
-        for sign, text in items:
-            before = 86 if sign == "widths" else 32 if sign else 0
-            wide = before + text_width(text, 10.5) + 18
-            if x > layout.MARGIN and x + wide > width:
-                x, y = layout.MARGIN, y + 18
-            if sign:
-                self._sign(sign, x, y)
-            self.ink.text(x + before, y + 3.6, text, 10.5, "soft", "start")
-            x += wide
-        self.ink.close()
-        return y + 16
-
-    def _sign(self, sign: str, x: float, y: float) -> None:
-        def line(x1: float, x2: float, colour: str, width: float) -> None:
-            self.ink.path([("M", ((x1, y),)), ("L", ((x2, y),))], colour, width)
-
-        if sign == "value":
-            line(x, x + 26, "line", 1.4)
-        elif sign == "arrow":
-            line(x + 8, x + 28, "soft", 3)
-            self.ink.path(
-                [("M", ((x + 9, y - 5),)), ("L", ((x, y),)), ("L", ((x + 9, y + 5),)), ("Z", ())], fill="soft"
-            )
-        elif sign == "widths":
-            for i, share in enumerate((0.0, 0.5, 1.0)):
-                norm = 10 ** (self.scale[0] + share * (self.scale[1] - self.scale[0]))
-                line(x + 26 * i, x + 26 * i + 22, "soft", layout.width_of(norm, self.scale))
-        elif sign == "bar":
-            for dx in (10.4, 15.6):
-                self.ink.path([("M", ((x + dx, y - 6),)), ("L", ((x + dx, y + 6),))], "ink", 2.8)
-        elif sign == "open":
-            for way in (-1, 1):
-                self.ink.path([("M", ((x + 15, y + way * 6.5),)), ("L", ((x + 9, y + way * 2),))], "ink", 2)
-                self.ink.circle(x + 15, y + way * 6.5, 1.9, "ink")
-        elif sign == "held":
-            line(x + 2, x + 24, "ink", 3)
-        else:
-            self.ink.circle(x + 13, y, 6, "soft")
-            self.ink.text(x + 13, y + 3, "a", 9, "back", bold=True)
 
 
 def _rounded(points: Sequence[Point], radius: float) -> list[tuple[str, tuple[Point, ...]]]:

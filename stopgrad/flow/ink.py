@@ -1,4 +1,4 @@
-"""What a flow picture is drawn with: shapes that are written as an SVG, and drawn by matplotlib where SVG is not taken."""
+"""What a flow picture is drawn with: shapes that are written as an SVG, or drawn by matplotlib for TensorBoard."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-# Of each colour: in light, in dark. Those of losses differ in lightness too, and for colour-blind eyes (after Okabe, Ito).
+# Of each colour: in light, in dark. Those of losses are told apart by colour-blind eyes too (after Okabe and Ito).
 COLOURS = {
     "back": ("#ffffff", "#14181a"),
     "raised": ("#f1f4f5", "#23292c"),
@@ -37,9 +37,8 @@ def style(names: Sequence[str]) -> str:
     )
     dark = "".join(f"--flow-{name}:{COLOURS[name][1]};" for name in names)
     return (
-        f".flow{{font-family:{FONT}}}.flow .halo{{paint-order:stroke;stroke-width:4px}}.flow path{{stroke-linecap:butt}}"
-        f"{flat}@media(prefers-color-scheme:dark){{.flow{{{dark}}}}}"
-        "@media print{.flow{--flow-back:#fff}}"
+        f".flow{{font-family:{FONT}}}.flow .halo{{paint-order:stroke;stroke-width:4px}}"
+        f"{flat}@media screen and (prefers-color-scheme:dark){{.flow{{{dark}}}}}"
     )
 
 

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
+from stopgrad.flow.advice import PRODUCTS, VIEWS
 from stopgrad.flow.fold import span
 from stopgrad.flow.lookup import named_parameters
 from stopgrad.flow.values import Values, place
 
+_PRODUCTS, _VIEWS = {*PRODUCTS, "baddbmm", "embedding"}, {*VIEWS, "getitem"}
 MOST_NODES = 24  # parts that are drawn: of more, neighbours are one
 
 
@@ -32,6 +34,7 @@ class Labels:
         shown = folded([name for name in drawn if name], MOST_NODES)
         self.modules = {name: shown.get(label, "") for name, label in modules.items()}
         self._roots = {key: shown[each[0]] for key, each in parts.items()}
+        self.drawn = {*shown.values()}
         self._known: dict[int, str] = {}
 
     def _label(self, module: nn.Module, name: str) -> str:
@@ -59,8 +62,24 @@ class Labels:
         if op == "freeze" and (crossing := _frozen_crossing(values, index)) is not None:
             before = values.parents[values.first[index]]
             return [*self.of(values, crossing), *(self.of(values, before) if before != index else [])]
-        label = self.modules.get(values.module(index), "")
+        label = self.modules.get(values.module(index), "") or self._by_weight(values, index)
         return [label] if label else []
+
+    def _by_weight(self, values: Values, index: int) -> str:
+        """The part whose weight an operation multiplies by outside of all modules: in a method of one, as a rule."""
+        if values.op(index) not in _PRODUCTS:
+            return ""
+        each = values.parents[values.first[index] : values.first[index + 1]]
+        return next((label for parent in each if (label := self._bare(values, parent))), "")
+
+    def _bare(self, values: Values, index: int) -> str:
+        """The part of a parameter, or of a view of one; "" of anything else."""
+        while index >= values.roots:
+            each = values.parents[values.first[index] : values.first[index + 1]]
+            if len(each) != 1 or not (values.op(index) in _VIEWS or (each[0] < values.roots and values.cuts[index])):
+                return ""
+            index = each[0]
+        return self._known.get(index, "")
 
 
 def _frozen_crossing(values: Values, index: int) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +9,11 @@ from itertools import pairwise
 from typing import Any
 
 Record = dict[str, Any]
+TWIN = "~"  # ends the id of a boundary's second place
 Scale = tuple[float, float]
 LANE_GAP, STUB = 3.0, 1.8  # between two arrows of one edge; the width of an arrow that ends at a bar
 CHIP, LINE = 17.0, 14.0  # heights: of what a part learns; of a line of small text
+_MOST_DECADES = 8
 _THIN, _WIDE = 2.0, 10.0  # of an arrow, from the smallest to the largest norm
 _COLUMN, _ROW, MARGIN = 58.0, 20.0, 18.0
 LEAST = 540.0  # width
@@ -35,24 +36,26 @@ def short(text: str, most: int = 30) -> str:
 def number(norm: float | str | None) -> str:
     """A norm in few signs."""
     if norm is None or isinstance(norm, str):
-        return "?" if norm is None else norm
-    return (
-        f"{norm:.2g}" if norm == 0 or 0.001 <= norm < 1000 else f"{norm:.0e}".replace("e-0", "e-").replace("e+0", "e")
-    )
+        return norm or "?"
+    if norm == 0 or 0.001 <= norm < 1000:
+        return f"{norm:.2g}" if norm < 99.5 else f"{norm:.0f}"
+    digit, power = f"{norm:.0e}".split("e")
+    return f"{digit}e{int(power)}"
 
 
 def scale_of(records: Iterable[Record]) -> Scale:
     """The decades from the smallest to the largest norm of some records, two at least."""
     every = [of["norm"] for record in records for edge in record["edges"] for of in edge["losses"].values()]
     logs = [math.log10(norm) for norm in every if isinstance(norm, float | int) and norm > 0]
-    low, high = math.floor(min(logs, default=-1.0)), math.ceil(max(logs, default=0.0))
+    high = math.ceil(max(logs, default=0.0))
+    low = max(math.floor(min(logs, default=-1.0)), high - _MOST_DECADES)  # below is rounding noise
     return (low, high) if high - low >= 2 else (high - 2, high)
 
 
 def width_of(norm: float | str | None, scale: Scale) -> float:
     """How wide an arrow is drawn: logarithmic in its norm; of one that was not measured, or is zero, the thinnest."""
     if not isinstance(norm, float | int) or norm <= 0:
-        return 1.2 if norm == 0 else STUB
+        return 1.2 if norm == 0 else STUB if norm is None else _WIDE
     low, high = scale
     share = (math.log10(norm) - low) / (high - low)
     return _THIN + (_WIDE - _THIN) * min(1.0, max(0.0, share))
@@ -104,6 +107,7 @@ class Layout:
 
     def __init__(self, record: Record, scale: Scale) -> None:
         self.record, self.scale = record, scale
+        record = self._unlooped(record)
         self.nodes = {node["id"]: node for node in record["nodes"]}
         self.edges = {(e["from"], e["to"]): e for e in record["edges"]}
         self.loops = self._loops()
@@ -116,6 +120,7 @@ class Layout:
         self.under: dict[tuple[str, str], float] = {}
         ends = [key for key in self.edges if key[0] in self.places and key[1] in self.places and key[0] != key[1]]
         forward, back = self._acyclic(ends)
+        self._goes_back = bool(back)
         self._rank(forward)
         columns, passed = self._columns(forward)
         self._order(columns)
@@ -124,6 +129,25 @@ class Layout:
         self._finish(back, inside)
 
     # ---- sizes
+
+    def _unlooped(self, record: Record) -> Record:
+        """The record in which a boundary on a way from a part to itself, among others, is two: one for that way."""
+        nodes, edges = (
+            {node["id"]: node for node in record["nodes"]},
+            {(e["from"], e["to"]): e for e in record["edges"]},
+        )
+        for stop in [node for node in record["nodes"] if node["kind"] == "stop"]:
+            id = stop["id"]
+            sources, targets = ({a for a, b in edges if b == id}, {b for a, b in edges if a == id})
+            for number, part in enumerate(sorted(sources & targets) if len(sources | targets) > 1 else [], 1):
+                loop = id + TWIN * number
+                nodes[loop] = stop | {"id": loop, "passes": list(edges[id, part]["losses"])}
+                edges[part, loop] = edges[part, id] | {"to": loop}
+                edges[loop, part] = edges[id, part] | {"from": loop}
+                for side, only in (((part, id), targets == {part}), ((id, part), sources == {part})):
+                    if only:  # no other way leads there
+                        del edges[side]
+        return record | {"nodes": list(nodes.values()), "edges": list(edges.values())}
 
     def _loops(self) -> dict[str, list[str]]:
         """Boundaries that lie on a way from one part to itself, and on no other."""
@@ -300,7 +324,7 @@ class Layout:
         top = min((p.y - p.above for p in self._all.values()), default=0.0)
         for place in self._all.values():
             place.y += MARGIN + 4 - top
-        x = MARGIN + (22 if any(True for _ in self.loops) else 0)
+        x = MARGIN + (24 if self._goes_back else 0)
         for column in columns:
             width = max((p.width for p in column), default=0.0)
             for place in column:
@@ -310,7 +334,7 @@ class Layout:
             self.ways[key] = [(p.x, p.y) for p in dummies]
 
     def _finish(self, back: Sequence[tuple[str, str]], inside: set[str]) -> None:
-        width = max((p.x + p.width for p in self.places.values()), default=0.0) + MARGIN
+        width = max((p.x + p.width for p in self.places.values()), default=0.0) + MARGIN + (24 if back else 0)
         if width < LEAST:  # the legend is wider: in the middle above it
             for place in self._all.values():
                 place.x += (LEAST - width) / 2
@@ -365,14 +389,3 @@ def _spread(column: Sequence[Place], wishes: Sequence[tuple[float, float]]) -> l
             pools[-2:] = [((m1 * w1 + m2 * w2) / (w1 + w2), w1 + w2, n1 + n2)]
     flat = [mean for mean, _, count in pools for _ in range(count)]
     return [y + shift for y, shift in zip(flat, offset, strict=True)]
-
-
-def placed(record: Record) -> Record:
-    """The record with where each node is drawn: ``rank``, ``x``, ``y``, ``width``; and ``size`` of all."""
-    record = copy.deepcopy(record)
-    layout = Layout(record, scale_of([record]))
-    for node in record["nodes"]:
-        place = layout.places.get(node["id"])
-        if place is not None:
-            node |= {"rank": place.rank, "x": round(place.x, 1), "y": round(place.y, 1), "width": round(place.width, 1)}
-    return record | {"size": [round(side, 1) for side in layout.size]}

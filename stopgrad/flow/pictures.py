@@ -69,11 +69,14 @@ def _text(x: float, y: float, text: str, *, anchor: str = "start", colour: str =
 
 
 def html_page(title: str, *svgs: str) -> str:
-    """One self-contained HTML page of pictures."""
+    """One self-contained HTML page of pictures; one that is wider than the window scrolls."""
+    figures = "".join(f"<div style='overflow-x:auto;margin:16px 0'>{svg}</div>" for svg in svgs)
     return (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(title)}</title>"
-        f"<body style='margin:24px;font-family:system-ui,sans-serif'><h1 style='font-size:18px'>{escape(title)}</h1>"
-        f"{''.join(f'<p>{svg}</p>' for svg in svgs)}</body></html>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        "<meta name='color-scheme' content='light dark'>"
+        f"<body style='margin:16px;font-family:system-ui,sans-serif'><h1 style='font-size:18px'>{escape(title)}</h1>"
+        f"{figures}</body></html>"
     )
 
 

@@ -18,164 +18,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
-from stopgrad.flow.carried import Carried, Way
-from stopgrad.flow.labels import Labels, folded
-from stopgrad.flow.sites import Recorder
-from stopgrad.flow.values import LIVE, Values, place
+from stopgrad.cuts.strategies import stops
+from stopgrad.flow.carried import Way
+from stopgrad.flow.folding import Folding, Routes
+from stopgrad.flow.labels import folded
+from stopgrad.flow.values import Values, place
 
 Record = dict[str, Any]
 MOST_LOSSES = 12  # that are drawn: of more, neighbours are one
-MOST_LOOKED = 50_000  # nodes of autograd's graphs, in one audit: the norms behind further losses are not measured
 _MOST_CUTS = 3  # that one bar tells; of more, how many
-
-
-class Routes:
-    """What an audit notes so that it can be drawn.
-
-    Attributes:
-        carried: for each loss, the norm on each way that was measured.
-        whole: for each loss, whether its ways could all be measured.
-        learnt: for each loss, the norm of what arrived at the parameters of each part.
-    """
-
-    def __init__(self, labels: Labels, recorder: Recorder) -> None:
-        self.labels = labels
-        self.strategies = recorder.strategies
-        self.carried: dict[str, dict[Way, float]] = {}
-        self.whole: dict[str, bool] = {}
-        self.learnt: dict[str, dict[str, float]] = {}
-        self._recorder = recorder
-        self._looked = 0
-
-    def watch(self, loss: Tensor) -> Carried | None:
-        """Measure what the backward of a loss carries, until the answer is closed; None of too many losses."""
-        if self._looked > MOST_LOOKED:
-            return None
-        carried = Carried(loss, "", self._of_node)
-        self._looked += carried.looked
-        return carried
-
-    def _of_node(self, node: Any) -> Sequence[str]:
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            label = self.labels.of_parameter(variable)
-            return [label] if label else []
-        value = self._recorder.tensors.nodes.value(node)
-        return [] if value is None else self.labels.of(self._recorder.values, value)
-
-    def note(self, name: str, norms: Mapping[int, float], parts: Mapping[int, Tensor]) -> None:
-        """What arrived at parameters, by ``id``; of several reports of a loss, the largest."""
-        squares: dict[str, float] = {}
-        for key, norm in norms.items():
-            label = self.labels.of_parameter(parts[key])
-            squares[label] = squares.get(label, 0.0) + norm**2
-        known = self.learnt.setdefault(name, {})
-        for label, square in squares.items():
-            known[label] = max(known.get(label, 0.0), math.sqrt(square))
-
-    def note_carried(self, name: str, passed: Carried, scale: float = 1.0) -> None:
-        known = self.carried.setdefault(name, {})
-        self.whole[name] = self.whole.get(name, True) and passed.whole
-        for way, norm in passed.norms(scale).items():
-            known[way] = max(known.get(way, 0.0), norm)
-
-
-# ---- the value graph, folded
-
-
-class _Folding:
-    """All ways between labels in a value graph, in time linear in its values.
-
-    Of each value ``dep``, ``live`` and ``arrives`` hold the bits of the losses that depend on it, whose gradient
-    reaches it, and whose gradient would reach it if it required any.
-    """
-
-    def __init__(self, values: Values, losses: Mapping[int, int], names: Sequence[str], labels: Labels) -> None:
-        self._values, self._losses, self._names, self._labels = values, losses, names, labels
-        self.nodes: dict[str, tuple[str, int]] = {}  # label -> kind, the first value
-        self.cuts: dict[Any, int] = {}  # what tells a cut -> a value that makes it
-        self.edges: dict[tuple[str, str, Any], list[int]] = {}  # from, to, cut -> losses that pass, that are stopped
-        self.held: dict[tuple[str, Any], int] = {}  # part, cut at its own parameters -> losses that it stops
-        self._back()
-        self._forth()
-
-    def _back(self) -> None:
-        values, newest = self._values, max(self._losses, default=-1)
-        self._dep, self._live, self._arrives = ([0] * (newest + 1) for _ in range(3))
-        for index, bit in self._losses.items():
-            self._dep[index] |= bit
-            self._live[index] |= bit if values.flags[index] & LIVE else 0
-            self._arrives[index] |= bit
-        first, parents, flags = values.first, values.parents, values.flags
-        for index in range(newest, -1, -1):
-            dep, live = self._dep[index], self._live[index]
-            if not dep:
-                continue
-            hop = flags[index] & LIVE and not values.cuts[index]
-            # What is computed from constants alone would hand a gradient on, if one of them required any.
-            constant = not (flags[index] & LIVE or values.cuts[index] or values.modes[index])
-            constant = constant and values.op(index) != "freeze"  # which stops it
-            for parent in parents[first[index] : first[index + 1]]:
-                self._dep[parent] |= dep
-                if hop:
-                    self._arrives[parent] |= live
-                    self._live[parent] |= live if flags[parent] & LIVE else 0
-                elif constant:
-                    self._arrives[parent] |= self._arrives[index]
-
-    def _forth(self) -> None:
-        values, labels = self._values, self._labels
-        first, parents, flags, modes = values.first, values.parents, values.flags, values.modes
-        leaves = bytearray(len(self._dep))  # made without a graph, and used where there is one
-        for index, dep in enumerate(self._dep):
-            if dep and not modes[index]:
-                for parent in parents[first[index] : first[index + 1]]:
-                    leaves[parent] = bool(modes[parent])
-        for index in self._losses:
-            leaves[index] = bool(modes[index])
-        # For each value, where it comes from: (label, cut) -> the losses that are still to pass, or that are stopped.
-        sources: list[dict[tuple[str, Any], int] | None] = [None] * len(self._dep)
-        for index, dep in enumerate(self._dep):
-            if not dep:
-                continue
-            incoming: dict[tuple[str, Any], int] = {}
-            hop = flags[index] & LIVE and not values.cuts[index]
-            chain = labels.of(values, index)
-            each = parents[first[index] : first[index + 1]]
-            for parent in each[:1] if len(chain) > 1 else each:  # what freeze held back is told of the part itself
-                passes = hop and flags[parent] & LIVE
-                for key, mask in (sources[parent] or {}).items():
-                    mask = mask if key[1] is not None or passes else 0
-                    incoming[key] = incoming.get(key, 0) | mask
-            if index in self._losses:
-                chain, kind = [self._names[self._losses[index].bit_length() - 1]], "loss"
-            else:
-                kind = "stop" if chain and chain[0].startswith("stop.") else "module"
-            label = chain[0] if chain else ""
-            if label:
-                self._enter(label, kind, index, incoming)
-                incoming = {(label, None): -1}
-            if values.cuts[index] or leaves[index] or (len(chain) > 1 and not flags[index] & LIVE):
-                key = values.key(each[-1] if len(chain) > 1 else index)
-                self.cuts.setdefault(key, index)
-                incoming = {(source, key): self._arrives[index] for source, _ in incoming}
-            sources[index] = incoming
-
-    def _enter(self, label: str, kind: str, index: int, incoming: Mapping[tuple[str, Any], int]) -> None:
-        self.nodes.setdefault(label, (kind, index))
-        for (source, cut), mask in incoming.items():
-            if cut is None and source == label:
-                continue
-            if source == label and self._kind(cut) == "requires_grad":
-                self.held[label, cut] = self.held.get((label, cut), 0) | mask
-                continue
-            edge = self.edges.setdefault((source, label, cut), [0, 0])
-            edge[cut is not None] |= mask if cut is not None else mask & self._live[index]
-
-    def _kind(self, cut: Any) -> str:
-        return self._values.site(self.cuts[cut]).kind
 
 
 def flow_record(flow: Any) -> Record:
@@ -189,13 +40,14 @@ def flow_record(flow: Any) -> Record:
         raise ValueError("flow_record: nothing to draw; use audit(..., draw=True) and report a loss")
     names = list(dict.fromkeys(flow.loss_values.values()))
     groups = folded(names, MOST_LOSSES)
+    groups = {name: f"{group} (loss)" if group in routes.labels.drawn else group for name, group in groups.items()}
     drawn = list(dict.fromkeys(groups.values()))
     bits = {name: 1 << drawn.index(groups[name]) for name in names}
     values = next(iter(flow.loss_values)).of
     losses: dict[int, int] = {}
     for value, name in flow.loss_values.items():
         losses[value.index] = bits[name]
-    found = _Folding(values, losses, drawn, routes.labels)
+    found = Folding(values, losses, drawn, routes.labels)
     return _Writing(found, values, routes, groups, drawn).record(flow.boundaries)
 
 
@@ -203,7 +55,7 @@ class _Writing:
     """From the folded graph to the record."""
 
     def __init__(
-        self, found: _Folding, values: Values, routes: Routes, groups: Mapping[str, str], drawn: Sequence[str]
+        self, found: Folding, values: Values, routes: Routes, groups: Mapping[str, str], drawn: Sequence[str]
     ) -> None:
         self._found, self._values, self._routes, self._drawn = found, values, routes, drawn
         self._norms: dict[str, dict[Way, float]] = {name: {} for name in drawn}
@@ -219,14 +71,14 @@ class _Writing:
         for loss, parts in self._learnt.items():
             for label, norm in parts.items():
                 if label in nodes:
-                    nodes[label]["learns"][loss] = norm
+                    nodes[label]["learns"][loss] = _plain(norm)
         edges: dict[tuple[str, str], dict[str, Any]] = {}
         by_cut: dict[Any, list[tuple[str, str, int]]] = {}
         for (source, to, cut), (passes, stopped) in self._found.edges.items():
             if cut is None or self._belongs(cut, source, to):
                 edge = edges.setdefault((source, to), _edge(source, to))
                 edge["losses"] |= self._carried(source, to, passes)
-                if cut is not None and stopped:
+                if cut is not None and stopped and not _is_open(self._cut(cut, 0)):
                     _add_cut(edge, self._cut(cut, stopped))
             else:
                 by_cut.setdefault(cut, []).append((source, to, stopped))
@@ -258,21 +110,21 @@ class _Writing:
                 "boundary": boundary,
                 "strategy": strategy,
                 "where": where,
+                "open": bool(strategy) and not stops(strategy),
             }
-        shown = f"{label} (loss)" if kind == "loss" and label in self._routes.labels.modules.values() else label
-        return {"id": label, "label": shown, "kind": kind, "learns": {}, "held": []}
+        return {"id": label, "label": label, "kind": kind, "learns": {}, "held": []}
 
     def _belongs(self, cut: Any, source: str, to: str) -> bool:
         """A cut that a boundary makes, before or behind its own node."""
         boundary = cut[3]
         return boundary is not None and f"stop.{boundary}" in (source.partition("@")[0], to.partition("@")[0])
 
-    def _carried(self, source: str, to: str, passes: int) -> dict[str, dict[str, float | None]]:
-        found: dict[str, dict[str, float | None]] = {}
+    def _carried(self, source: str, to: str, passes: int) -> dict[str, dict[str, float | str | None]]:
+        found: dict[str, dict[str, float | str | None]] = {}
         for i, loss in enumerate(self._drawn):
             norm = self._norms[loss].get((source, "" if to == loss else to))
             if norm is not None or (passes >> i & 1 and not self._whole[loss]):
-                found[loss] = {"norm": norm}
+                found[loss] = {"norm": _plain(norm)}
         return found
 
     def _names(self, mask: int) -> list[str]:
@@ -302,21 +154,27 @@ class _Writing:
             key = tuple(sorted({a for a, _, _ in ways})), tuple(sorted({b for _, b, _ in ways}))
             alike.setdefault(key, []).append(cut)
         for (sources, targets), cuts in alike.items():
-            told = [self._cut(cut, _union(mask for _, _, mask in by_cut[cut])) for cut in cuts]
-            told.sort(key=lambda each: not each["losses"])
-            first, more = told[0], len(told) - 1
+            cuts.sort(key=lambda cut: not _union(mask for _, _, mask in by_cut[cut]))
+            first, more = self._cut(cuts[0], 0), len(cuts) - 1
             label = f"{first['kind']}@{first['where']}>{','.join(targets)}"
-            stop = {"id": label, "label": first["kind"] + (f" +{more}" if more else ""), "kind": "stop", "passes": []}
-            nodes[label] = stop | {key: first[key] for key in ("boundary", "strategy", "where")}
+            shown = first["kind"] + (f" +{more}" if more else "")
+            nodes[label] = {"id": label, "label": shown, "kind": "stop", "open": False, "passes": []}
+            nodes[label] |= {key: first[key] for key in ("boundary", "strategy", "where")}
             for source in sources:
                 edges.setdefault((source, label), _edge(source, label))
             for target in targets:
                 edge = edges.setdefault((label, target), _edge(label, target))
-                for each in told[:_MOST_CUTS]:
-                    _add_cut(edge, each)
+                for cut in cuts[:_MOST_CUTS]:
+                    _add_cut(edge, self._cut(cut, _union(mask for _, b, mask in by_cut[cut] if b == target)))
 
     def _tell(self, node: dict[str, Any], leaving: Sequence[dict[str, Any]]) -> None:
+        node["open"] |= any(edge["losses"] for edge in leaving)  # freeze lets through what is not its own
         node["passes"] = list(dict.fromkeys(loss for edge in leaving for loss in edge["losses"]))
+
+
+def _is_open(cut: Mapping[str, Any]) -> bool:
+    """Of what crosses an open boundary nothing can be stopped there: it required no gradient before."""
+    return cut["boundary"] is not None and not stops(cut["strategy"])
 
 
 def _edge(source: str, to: str) -> dict[str, Any]:
@@ -338,6 +196,17 @@ def _union(masks: Iterable[int]) -> int:
     return found
 
 
+def _plain(norm: float | None) -> float | str | None:
+    """What JSON can hold: ``inf`` and ``nan`` in words."""
+    return norm if norm is None or math.isfinite(norm) else str(norm)
+
+
+def _larger(one: float | str | None, other: float | str | None) -> float | str | None:
+    """Of two norms the larger; one that is not finite before all others."""
+    numbers = [norm for norm in (one, other) if isinstance(norm, float | int)]
+    return next((norm for norm in (one, other) if isinstance(norm, str)), max(numbers, default=None))
+
+
 def _largest(known: dict[Any, float], new: Mapping[Any, float]) -> None:
     for key, norm in new.items():
         known[key] = max(known.get(key, 0.0), norm)
@@ -351,18 +220,20 @@ def merged(old: Record | None, new: Record) -> Record:
     for node in new["nodes"]:
         known = nodes.setdefault(node["id"], node)
         if known is not node:
-            _largest(known.get("learns", {}), node.get("learns", {}))
+            for loss, norm in node.get("learns", {}).items():
+                known["learns"][loss] = _larger(known["learns"].get(loss), norm)
             for cut in node.get("held", ()):
                 _add_cut(known, cut, "held")
             if "passes" in node:
+                known["open"] |= node["open"]
                 known["passes"] = list(dict.fromkeys([*known["passes"], *node["passes"]]))
     edges = {(edge["from"], edge["to"]): edge for edge in old["edges"]}
     for edge in new["edges"]:
         known = edges.setdefault((edge["from"], edge["to"]), edge)
         if known is not edge:
             for loss, of in edge["losses"].items():
-                was = known["losses"].get(loss, {"norm": None})["norm"]
-                known["losses"][loss] = {"norm": max(filter(lambda n: n is not None, (was, of["norm"])), default=None)}
+                was = known["losses"].get(loss, {"norm": None})
+                known["losses"][loss] = {"norm": _larger(was["norm"], of["norm"])}
             for cut in edge["cuts"]:
                 _add_cut(known, cut)
     return {

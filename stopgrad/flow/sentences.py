@@ -32,18 +32,36 @@ def flow_sentences(record: Record) -> list[str]:
 
 
 def of_stop(node: Mapping[str, Any], record: Record, nodes: Mapping[str, Any]) -> Iterator[str]:
-    before = [nodes[e["from"]]["label"] for e in record["edges"] if e["to"] == node["id"]]
-    where = f" before {listed(before)}" if before else ""
+    """What a boundary, or another cut, does."""
     cuts = [cut for e in record["edges"] if e["from"] == node["id"] for cut in e["cuts"]]
     losses = list(dict.fromkeys(loss for cut in cuts for loss in cut["losses"]))
+    before = _parts_behind(node["id"], record, nodes)
+    where = f" before {listed(before)}" if before else ""
     if losses:
-        verb = "is" if len(losses) == 1 else "are"
-        yield f"{listed(losses)} {verb} stopped{where} by {by(cuts[0])}."
+        yield f"{listed(losses)} {'is' if len(losses) == 1 else 'are'} stopped{where} by {by(cuts[0])}."
     elif cuts:
         yield f"{by(cuts[0])} cuts{where}, where no gradient comes."
     if node["passes"] and node["boundary"]:
-        name = f"stop.{node['boundary']} ({node['strategy']}, {node['where']})"
-        yield f"{name} lets {listed(node['passes'])} through{' to ' + listed(before) if before else ''}."
+        reached = _parts_behind(node["id"], record, nodes, node["passes"])
+        to = f" to {listed(reached)}" if reached else ""
+        yield f"{by(node)} lets {listed(node['passes'])} through{to}."
+
+
+def _parts_behind(id: str, record: Record, nodes: Mapping[str, Any], losses: Sequence[str] | None = None) -> list[str]:
+    """The parts that a value comes from, past other boundaries; with ``losses``, those that their gradient reaches."""
+    found, seen, stack = {}, {id}, [id]
+    while stack:
+        at = stack.pop(0)
+        for edge in record["edges"]:
+            start = edge["from"]
+            if edge["to"] != at or start in seen or not (losses is None or set(losses) & edge["losses"].keys()):
+                continue
+            seen.add(start)
+            if nodes[start]["kind"] == "stop":
+                stack.append(start)
+            else:
+                found[nodes[start]["label"]] = None
+    return [*found]
 
 
 def by(cut: Mapping[str, Any]) -> str:

@@ -39,10 +39,10 @@ class _Report:
     loss: Tensor
     name: str | None
     scale: float
+    carried: Carried
     norms: dict[int, list[Tensor]] = field(default_factory=dict)
     crossings: dict[str, list[Tensor]] = field(default_factory=dict)
     fallback: bool = False
-    carried: Carried | None = None
 
 
 class FlowRun:
@@ -69,8 +69,8 @@ class FlowRun:
 
     def close(self) -> None:
         try:
-            if self.current is not None and self.current.carried is not None:
-                self.current.carried.close()  # a backward that raised
+            if self.current is not None:
+                self.current.carried.close()  # its backward raised
             remove(self.handles)
         finally:
             self.audit.__exit__()
@@ -94,14 +94,12 @@ class FlowRun:
         """A backward begins."""
         name = loss_being_named()
         self.audit.admit(name or "unnamed", loss)
-        self.current = _Report(loss, name, scale_of(self.trainer), fallback=name is None)
-        self.current.carried = self.audit.carry(loss)
+        self.current = _Report(loss, name, scale_of(self.trainer), self.audit.carry(loss), fallback=name is None)
 
     def end(self) -> None:
         """A backward has ended: the gradients that arrived are those of its loss."""
         if self.current is not None:
-            if self.current.carried is not None:
-                self.current.carried.close()
+            self.current.carried.close()
             self.reports.append(self.current)
             self.current = None
 
