@@ -13,11 +13,15 @@ from conf_tests.helpers import ROOT, train
 
 
 def loaded(root):
-    """docs/generate.py of the checkout at ``root``."""
+    """docs/generate.py of the checkout at ``root``, with the modules beside it."""
+    for name in ("which", "decision", "exhibits", "flows"):
+        sys.modules.pop(name, None)
+    sys.path.insert(0, str(root / "docs"))
     spec = importlib.util.spec_from_file_location("generate", root / "docs" / "generate.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
+    sys.path.remove(str(root / "docs"))
     return module
 
 
@@ -55,10 +59,14 @@ def test_every_recipe_has_one_row_and_one_section():
             "recipes/td.py",
             '"cut, no reward is learnt"',
             '"cut, nothing is learnt"',
-            ["docs/which.md", "docs/recipes/index.md"],
+            ["docs/recipes/index.md", "docs/which.md", "docs/zh/which.md"],
         ),
         ("recipes/td.py", 'r"""TD learning: ', 'r"""TD learning: oh, ', ["README.md", "docs/recipes/index.md"]),
         ("README.md", "the bootstrap target?", "the target?", ["README.md"]),
+        ("docs/decision.py", '"Who makes the target?"', '"Who made the target?"', ["docs/which.md"]),
+        ("docs/decision.py", '"`retain_graph=True`")', '"`retain_graph`")', ["docs/zh/which.md"]),
+        ("docs/zh/which.md", "<summary>目标", "<summary>标", ["docs/zh/which.md"]),
+        ("docs/zh/museum.toml", '"损失没有计算图"', '"没有计算图"', ["docs/zh/museum/index.md"]),
     ],
 )
 def test_a_change_of_either_side_makes_pages_stale(copy, capsys, file, old, new, stale):
@@ -66,12 +74,58 @@ def test_a_change_of_either_side_makes_pages_stale(copy, capsys, file, old, new,
     path = copy.ROOT / file
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
+    copy = loaded(copy.ROOT)
     assert copy.main(["--check"]) == 1
     assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == stale
     assert copy.main([]) == 0
     assert copy.main(["--check"]) == 0
     assert copy.main([]) == 0
     assert copy.stale() == []
+
+
+def test_a_translation_of_an_older_text_is_not_shown(copy, capsys):
+    """The English stands in its place, and the command tells; the rest of the page stays Chinese."""
+    file = copy.ROOT / "docs" / "zh" / "museum.toml"
+    text = file.read_text()
+    assert copy.exhibits.untranslated() == []
+    exhibit = copy.exhibits.exhibits()["no_graph"]
+    assert "损失没有计算图" in copy.exhibits.page(exhibit, 1)
+    file.write_text(text.replace(copy.exhibits.hashed(exhibit), "00000000"))
+    copy = loaded(copy.ROOT)
+    assert copy.main([]) == 0
+    assert "docs/zh/museum.toml: no_graph: no Chinese, or of an older English text" in capsys.readouterr().out
+    page = copy.exhibits.page(exhibit, 1)
+    assert page.startswith("# The loss has no graph\n")
+    assert "## 原因\n\nEvery path" in page
+    assert "| [The loss has no graph](" in copy.MUSEUM[1].read_text()
+
+
+def test_a_sentence_without_chinese_is_shown_in_english_and_named(copy):
+    file = copy.ROOT / "recipes" / "td.py"
+    file.write_text(file.read_text().replace("cut, no reward is learnt", "cut, nothing is learnt"))
+    copy = loaded(copy.ROOT)
+    missing = [each for _, each in copy.untranslated()]
+    assert missing == ["cut, no reward is learnt", "cut, nothing is learnt"], "the old one is left over"
+    assert "| cut, nothing is learnt | [`td`]" in copy.pages()[copy.WHICH[1]]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"td.target", ', "", "no leaf leads to td.target"),
+        ('"td.target", ', '"td.target", "td.tarmac", ', "no recipe declares td.tarmac"),
+        ('Leaf(["scaled"]))', 'Leaf(["scale"]))', "there is no way 'scale'"),
+    ],
+)
+def test_the_questions_fit_the_recipes(copy, capsys, old, new, said):
+    """A new boundary has no place among the questions until somebody gives it one, and a name that is gone has none."""
+    file = copy.ROOT / "docs" / "decision.py"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+    before = copy.WHICH[0].read_text()
+    assert loaded(copy.ROOT).main([]) == 2
+    assert capsys.readouterr().err == f"error: docs/decision.py: {said}\n"
+    assert copy.WHICH[0].read_text() == before
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import http.server
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
@@ -13,28 +12,36 @@ import sys
 import threading
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
 from conf_tests.browser import in_a_browser
 
 ROOT = Path(__file__).parents[1]
+CONTROL_K = [
+    {"type": kind, "value": key}
+    for kind, key in (("keyDown", "\ue009"), ("keyDown", "k"), ("keyUp", "k"), ("keyUp", "\ue009"))
+]
+ALLOWED = ["clipboardReadWrite", "clipboardSanitizedWrite"]
 EXTERNAL = re.compile(r"^(?:https?:)?//", re.I)
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed: pip install -e '.[docs]'"
+    importlib.util.find_spec("pydata_sphinx_theme") is None, reason="Sphinx is not installed: pip install -e '.[docs]'"
 )
+
+
+def build(source, out, builder="html"):
+    """Build a site; a warning is an error, and the build goes on to name every one."""
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", builder, str(source), str(out)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The built site. A warning fails the build (but not with --quiet, which hides it from --strict too)."""
     out = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)]
-    built = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, timeout=120
-    )
-    assert built.returncode == 0, built.stderr
+    built = build(ROOT / "docs", out)
+    assert (built.returncode, built.stderr) == (0, "")
     return out
 
 
@@ -53,33 +60,93 @@ class Loads(HTMLParser):
             self.urls.append(facts.get("href") or "")
 
 
+def ids(page: Path) -> set[str]:
+    return set(re.findall(r'\bid="([^"]+)"', page.read_text(encoding="utf-8")))
+
+
+def test_links_to_the_old_site_hold(site):
+    """old_pages.txt lists each page of the site before it was made by Sphinx, and the anchors of its headings."""
+    old = [line.split() for line in (ROOT / "conf_tests" / "old_pages.txt").read_text().splitlines()]
+    assert (len(old), sum(map(len, old))) == (130, 1158)
+    assert [page for page, *_ in old if not (site / page).is_file()] == []
+    assert [f"{page}#{lost}" for page, *anchors in old for lost in sorted({*anchors} - ids(site / page))] == []
+
+
+def test_every_link_leads_somewhere(site):
+    """Also those that are written as HTML, which Sphinx does not look at."""
+    anchors = {page.relative_to(site).as_posix(): ids(page) for page in site.rglob("*.html")}
+    lost = []
+    for page in anchors:
+        text = re.sub(r"<(script|style|pre)\b.*?</\1>", "", (site / page).read_text(encoding="utf-8"), flags=re.S)
+        for url in re.findall(r'<a\b[^>]*\bhref="([^"]+)"', text):
+            path, _, anchor = unquote(url).partition("#")
+            if re.match(r"\w+:", url):
+                continue
+            target = (site / page).parent.joinpath(path).resolve().relative_to(site) if path else Path(page)
+            known = anchors.get(target.as_posix(), {""} if (site / target).is_file() else None)
+            if known is None or (anchor and anchor not in known):
+                lost.append(f"{page}: {url}")
+    assert lost == []
+
+
 def test_every_page_is_there(site):
     from stopgrad.museum import exhibits
 
     names = {"index", "which", "semantics", "zh/semantics", "museum/index", *(f"museum/{n}" for n in exhibits())}
-    names |= {"design", "your_code", "own_project", "recipes/index"}
+    names |= {"design", "your_code", "own_project", "recipes/index", "glossary", "museum/gallery"}
+    names |= {"zh/index", "zh/which", "zh/museum/index", *(f"zh/museum/{n}" for n in exhibits())}
     assert all((site / f"{name}.html").is_file() for name in names)
-    assert not list(site.rglob("hooks.*")), "the hooks are no page"
+    assert not list(site.rglob("exhibits.*")), "a module is no page"
+
+
+def test_pages_say_their_language(site):
+    for page in (page for page in site.rglob("*.html") if "_static" not in page.parts):
+        chinese = page.relative_to(site).parts[0] == "zh"
+        assert f'<html lang="{"zh-CN" if chinese else "en"}"' in page.read_text(encoding="utf-8"), page
+
+
+def test_a_link_to_an_exhibit_stays_in_its_language(site):
+    """In a repository both lead to the exhibit itself."""
+    for page, link in (("museum/index", "no_graph.html"), ("zh/museum/index", "no_graph.html")):
+        assert f'href="{link}"' in (site / f"{page}.html").read_text(encoding="utf-8")
+    assert "损失没有计算图" in (site / "zh" / "museum" / "no_graph.html").read_text(encoding="utf-8")
 
 
 def test_the_navigation_lists_the_recipes_that_help_lists(site):
     from stopgrad.runner.declared import recipe_files
 
-    pages = re.findall(r'href="(\w+)\.html" class="md-nav__link', (site / "recipes" / "td.html").read_text())
-    listed = recipe_files(ROOT / "configs")
-    assert [name for name in dict.fromkeys(pages) if name in listed] == list(listed)
+    sidebar = (site / "recipes" / "td.html").read_text(encoding="utf-8").partition('class="bd-docs-nav')[2]
+    pages = re.findall(r'<li class="toctree-l\d[^>]*><a [^>]*class="[^"]*internal" href="(\w+\.html|#)"', sidebar)
+    listed = ["#" if name == "td" else f"{name}.html" for name in recipe_files(ROOT / "configs")]
+    assert pages[: len(listed)] == listed
 
 
-def test_a_recipe_without_a_page_fails_the_build(tmp_path):
-    for name in ("mkdocs.yml", "docs", "configs"):
-        source = ROOT / name
-        shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy(source, tmp_path)
-    (tmp_path / "docs" / "recipes" / "td.md").unlink()
-    built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict"], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
+def test_what_is_broken_fails_the_build(tmp_path):
+    """A recipe without a page, a page in no place, no picture, and links to no page, anchor, row or exhibit."""
+    for name in ("docs", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    docs = tmp_path / "docs"
+    (docs / "recipes" / "td.md").unlink()
+    (docs / "lonely.md").write_text("# Lonely\n\n![p](pictures/none.png)\n")
+    links = "[a](none.md) [b](audit.md#none) [c](#none) [d](semantics.md#row-99)"
+    links += " [e](../stopgrad/museum/exhibits/none.md)"
+    with (docs / "propose.md").open("a") as page:
+        page.write(f"\n{links} [f](semantics.md#row-9) [g](../stopgrad/museum/exhibits/no_graph.md)\n")
+    built = build(docs, tmp_path / "out", builder="dummy")  # all but the writing
     assert built.returncode == 1
-    assert "recipes/td.md" in built.stderr
+    for page, said in (
+        ("recipes/index.md", "toctree contains reference to nonexisting document 'recipes/td'"),
+        ("lonely.md", "document isn't included in any toctree"),
+        ("lonely.md", "image file not readable: pictures/none.png"),
+        ("propose.md", "'myst' cross-reference target not found: 'none.md'"),
+        ("propose.md", "local id not found in doc 'audit': 'none'"),
+        ("propose.md", "'myst' cross-reference target not found: 'none' "),
+        ("propose.md", "local id not found in doc 'semantics': 'row-99'"),
+        ("propose.md", "'myst' cross-reference target not found: 'museum/none.md'"),
+    ):
+        assert re.search(rf"docs/{page}:(\d+:)? WARNING: {re.escape(said)}", built.stderr), said
+    assert "row-9'" not in built.stderr
+    assert "no_graph" not in built.stderr
 
 
 def test_pages_load_nothing_from_elsewhere(site):
@@ -98,19 +165,6 @@ def test_styles_load_nothing_from_elsewhere(site):
     for sheet in sheets:
         urls = re.findall(r"(?:url\(|@import)\s*[\"']?([^\"')]+)", sheet.read_text(encoding="utf-8"))
         assert not [url for url in urls if EXTERNAL.match(url)], sheet.name
-
-
-def test_a_broken_link_fails_the_build(tmp_path):
-    """The strictness is real: mkdocs refuses a page that links nowhere."""
-    docs = tmp_path / "docs"
-    docs.mkdir()
-    (docs / "index.md").write_text("# A\n\n[b](b.md)\n")
-    settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    (tmp_path / "mkdocs.yml").write_text(re.sub(r"^hooks:.*$", "", settings, flags=re.M))
-    built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict"], cwd=tmp_path, capture_output=True, timeout=120
-    )
-    assert built.returncode == 1
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -133,10 +187,10 @@ def server(site):
 @pytest.mark.parametrize("page", ["index.html", "semantics.html", "zh/semantics.html", "museum/dead_critic.html"])
 def test_browser_asks_nothing_of_the_network(server, browser, page):
     browser.open(f"{server}/{page}")
-    browser.wait_for("return document.querySelector('.md-search__input') && document.readyState === 'complete'")
+    browser.wait_for("return document.readyState === 'complete'")
     urls = browser.run("return performance.getEntriesByType('resource').map(entry => entry.name)")
     assert any(".css" in url for url in urls)
-    assert any("/javascripts/" in url for url in urls)
+    assert any("/_static/scripts/" in url for url in urls)
     assert [url for url in urls if not url.startswith((server, "data:", "blob:"))] == []
 
 
@@ -150,15 +204,50 @@ def test_browser_asks_nothing_of_the_network(server, browser, page):
     ],
 )
 def test_search_finds(server, browser, query, expected):
+    """As one types, by the keyboard alone."""
     browser.open(f"{server}/index.html")
     browser.wait_for("return document.readyState === 'complete'")
-    browser.run("document.querySelector('#__search').click(); document.querySelector('.md-search__input').focus()")
-    (field,) = browser.post("/element", using="css selector", value=".md-search__input").values()
-    browser.post(f"/element/{field}/value", text=query)
-    links = browser.wait_for(
-        "return [...document.querySelectorAll('.md-search-result__link')].map(link => link.href).join(' ')"
-    )
-    assert expected in links
+    browser.post("/actions", actions=[{"type": "key", "id": "keyboard", "actions": CONTROL_K}])
+    browser.wait_for("return document.activeElement.name === 'q'")
+    browser.press(*query)
+    browser.wait_for(f"return document.querySelector('#search-results a[href$=\"{expected}\"]')")
+
+
+@in_a_browser
+def test_chinese_is_found_by_a_part_of_a_sentence(site, browser):
+    """Without spaces, and from a folder; what stands nowhere is not found, though each of its characters does."""
+    browser.open(f"{(site / 'search.html').as_uri()}?q=没有版本计数器")
+    done = "return /finished|did not match/.test(document.querySelector('.search-summary')?.textContent) && "
+    found = "[...document.querySelectorAll('#search-results li a')].map(link => link.href).join(' ') || 'none'"
+    assert "zh/semantics.html" in browser.wait_for(done + found)
+    browser.open(f"{(site / 'search.html').as_uri()}?q=器数计本版")
+    assert browser.wait_for(done + found) == "none"
+
+
+@in_a_browser
+def test_code_is_copied(server, browser):
+    browser.post("/goog/cdp/execute", cmd="Browser.grantPermissions", params={"permissions": ALLOWED})
+    browser.open(f"{server}/museum/no_graph.html")
+    browser.wait_for("return document.readyState === 'complete'")
+    browser.click(".highlight-diff .copy")
+    browser.wait_for("return document.querySelector('.highlight-diff .copy').textContent === 'Copied'")
+    browser.run("navigator.clipboard.readText().then(text => { window.read = text })")
+    assert "loss.backward()" in browser.wait_for("return window.read")
+
+
+@in_a_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_light_and_dark(server, browser, scheme):
+    """As the reader's system is; every text can be read in both."""
+    browser.scheme(scheme)
+    browser.errors()
+    browser.open(f"{server}/museum/no_graph.html")
+    browser.wait_for("return document.readyState === 'complete'")
+    assert browser.run("return document.documentElement.dataset.theme") == scheme
+    texts = "article p, article li, article a, article code, article pre, article pre span, article h1, article summary"
+    assert browser.contrast(texts) > 4.5
+    browser.scheme("light")
+    assert browser.errors() == []
 
 
 @in_a_browser
@@ -171,12 +260,97 @@ def test_a_row_is_reached_from_the_first_table(server, browser):
     assert 0 < top < 400, "the row is in sight"
 
 
+SHOWN = ".decision-shown"
+CHOICES = f"return [...document.querySelectorAll('{SHOWN} .decision-answers button')].map(each => each.textContent)"
+
+
+@in_a_browser
+@pytest.mark.parametrize("page", ["which.html", "zh/which.html"])
+def test_every_answer_is_reached_by_clicks(server, browser, page):
+    """Each leaf of the tree, and only with what stands there; the recipe is one more click away."""
+    browser.open(f"{server}/{page}")
+    assert browser.wait_for(f"return document.querySelector('{SHOWN}') && document.querySelector('.decision').hidden")
+    leaves = browser.run(
+        "return [...document.querySelectorAll('.decision details')].filter(each => !each.querySelector('details'))"
+        ".map(each => each.querySelector('ul').textContent)"
+    )
+    found = []
+
+    def walk(path):
+        for step in range(len(browser.run(CHOICES))):
+            browser.click(f"{SHOWN} .decision-answers button:nth-child({step + 1})")
+            browser.wait_for(f"return location.hash === '#decision{''.join(f'-{n}' for n in (*path, step))}'")
+            browser.wait_for(
+                f"return document.querySelectorAll('{SHOWN} .decision-trail button').length === {len(path) + 2}"
+            )
+            walk([*path, step])
+            browser.click(f"{SHOWN} .decision-trail button:nth-child({len(path) + 1})")
+            browser.wait_for(
+                f"return document.querySelectorAll('{SHOWN} .decision-trail button').length <= {len(path) + 1}"
+            )
+        if not browser.run(CHOICES):
+            found.append(browser.run(f"return document.querySelector('{SHOWN} ul').textContent"))
+
+    walk([])
+    assert len(leaves) > 20
+    assert found == leaves
+
+
+@in_a_browser
+def test_a_decision_by_keyboard_and_by_link(server, browser):
+    """Tab and Enter; what is asked next has the focus; "back" goes back; the address leads there again."""
+    browser.open(f"{server}/which.html")
+    browser.wait_for(f"return document.querySelector('{SHOWN} button')")
+    browser.run(f"document.querySelector('{SHOWN} button').focus()")
+    asked = "return document.activeElement.getAttribute('aria-label')"
+    browser.press("\ue007")
+    assert browser.wait_for(asked) == "Who makes the target?"
+    browser.press("\ue004", "\ue007")
+    browser.wait_for("return location.hash === '#decision-0-0'")
+    shown = f"return document.querySelector('{SHOWN}').innerText.includes('td stop.target: cut by detach.')"
+    browser.wait_for(shown)
+    assert browser.run(f"return document.activeElement === document.querySelector('{SHOWN} [role=group]')")
+    browser.run("history.back()")
+    browser.wait_for("return location.hash === '#decision-0'")
+    browser.wait_for(f"return document.querySelectorAll('{SHOWN} .decision-answers button').length === 4")
+    browser.open("about:blank")
+    browser.open(f"{server}/which.html#decision-0-0")
+    browser.wait_for(shown)
+
+
+@in_a_browser
+def test_a_decision_without_scripts(server, browser):
+    """The same is a nested list that unfolds, and prints."""
+    browser.post("/goog/cdp/execute", cmd="Emulation.setScriptExecutionDisabled", params={"value": True})
+    browser.open(f"{server}/which.html")
+    assert browser.run(f"return document.querySelector('{SHOWN}')") is None
+    browser.click(".decision > details > summary")
+    browser.click(".decision > details > details > summary")
+    line = "document.querySelector('.decision details details li:last-child')"
+    assert browser.run(f"return {line}.checkVisibility() && {line}.textContent").startswith("td3 stop.target: cut by")
+    browser.post("/goog/cdp/execute", cmd="Emulation.setScriptExecutionDisabled", params={"value": False})
+
+
 @in_a_browser
 def test_nothing_is_wider_than_a_phone(server, browser):
     pages = ("semantics.html", "which.html", "museum/index.html", "museum/toggle_optimizer.html")
-    for page in (*pages, "recipes/index.html", "design.html", "your_code.html"):
+    boxes = (
+        "[document.documentElement, ...document.querySelectorAll('main, .bd-content, .bd-article-container, article')]"
+    )
+    wide = f"return Math.max(...{boxes}.map(box => box.scrollWidth - box.clientWidth))"
+    phone = {"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.post("/goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=phone)
+    found = {}
+    for page in (
+        *pages,
+        "recipes/index.html",
+        "design.html",
+        "your_code.html",
+        "zh/which.html",
+        "museum/gallery.html",
+        "glossary.html",
+    ):
         browser.open(f"{server}/{page}")
-        browser.post("/window/rect", width=500, height=900)
-        wide = browser.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        browser.post("/window/rect", width=1280, height=900)
-        assert wide == 0, page
+        found[page] = (browser.run("return innerWidth"), browser.run(wide))
+    browser.post("/goog/cdp/execute", cmd="Emulation.clearDeviceMetricsOverride", params={})
+    assert found == dict.fromkeys(found, (360, 0))

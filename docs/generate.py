@@ -1,4 +1,4 @@
-"""The tables that are made, not written: README's row for each recipe, docs/recipes/index.md, docs/which.md's second.
+"""What is made, not written: README's rows, docs/recipes/index.md, and parts of docs/which.md (and zh/).
 
     python docs/generate.py                        write them
     python docs/generate.py --check                write nothing; name what is stale, and end with 1
@@ -22,6 +22,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import exhibits
+import flows
+import which
 from omegaconf import OmegaConf
 
 from stopgrad.compare import compare
@@ -31,13 +34,11 @@ from stopgrad.cuts.strategies import spelling
 from stopgrad.runner.declared import Declaration, declared_in, recipe_files
 from stopgrad.runner.shelf import parsed
 
-sys.path.insert(0, str(Path(__file__).parent))
-import flows
-
 ROOT = Path(__file__).parents[1]
 README, INDEX, MEASURED = (ROOT / path for path in ("README.md", "docs/recipes/index.md", "docs/measured"))
-WHICH = ROOT / "docs" / "which.md"
-START, END = "<!-- recipes: made by python docs/generate.py -->\n", "<!-- end of recipes -->"
+WHICH = ROOT / "docs" / "which.md", ROOT / "docs" / "zh" / "which.md"
+MUSEUM = ROOT / "docs" / "museum" / "index.md", ROOT / "docs" / "zh" / "museum" / "index.md"
+MARKS_OF = "<!-- {0}: made by python docs/generate.py -->\n", "<!-- end of {0} -->"
 ELSEWHERE = re.compile(r"(compare|arm|cache|logger|hydra\..*|callbacks\.fingerprints\.window)=|seed=\d+$")
 OF = "override /recipe"
 MARKS = {"saved_bytes": "saved bytes", "graph_nodes": "graph nodes"}
@@ -206,18 +207,6 @@ def readme_rows() -> str:
     return "\n".join(lines) + "\n"
 
 
-def which_rows() -> str:
-    """A row for each boundary: the method, what is cut by default or must stay live, and what happens otherwise."""
-    lines = ["| method | what is cut | what happens otherwise | recipe |", "|---|---|---|---|"]
-    for name, _, _, declared in recipes():
-        for boundary, legal in declared.boundaries.items():
-            cut = legal[0] != "none"
-            what = f"`{boundary}`: {f'by `{legal[0]}`' if cut else 'nothing, it stays **live**'}"
-            link = f"[`{name}`](recipes/{name}.md)"
-            lines.append(f"| {declared.paper} | {what} | {bare(declared.without.get(boundary, ''))} | {link} |")
-    return "\n".join(lines) + "\n"
-
-
 def effect(compare: str) -> tuple[str | None, str] | None:
     """The first arm that a metric tells from the reference: the switch that it flips, and how far the median moves."""
     found = measured(compare)
@@ -330,14 +319,23 @@ def figure(value: float | str | None) -> str:
 
 def pages() -> dict[Path, str]:
     """What each generated file must hold."""
-    rows = {README: readme_rows(), WHICH: which_rows()}
-    found = {file: between_marks(file.read_text(), text) for file, text in rows.items()} | {INDEX: index()}
-    return found | flows.pages(ROOT, list(recipe_files(ROOT / "configs")))
+    declared = {name: of for name, _, _, of in recipes()}
+    made = {README: between_marks(README.read_text(), "recipes", readme_rows()), INDEX: index()}
+    for language, file in enumerate(WHICH):
+        text = between_marks(file.read_text(), "ways", which.ways(language))
+        text = between_marks(text, "decision", which.decision(declared, language))
+        made[file] = between_marks(text, "recipes", which.rows(declared, language))
+    costs = made[WHICH[0]].partition("<!-- cuts -->\n")[2].partition("\n\n")[0] + "\n"  # benchmarks/cuts.py's
+    made[WHICH[1]] = between_marks(made[WHICH[1]], "costs", costs)
+    for language, file in enumerate(MUSEUM):
+        made[file] = exhibits.index(language)
+    return made | flows.pages(ROOT, list(recipe_files(ROOT / "configs")))
 
 
-def between_marks(page: str, text: str) -> str:
-    before, _, rest = page.partition(START)
-    return before + START + text + END + rest.partition(END)[2]
+def between_marks(page: str, name: str, text: str) -> str:
+    start, end = (mark.format(name) for mark in MARKS_OF)
+    before, _, rest = page.partition(start)
+    return before + start + text + end + rest.partition(end)[2]
 
 
 def stale() -> list[str]:
@@ -345,35 +343,43 @@ def stale() -> list[str]:
     return [shown(file) for file, text in pages().items() if not file.exists() or file.read_text() != text]
 
 
+def untranslated() -> list[tuple[Path, str]]:
+    """What is shown in English on Chinese pages."""
+    found = [(exhibits.CHINESE, name) for name in exhibits.untranslated()]
+    return found + [(which.CHINESE, each) for each in which.untranslated({name: of for name, _, _, of in recipes()})]
+
+
 def shown(file: Path) -> str:
     return file.relative_to(ROOT).as_posix()
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Status 0; 1 where something is stale; 2 where a sweep, or a picture, cannot be kept."""
+    """Status 0; 1 where something is stale; 2 where a sweep or a picture cannot be kept, or a boundary has no place."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--measured", nargs="+", type=Path, default=[], metavar="SWEEP")
     parser.add_argument("--pictures", nargs="*", metavar="RECIPE")
     options = parser.parse_args(arguments)
-    if options.check:
-        found = [f"{file}: stale; run python docs/generate.py" for file in stale()] + doubts()
-        print("\n".join(found) or "fresh")
-        return 1 if found else 0
     try:
+        if options.check:
+            found = [f"{file}: stale; run python docs/generate.py" for file in stale()] + doubts()
+            print("\n".join(found) or "fresh")
+            return 1 if found else 0
         digests = [digest(folder) for folder in options.measured]
         if options.pictures is not None:
             flows.draw(ROOT, options.pictures or list(recipe_files(ROOT / "configs")))
+        MEASURED.mkdir(exist_ok=True)
+        for each in digests:
+            (MEASURED / f"{each['compare']}.json").write_text(written(each))
+        for file, text in pages().items():
+            file.write_text(text)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    MEASURED.mkdir(exist_ok=True)
-    for each in digests:
-        (MEASURED / f"{each['compare']}.json").write_text(written(each))
-    for file, text in pages().items():
-        file.write_text(text)
     for each in doubts():
         print(f"doubtful: {each}")
+    for file, each in untranslated():
+        print(f"{shown(file)}: {each}: no Chinese, or of an older English text")
     return 0
 
 

@@ -54,10 +54,7 @@ METRICS = {
     "bytes_a_step": {"goal": "min", "margin": 1.0, "broken_above": 100.0},
 }
 WITHOUT = {"history": "memory grows at every step: by the nodes of a graph, or by its activations too"}
-EXEMPT = {
-    "ranks": "BatchNorm normalises by the rank's own half of the batch",
-    "picture": "what is kept of a step is one number",
-}
+EXEMPT = {"ranks": "BatchNorm normalises by the rank's own half of the batch"}
 SMALL = ["recipe.width=2", "data.batch_size=16"]
 FLOW = FlowContract({"training_loss": {"network": "open"}})
 
