@@ -170,7 +170,10 @@ TARGETS = Question(
                 "the same network, one step later, or an averaged copy of it (bootstrapping)",
                 "同一个网络在下一步的输出，或它的平均副本（自举，bootstrapping）",
             ),
-            Leaf(["constant", "run"], ["td.target", "dqn.target", "actor_critic.target", "td3.target"]),
+            Leaf(
+                ["constant", "run"],
+                ["td.target", "dqn.target", "actor_critic.target", "td3.target", "sac_pendulum.target"],
+            ),
         ),
         (
             ("the same network, at another input or by its own derivative", "同一个网络，换了输入，或由它自己的导数"),
@@ -215,7 +218,9 @@ WEIGHTS = Question(
         ),
         (
             ("a term, by a number that another loss learns", "某一项，用另一个损失学到的数"),
-            Leaf(["constant"], ["sac.alpha", "sac.log_prob", "moe.load"]),
+            Leaf(
+                ["constant"], ["sac.alpha", "sac.log_prob", "sac_pendulum.alpha", "sac_pendulum.log_prob", "moe.load"]
+            ),
         ),
     ],
 )
@@ -233,7 +238,16 @@ NETWORKS = Question(
             ),
             Leaf(
                 ["through"],
-                ["gan.discriminator", "dirac_gan.discriminator", "td3.critic", "td3.action", "sac.action"],
+                [
+                    "gan.discriminator",
+                    "dirac_gan.discriminator",
+                    "branch.classifier",
+                    "td3.critic",
+                    "td3.action",
+                    "sac.action",
+                    "sac_pendulum.critic",
+                    "sac_pendulum.action",
+                ],
             ),
         ),
         (
