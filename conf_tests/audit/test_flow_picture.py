@@ -6,6 +6,7 @@ import json
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from itertools import combinations, pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -147,6 +148,13 @@ def test_a_norm_is_that_of_the_gradient_at_what_the_arrow_ends_at() -> None:
     node = {n["id"]: n for n in record["nodes"]}["b"]
     weights = torch.autograd.grad(loss(h.detach(), h.detach()), [*net["b"].parameters()])
     assert node["learns"]["loss"] == pytest.approx(torch.cat([g.flatten() for g in weights]).norm().item(), rel=1e-6)
+
+
+def test_a_norm_is_over_all_values_that_cross() -> None:
+    net = nn.ModuleDict({"a": nn.Linear(3, 4)})
+    with audit(net, draw=True) as a:
+        a.loss("loss", net["a"](torch.ones(1, 3)).sum() + 2 * net["a"](torch.ones(1, 3)).sum())
+    assert edge(flow_record(a), "a", "loss", "loss") == pytest.approx((4 * 1 + 4 * 4) ** 0.5)
 
 
 def test_a_factor_scales_what_goes_on() -> None:
@@ -298,11 +306,12 @@ def test_an_open_switch_that_nothing_comes_through_stops_nothing() -> None:
     assert arrows(flow_svg(record)) == {("loss", "head", "loss", False)}
 
 
-def test_what_is_not_measured_has_no_width(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("fakes", "more"), [("none", LEAK), ("detach", STOPPED)])
+def test_what_is_not_measured_has_no_width(fakes: str, more: set[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stopgrad.flow.folding.MOST_LOOKED", 0)
-    record = flow_record(gan("none"))
+    record = flow_record(gan(fakes))
     assert {of["norm"] for e in record["edges"] for of in e["losses"].values()} == {None}
-    assert arrows(flow_svg(record)) == ALWAYS | LEAK
+    assert arrows(flow_svg(record)) == ALWAYS | more
     assert "|g| where the arrow ends" not in "".join(texts(flow_svg(record)))
 
 
