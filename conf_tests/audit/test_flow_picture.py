@@ -270,7 +270,8 @@ def test_a_method_of_a_module_is_the_modules_too() -> None:
     with audit(net, draw=True) as a:
         critic: Twin = net["critic"]  # pyright: ignore[reportAssignmentType]
         values = Boundary("critic", "freeze").over(critic)(critic.first, net["actor"](torch.ones(1, 2)))
-        a.loss("loss", values.sum() + 0.1 * net["actor"].weight.square().sum())  # a penalty is no way through it
+        penalty = torch.cat([p.flatten() for p in net["actor"].parameters()]).square().sum()
+        a.loss("loss", values.sum() + 0.1 * penalty)  # which is no way through it
     record = flow_record(a)
     assert arrows(flow_svg(record)) == {
         ("loss", "actor", "critic", False),
