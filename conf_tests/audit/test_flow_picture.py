@@ -6,6 +6,7 @@ import json
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from itertools import combinations, pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -81,6 +82,8 @@ def test_an_arrow_ends_at_a_bar_whatever_cuts(fakes: str) -> None:
     assert any(text.startswith(f"{fakes} · test") for text in texts(svg))
     values = {(place(e.get("data-from", "")), place(e.get("data-to", ""))) for e in groups(svg, "value")}
     assert values == {("generator", "stop.fakes")}
+    held = [e.get("data-boundary") for e in groups(svg, "held")]
+    assert held == ["discriminator"]  # what the bar of stop.fakes stops cannot come to the generator's weights
 
 
 @pytest.mark.parametrize("fakes", ["none", "scale:0.5", "reverse:1"])
@@ -145,6 +148,13 @@ def test_a_norm_is_that_of_the_gradient_at_what_the_arrow_ends_at() -> None:
     node = {n["id"]: n for n in record["nodes"]}["b"]
     weights = torch.autograd.grad(loss(h.detach(), h.detach()), [*net["b"].parameters()])
     assert node["learns"]["loss"] == pytest.approx(torch.cat([g.flatten() for g in weights]).norm().item(), rel=1e-6)
+
+
+def test_a_norm_is_over_all_values_that_cross() -> None:
+    net = nn.ModuleDict({"a": nn.Linear(3, 4)})
+    with audit(net, draw=True) as a:
+        a.loss("loss", net["a"](torch.ones(1, 3)).sum() + 2 * net["a"](torch.ones(1, 3)).sum())
+    assert edge(flow_record(a), "a", "loss", "loss") == pytest.approx((4 * 1 + 4 * 4) ** 0.5)
 
 
 def test_a_factor_scales_what_goes_on() -> None:
@@ -226,6 +236,84 @@ def test_a_way_round_a_part_is_drawn_above_it() -> None:
     (above,) = lay.loops["cell"]
     assert place(above) == "stop.hidden"
     assert arrows(flow_svg(record)) == {("loss", "cell", "loss", False), ("loss", "stop.hidden", "cell", True)}
+
+
+def test_a_boundary_on_two_ways_of_which_one_goes_round_is_drawn_twice() -> None:
+    net = nn.ModuleDict({"block": nn.Linear(3, 3), "last": nn.Linear(3, 1)})
+    stop = Boundary("blocks", "detach")
+    with audit(net, draw=True) as a:
+        hidden = net["block"](torch.ones(1, 3))
+        for layer in (net["block"], net["last"]):
+            hidden = layer(stop.cross(hidden))
+        a.loss("loss", hidden.sum())
+    record = flow_record(a)
+    lay = Layout(record, (-2, 0))
+    (above,) = lay.loops["block"]
+    assert (place(above), above[-1]) == ("stop.blocks", "~")
+    assert lay.under == {}  # nothing goes back below all else
+    cuts = groups(flow_svg(record), "cut")
+    assert [place(e.get("data-node", "")) for e in cuts] == ["stop.blocks"] * 2
+    assert len({e.get("data-node") for e in cuts}) == 1
+
+
+class Twin(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 1, 3))
+
+    def first(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight[0]).tanh()
+
+
+def test_a_method_of_a_module_is_the_modules_too() -> None:
+    net = nn.ModuleDict({"actor": nn.Linear(2, 3), "critic": Twin()})
+    with audit(net, draw=True) as a:
+        critic: Twin = net["critic"]  # pyright: ignore[reportAssignmentType]
+        values = Boundary("critic", "freeze").over(critic)(critic.first, net["actor"](torch.ones(1, 2)))
+        penalty = torch.cat([p.flatten() for p in net["actor"].parameters()]).square().sum()
+        a.loss("loss", values.sum() + 0.1 * penalty)  # which is no way through it
+    record = flow_record(a)
+    assert arrows(flow_svg(record)) == {
+        ("loss", "actor", "critic", False),
+        ("loss", "critic", "stop.critic", False),
+        ("loss", "stop.critic", "loss", False),
+        ("loss", "actor", "loss", False),
+    }
+    (node,) = [n for n in record["nodes"] if n["id"] == "critic"]
+    assert node["learns"] == {}
+    assert [cut["boundary"] for cut in node["held"]] == ["critic"]
+
+
+def test_a_cut_stops_on_each_of_its_ways_what_comes_there() -> None:
+    net = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 1), "c": nn.Linear(2, 1)})
+    with audit(net, draw=True) as a:
+        cut = net["a"](torch.ones(1, 2)).detach()
+        a.loss("b_loss", net["b"](cut).sum())
+        a.loss("c_loss", net["c"](cut).sum())
+    assert {each for each in arrows(flow_svg(a)) if each[3]} == {
+        ("b_loss", "detach", "b", True),
+        ("c_loss", "detach", "c", True),
+    }
+
+
+def test_an_open_switch_that_nothing_comes_through_stops_nothing() -> None:
+    layer = nn.Linear(2, 1).requires_grad_(False)
+    head = nn.Linear(1, 1)
+    with audit({"layer": layer, "head": head}, draw=True) as a:
+        a.loss("loss", head(Boundary("features", "none").cross(layer(torch.ones(1, 2)))).sum())
+    record = flow_record(a)
+    (gate,) = [n for n in record["nodes"] if n["kind"] == "stop"]
+    assert (gate["open"], gate["passes"]) == (True, [])
+    assert arrows(flow_svg(record)) == {("loss", "head", "loss", False)}
+
+
+@pytest.mark.parametrize(("fakes", "more"), [("none", LEAK), ("detach", STOPPED)])
+def test_what_is_not_measured_has_no_width(fakes: str, more: set[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stopgrad.flow.folding.MOST_LOOKED", 0)
+    record = flow_record(gan(fakes))
+    assert {of["norm"] for e in record["edges"] for of in e["losses"].values()} == {None}
+    assert arrows(flow_svg(record)) == ALWAYS | more
+    assert "|g| where the arrow ends" not in "".join(texts(flow_svg(record)))
 
 
 def test_parameters_that_no_module_uses_are_parts_too() -> None:

@@ -227,6 +227,23 @@ def test_after_an_exception_the_mode_and_the_hooks_are_off() -> None:
     assert hooks_on(module) == modes() == 0
 
 
+@pytest.mark.parametrize("fakes", ["none", "detach"])
+def test_the_record_of_the_first_audit(fakes: str) -> None:
+    callback = FlowAudit(on_violation="record")
+    fit(Gan(fakes=fakes), callback)
+    assert callback.record is not None
+    assert callback.matrix is not None
+    learnt = {n["id"]: n["learns"] for n in callback.record["nodes"] if n["kind"] == "module"}
+    for (loss, part), cell in callback.matrix.items():
+        if not part.startswith("stop."):
+            assert learnt[part].get(loss, 0.0) == pytest.approx(cell.norm)
+    ways = {(e["from"].partition("@")[0], e["to"].partition("@")[0]): e["losses"] for e in callback.record["edges"]}
+    crossed = ways["generator", "stop.fakes"]
+    assert crossed.keys() == ({"d_loss"} if fakes == "none" else set())
+    if fakes == "none":  # as at the boundary's own column
+        assert crossed["d_loss"]["norm"] == pytest.approx(callback.matrix["d_loss", "stop.fakes"].norm)
+
+
 def test_tensorboard_gets_norms_the_picture_and_the_cuts(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
