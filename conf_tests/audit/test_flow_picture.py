@@ -6,6 +6,7 @@ import json
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from itertools import combinations, pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -149,6 +150,13 @@ def test_a_norm_is_that_of_the_gradient_at_what_the_arrow_ends_at() -> None:
     assert node["learns"]["loss"] == pytest.approx(torch.cat([g.flatten() for g in weights]).norm().item(), rel=1e-6)
 
 
+def test_a_norm_is_over_all_values_that_cross() -> None:
+    net = nn.ModuleDict({"a": nn.Linear(3, 4)})
+    with audit(net, draw=True) as a:
+        a.loss("loss", net["a"](torch.ones(1, 3)).sum() + 2 * net["a"](torch.ones(1, 3)).sum())
+    assert edge(flow_record(a), "a", "loss", "loss") == pytest.approx((4 * 1 + 4 * 4) ** 0.5)
+
+
 def test_a_factor_scales_what_goes_on() -> None:
     whole, half = flow_record(gan("none")), flow_record(gan("scale:0.5"))
     assert edge(half, "stop.fakes", "discriminator", "d_loss") == edge(whole, "stop.fakes", "discriminator", "d_loss")
@@ -262,7 +270,8 @@ def test_a_method_of_a_module_is_the_modules_too() -> None:
     with audit(net, draw=True) as a:
         critic: Twin = net["critic"]  # pyright: ignore[reportAssignmentType]
         values = Boundary("critic", "freeze").over(critic)(critic.first, net["actor"](torch.ones(1, 2)))
-        a.loss("loss", values.sum() + 0.1 * net["actor"].weight.square().sum())  # a penalty is no way through it
+        penalty = torch.cat([p.flatten() for p in net["actor"].parameters()]).square().sum()
+        a.loss("loss", values.sum() + 0.1 * penalty)  # which is no way through it
     record = flow_record(a)
     assert arrows(flow_svg(record)) == {
         ("loss", "actor", "critic", False),
@@ -298,11 +307,12 @@ def test_an_open_switch_that_nothing_comes_through_stops_nothing() -> None:
     assert arrows(flow_svg(record)) == {("loss", "head", "loss", False)}
 
 
-def test_what_is_not_measured_has_no_width(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("fakes", "more"), [("none", LEAK), ("detach", STOPPED)])
+def test_what_is_not_measured_has_no_width(fakes: str, more: set[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stopgrad.flow.folding.MOST_LOOKED", 0)
-    record = flow_record(gan("none"))
+    record = flow_record(gan(fakes))
     assert {of["norm"] for e in record["edges"] for of in e["losses"].values()} == {None}
-    assert arrows(flow_svg(record)) == ALWAYS | LEAK
+    assert arrows(flow_svg(record)) == ALWAYS | more
     assert "|g| where the arrow ends" not in "".join(texts(flow_svg(record)))
 
 

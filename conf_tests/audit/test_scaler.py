@@ -102,6 +102,10 @@ def test_norms_of_the_audit_are_those_of_fp32() -> None:
     for loss, part in (("a_loss", "a"), ("b_loss", "b")):
         assert half.matrix[loss, part].norm == pytest.approx(full.matrix[loss, part].norm, rel=5e-3)
         assert half.matrix[loss, part].state == "open"
+    drawn = [{(e["from"], e["to"]): e["losses"] for e in each.record["edges"]} for each in (full, half) if each.record]
+    for way, losses in drawn[0].items():
+        for loss, of in losses.items():
+            assert drawn[1][way][loss]["norm"] == pytest.approx(of["norm"], rel=5e-3)
 
 
 @pytest.mark.parametrize("steps", [1, 30])
@@ -111,6 +115,9 @@ def test_first_audit_goes_on_until_nothing_overflows(steps: int) -> None:
     assert audit.matrix is not None
     assert math.isfinite(audit.matrix["a_loss", "a"].norm) == (steps > 1)
     assert audit.matrix["a_loss", "a"].state == "open"
+    assert audit.record is not None
+    (part,) = [n for n in audit.record["nodes"] if n["id"] == "a"]
+    assert (part["learns"]["a_loss"] not in ("inf", "nan")) == (steps > 1)
     assert audit.violations == []
 
 

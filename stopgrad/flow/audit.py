@@ -26,6 +26,7 @@ from stopgrad.flow.labels import Labels
 from stopgrad.flow.lookup import parameters_of
 from stopgrad.flow.matrix import Cell, FlowMatrix
 from stopgrad.flow.measure import zero_parameters
+from stopgrad.flow.page import audit_html
 from stopgrad.flow.parts import Modules, find_parts, module_names, modules_in
 from stopgrad.flow.probe import Probe
 from stopgrad.flow.sites import Recorder
@@ -70,6 +71,8 @@ class audit:
         RuntimeError: on entering: gradients are disabled, or another audit is on.
     """
 
+    _repr_html_ = audit_html  # in a notebook
+
     def __init__(
         self,
         modules: Modules,
@@ -87,10 +90,8 @@ class audit:
         found = find_parts(modules, parts, depth=depth, asked=named_parts(contract))
         self.parts, self.names = found.tensors, found.names
         self._tied, self._unions = found.tied, found.unions
-        self._modules = modules
+        self._modules, self._backward, self._rtol = modules, backward, rtol
         self._columns = [*self.parts, *(f"stop.{name}" for name in boundaries)]
-        self._rtol = rtol
-        self._backward = backward
         self._optimizers = list(optimizers)
         self._reached: set[int] = set()  # ids of parameters at which a gradient arrived that is not rounding noise
         self._lines: dict[tuple[tuple[str, int], ...], str] = {}  # of a loss without a name -> the name
@@ -383,12 +384,6 @@ class audit:
         """Raise :class:`~stopgrad.GradientLeak` or :class:`~stopgrad.GradientStarved` if the contract is broken."""
         __tracebackhide__ = True
         FlowContract.of(contract).check(self.matrix())
-
-    def _repr_html_(self) -> str:
-        """For a notebook."""
-        from stopgrad.flow.page import audit_html
-
-        return audit_html(self)
 
     def _running(self, name: str) -> Recorder:
         __tracebackhide__ = True

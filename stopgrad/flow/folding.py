@@ -59,9 +59,7 @@ class Routes:
         for key, norm in norms.items():
             label = self.labels.of_parameter(parts[key])
             squares[label] = squares.get(label, 0.0) + norm**2
-        known = self.learnt.setdefault(name, {})
-        for label, square in squares.items():
-            known[label] = max(known.get(label, 0.0), math.sqrt(square))
+        keep_largest(self.learnt.setdefault(name, {}), {label: math.sqrt(each) for label, each in squares.items()})
 
     def rename(self, old: str, new: str) -> None:
         """A loss has got another name."""
@@ -73,8 +71,14 @@ class Routes:
     def note_carried(self, name: str, passed: Carried, scale: float = 1.0) -> None:
         known = self.carried.setdefault(name, {})
         self.whole[name] = self.whole.get(name, True) and passed.whole
-        for way, norm in passed.norms(scale).items():
-            known[way] = max(known.get(way, 0.0), norm)
+        keep_largest(known, passed.norms(scale))
+
+
+def keep_largest(known: dict[Any, float], new: Mapping[Any, float]) -> None:
+    """Of two norms the larger; NaN is larger than all."""
+    for key, norm in new.items():
+        both = (known.get(key, norm), norm)
+        known[key] = math.nan if any(map(math.isnan, both)) else max(both)
 
 
 class Folding:
@@ -136,7 +140,7 @@ class Folding:
             hop = flags[index] & LIVE and not values.cuts[index]
             chain = labels.of(values, index)
             each = parents[first[index] : first[index + 1]]
-            for parent in each[:1] if len(chain) > 1 else each:  # what freeze held back is told of the part itself
+            for parent in each:
                 passes = hop and flags[parent] & LIVE
                 for key, mask in (sources[parent] or {}).items():
                     mask = mask if key[1] is not None or passes else 0

@@ -20,7 +20,7 @@ from typing import Any
 
 from stopgrad.cuts.strategies import stops
 from stopgrad.flow.carried import Way
-from stopgrad.flow.folding import Folding, Routes
+from stopgrad.flow.folding import Folding, Routes, keep_largest
 from stopgrad.flow.labels import folded
 from stopgrad.flow.values import Values, place
 
@@ -62,8 +62,8 @@ class _Writing:
         self._learnt: dict[str, dict[str, float]] = {name: {} for name in drawn}
         self._whole = dict.fromkeys(drawn, True)
         for name, group in groups.items():
-            _largest(self._norms[group], routes.carried.get(name, {}))
-            _largest(self._learnt[group], routes.learnt.get(name, {}))
+            keep_largest(self._norms[group], routes.carried.get(name, {}))
+            keep_largest(self._learnt[group], routes.learnt.get(name, {}))
             self._whole[group] &= routes.whole.get(name, False)
 
     def record(self, boundaries: Sequence[str]) -> Record:
@@ -205,11 +205,6 @@ def _larger(one: float | str | None, other: float | str | None) -> float | str |
     """Of two norms the larger; one that is not finite before all others."""
     numbers = [norm for norm in (one, other) if isinstance(norm, float | int)]
     return next((norm for norm in (one, other) if isinstance(norm, str)), max(numbers, default=None))
-
-
-def _largest(known: dict[Any, float], new: Mapping[Any, float]) -> None:
-    for key, norm in new.items():
-        known[key] = max(known.get(key, 0.0), norm)
 
 
 def merged(old: Record | None, new: Record) -> Record:

@@ -104,7 +104,7 @@ class FlowAudit(Audit):
                 self._session = Session(type(pl_module).__name__, pl_module, self.every_n_steps or 100, parts)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._opening, self._is_shown = OPENING, False
+        self._opening, self._is_shown, self._overflowed = OPENING, False, False
         self.matrix = self.record = None
         self.findings, self._said = [], set()
 
@@ -143,7 +143,8 @@ class FlowAudit(Audit):
             if self._steps is not None:
                 self._run.tell(self._steps)
             if (record := self._run.record()) is not None:
-                self.record = merged(self.record, record)
+                self.record = merged(None if self._overflowed else self.record, record)
+                self._overflowed = overflowed
         finally:
             self._close()
         self.matrix = seen if self.matrix is None else self.matrix.updated(seen)
