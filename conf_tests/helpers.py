@@ -58,9 +58,15 @@ def train(*overrides: str, cwd: Path, seconds: float = 300, **env: str) -> Ran:
 
     It is killed after so many ``seconds``.
     """
+    return script(ROOT / "train.py", *overrides, f"cache={ROOT / '.cache'}", cwd=cwd, seconds=seconds, **env)
+
+
+def script(file: Path, *arguments: str, cwd: Path, seconds: float = 300, **env: str) -> Ran:
+    """``python file arguments...`` in a process of its own, in the folder ``cwd``, killed after so many ``seconds``."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        process = start(*overrides, cwd=cwd, out=out, err=err, **env)
+        process = PROCESSES.Process(target=_run, args=([str(file), *arguments], cwd, env, out, err))
+        process.start()
         process.join(seconds)
         process.kill()
         return Ran(process.exitcode, out.read_text(), err.read_text())
@@ -68,7 +74,8 @@ def train(*overrides: str, cwd: Path, seconds: float = 300, **env: str) -> Ran:
 
 def start(*overrides: str, cwd: Path, out: Path, err: Path, **env: str) -> Any:
     """The process of :func:`train`, on its way; what it prints goes to the files ``out`` and ``err``."""
-    process = PROCESSES.Process(target=_train, args=([*overrides, f"cache={ROOT / '.cache'}"], cwd, env, out, err))
+    command = [str(ROOT / "train.py"), *overrides, f"cache={ROOT / '.cache'}"]
+    process = PROCESSES.Process(target=_run, args=(command, cwd, env, out, err))
     process.start()
     return process
 
@@ -83,13 +90,13 @@ def wait_for(there: Callable[[], bool], process: Any, seconds: float = 120) -> b
     return there()
 
 
-def _train(arguments: list[str], cwd: Path, env: Mapping[str, str], out: Path, err: Path) -> None:
+def _run(command: list[str], cwd: Path, env: Mapping[str, str], out: Path, err: Path) -> None:
     os.environ.update(env)
     sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
     os.chdir(cwd)
     for file, number in ((out, 1), (err, 2)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
-    sys.argv = [str(ROOT / "train.py"), *arguments]
+    sys.argv = command
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 

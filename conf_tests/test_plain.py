@@ -2,14 +2,11 @@
 
 import ast
 import math
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 
-from conf_tests.helpers import ROOT
+from conf_tests.helpers import ROOT, script
 
 FOLDER = ROOT / "benchmarks" / "plain"
 RECIPES = sorted(file.stem for file in (ROOT / "recipes").glob("*.py") if file.stem != "__init__")
@@ -31,9 +28,7 @@ def test_it_needs_nothing_of_ours(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_it_trains(name, tmp_path):
     """A few steps, in a folder of its own: every figure that it prints is a finite number."""
-    command = [sys.executable, str(FOLDER / f"{name}.py"), "--steps", "3", "--seed", "1"]
-    env = os.environ | {"PYTHONPATH": ""}
-    ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    ran = script(FOLDER / f"{name}.py", "--steps", "3", "--seed", "1", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     figures = dict(re.findall(r"^(\w+): (\S+)$", ran.stdout, re.M))
     assert len(figures) >= 2

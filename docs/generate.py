@@ -27,6 +27,7 @@ from stopgrad.compare.read import Run
 from stopgrad.compare.words import number
 from stopgrad.cuts.strategies import spelling
 from stopgrad.runner.declared import Declaration, declared_in, recipe_files
+from stopgrad.runner.shelf import parsed
 
 ROOT = Path(__file__).parents[1]
 README, INDEX, MEASURED = (ROOT / path for path in ("README.md", "docs/recipes/index.md", "docs/measured"))
@@ -144,9 +145,9 @@ def measured(name: str) -> Digest | None:
 
 def doubts() -> list[str]:
     """Digests that no longer fit: of a comparison, an arm or a verdict that the configs say otherwise."""
-    found = []
+    found, there = [], compares()
     for file in sorted(MEASURED.glob("*.json")):
-        if file.stem not in compares():
+        if file.stem not in there:
             found.append(f"{shown(file)}: there is no configs/compare/{file.name.replace('json', 'yaml')}")
             continue
         said = compare_config(file.stem)["compare"]
@@ -163,8 +164,7 @@ def doubts() -> list[str]:
 
 
 def compare_config(name: str) -> dict[str, Any]:
-    config: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "configs" / "compare" / f"{name}.yaml"))
-    return config
+    return parsed((ROOT / "configs" / "compare" / f"{name}.yaml").read_text())
 
 
 def compares() -> dict[str, str]:

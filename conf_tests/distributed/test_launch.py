@@ -43,6 +43,7 @@ def test_sweep_makes_one_directory_with_each_arm_once(swept):
         ("trainer.devices=2", "trainer.devices=2: several processes need trainer=ddp"),
         ("trainer=ddp trainer.devices=0", "trainer.devices=0: choose a number from 1"),
         ("trainer=ddp trainer.devices=auto", "trainer.devices=auto: choose a number from 1"),
+        ("trainer=fsdp trainer.shard=3", "trainer.shard=3: choose a number that divides the 2 ranks"),
         ("trainer=ddp trainer.num_nodes=2", "trainer.num_nodes=2: several machines need torchrun; .*"),
         ("trainer=ddp trainer.restarts=-1", "trainer.restarts=-1: input should be greater than or equal to 0"),
         ("trainer=ddp trainer.timeout=0", "trainer.timeout=0: input should be greater than 0"),

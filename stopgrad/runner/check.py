@@ -122,6 +122,9 @@ def check_ranks(config: DictConfig) -> None:
         if ranks_are_there():
             raise InputError(f"trainer.strategy: under {starter} every run needs trainer=ddp")
         return
+    shard = config.trainer.get("shard") or 1
+    if isinstance(shard, int) and devices * nodes % shard:
+        raise InputError(f"trainer.shard={shard}: choose a number that divides the {devices * nodes} ranks")
     if not ranks_are_there():
         if nodes > 1:
             raise InputError(f"trainer.num_nodes={nodes}: several machines need torchrun; see docs/distributed.md")

@@ -283,8 +283,6 @@ class FullyShard(Unwrapped):
     def setup_optimizers(self, trainer: L.Trainer) -> None:
         super().setup_optimizers(trainer)
         ranks, shard = self.world_size, self.shard or self.world_size
-        if ranks % shard:
-            raise InputError(f"trainer.shard={shard}: does not divide the {ranks} ranks")
         names = ("replicate", "shard")
         mesh = init_device_mesh(self.root_device.type, (ranks // shard, shard), mesh_dim_names=names)
         self._shards = Shards(self._module, self.optimizers, mesh)

@@ -10,12 +10,21 @@ import ast
 import importlib.util
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 import stopgrad
+
+
+@cache
+def parsed(text: str) -> dict[Any, Any]:
+    """A config as its file says it, once for each text; not to be changed."""
+    config = OmegaConf.to_container(OmegaConf.create(text))
+    assert isinstance(config, dict)
+    return config
 
 
 @dataclass(frozen=True)
@@ -38,9 +47,7 @@ class Shelf:
         return sorted(file.stem for file in (self.folder / "configs" / group).glob("*.yaml"))
 
     def config(self, group: str, name: str) -> dict[Any, Any]:
-        config = OmegaConf.to_container(OmegaConf.load(self.folder / "configs" / group / f"{name}.yaml"))
-        assert isinstance(config, dict)
-        return config
+        return parsed((self.folder / "configs" / group / f"{name}.yaml").read_text(encoding="utf-8"))
 
     def line(self, group: str, name: str) -> list[str]:
         """A config, and after it those of its group that it begins with, as in ``defaults: [star]``."""
