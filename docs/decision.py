@@ -172,7 +172,7 @@ TARGETS = Question(
             ),
             Leaf(
                 ["constant", "run"],
-                ["td.target", "dqn.target", "actor_critic.target", "td3.target", "sac_pendulum.target"],
+                ["td.target", "dqn.target", "actor_critic.target", "sac_pendulum.target", "td3.target"],
             ),
         ),
         (

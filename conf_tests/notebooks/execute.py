@@ -38,7 +38,8 @@ def executed(notebook: Any, folder: Path) -> tuple[Any, float]:
 
     run = copy.deepcopy(notebook)
     run.cells = [cell for cell in run.cells if INSTALL not in tags(cell)]
-    client = NotebookClient(run, timeout=LIMIT, resources={"metadata": {"path": str(folder)}}, record_timing=False)
+    where = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(run, timeout=LIMIT, resources=where, record_timing=False, coalesce_streams=True)
     env = os.environ | {"PYTHONPATH": str(ROOT) + os.pathsep + os.environ.get("PYTHONPATH", ""), "OMP_NUM_THREADS": "1"}
     began = time.monotonic()
     client.execute(env=env)
