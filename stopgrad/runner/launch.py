@@ -190,6 +190,7 @@ def join(rank: int, world: int, seconds: float, **meeting: Any) -> None:
     """
     import torch
     import torch.distributed as dist
+    import torch.distributed.nn.functional  # imported later, it keeps the group: its threads abort as Python ends
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
