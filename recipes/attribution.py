@@ -28,8 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stopgrad import FlowContract, Stops
-from stopgrad.lightning import loss_name
-from stopgrad.lightning.manual import counted, log_is_due
+from stopgrad.lightning.manual import backward, counted, log_is_due
 
 PAPER = "Ali 2022"
 # The first choice is the paper's, and the default.
@@ -170,13 +169,11 @@ class Attribution(L.LightningModule):
     def training_step(self, noise: Tensor, batch_idx: int) -> None:
         optimizer = counted(self)
         if not self.explained:
-            with loss_name("explained_logit"):
-                self.manual_backward(self.explained_logit(noise))  # to be audited; nothing steps on it
+            backward(self, self.explained_logit(noise), "explained_logit")  # to be audited; nothing steps on it
             self.explained = True
         optimizer.zero_grad()
         loss = self.label_loss(noise)
-        with loss_name("label_loss"):
-            self.manual_backward(loss)
+        backward(self, loss, "label_loss")
         optimizer.step()
         if log_is_due(self):
             self.log("loss/label", loss.detach(), prog_bar=True)

@@ -39,8 +39,7 @@ from torch.nn import functional as F
 from recipes.parts.labels import check_labels
 from recipes.parts.networks import mlp
 from stopgrad import FlowContract, Stops
-from stopgrad.lightning import loss_name
-from stopgrad.lightning.manual import clip_gradients, counted, log_is_due
+from stopgrad.lightning.manual import backward, clip_gradients, counted, log_is_due
 
 PAPER = "Alain & Bengio 2016; Ganin 2016"
 # The first choice is the probe's, and the default.
@@ -178,8 +177,7 @@ class Branch(L.LightningModule):
         for name, loss, weight in (("label", self.label_loss, 1.0), ("branch", self.branch_loss, self.domain_weight)):
             if weight:
                 value = weight * loss(batch)
-                with loss_name(f"{name}_loss"):
-                    self.manual_backward(value)
+                backward(self, value, f"{name}_loss")
                 terms[f"loss/{name}"] = value.detach()
         terms |= self.clip(optimizer)
         optimizer.step()

@@ -36,8 +36,7 @@ from recipes.parts.networks import mlp
 from recipes.parts.plots import scatter
 from recipes.parts.points import energy_distance
 from stopgrad import FlowContract, Stops
-from stopgrad.lightning import loss_name
-from stopgrad.lightning.manual import counted, log_is_due
+from stopgrad.lightning.manual import backward, counted, log_is_due
 from stopgrad.runner.samples import add_grid
 
 PAPER = "Song 2023; Song & Dhariwal 2023"
@@ -163,8 +162,7 @@ class Consistency(L.LightningModule):
         optimizer = counted(self)
         loss = self.consistency_loss(batch)
         optimizer.zero_grad()
-        with loss_name("consistency_loss"):
-            self.manual_backward(loss)
+        backward(self, loss, "consistency_loss")
         optimizer.step()
         if self.average is not None and self.decay is not None:
             follow(self.average, self.function, self.decay)

@@ -41,8 +41,7 @@ from torch.nn import functional as F
 
 from stopgrad import FlowContract, Stops
 from stopgrad.cuts.strategies import stops
-from stopgrad.lightning import loss_name
-from stopgrad.lightning.manual import counted, log_is_due
+from stopgrad.lightning.manual import backward, counted, log_is_due
 
 PAPER = "Radford 2021; Gao 2021"
 # The first choice is the right one, and the default.
@@ -184,8 +183,7 @@ class Contrastive(L.LightningModule):
         optimizer, loss = counted(self), torch.zeros((), dtype=torch.float64, device=self.device)
         optimizer.zero_grad()
         for part in self.parts(*batch, ranks=world_size()):
-            with loss_name("contrastive_loss"):
-                self.manual_backward(part)
+            backward(self, part, "contrastive_loss")
             loss += part.detach()
         optimizer.step()
         if log_is_due(self):

@@ -28,8 +28,7 @@ from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from stopgrad import FlowContract, Stops
-from stopgrad.lightning import loss_name
-from stopgrad.lightning.manual import counted, log_is_due, raw
+from stopgrad.lightning.manual import backward, counted, log_is_due, raw
 
 PAPER = "Liu 2019"
 # The first choice is the paper's, and the default.
@@ -121,8 +120,7 @@ class DARTS(L.LightningModule):
         ):
             value = loss(batch)
             optimizer.zero_grad()
-            with loss_name(name):
-                self.manual_backward(value)
+            backward(self, value, name)
             optimizer.step()
             terms[f"loss/{name}"] = value.detach()
         if log_is_due(self):

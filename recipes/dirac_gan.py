@@ -32,8 +32,7 @@ from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from stopgrad import FlowContract, Stops
-from stopgrad.lightning import loss_name
-from stopgrad.lightning.manual import counted, log_is_due, raw
+from stopgrad.lightning.manual import backward, counted, log_is_due, raw
 
 PAPER = "Mescheder 2018"
 # The first choice is the paper's, and the default.
@@ -137,16 +136,14 @@ class DiracGAN(L.LightningModule):
         g_optimizer, d_optimizer = counted(self, 0), raw(self, 1)
         d_optimizer.zero_grad()
         d_loss = self.d_loss(reals)
-        with loss_name("d_loss"):
-            self.manual_backward(d_loss)
+        backward(self, d_loss, "d_loss")
         if self.updates == "alternating":
             d_optimizer.step()
 
         if self.stop.zero_grad == "timely":
             g_optimizer.zero_grad()
         g_loss = self.g_loss(reals)
-        with loss_name("g_loss"):
-            self.manual_backward(g_loss)
+        backward(self, g_loss, "g_loss")
         if self.updates == "simultaneous":
             d_optimizer.step()
         g_optimizer.step()

@@ -40,8 +40,7 @@ from recipes.parts.environments import VectorEnvironment, play, spaces
 from recipes.parts.networks import mlp
 from recipes.parts.replay import Transitions
 from stopgrad import FlowContract, Stops
-from stopgrad.lightning import loss_name
-from stopgrad.lightning.manual import counted, data_of, log_is_due, raw
+from stopgrad.lightning.manual import backward, counted, data_of, log_is_due, raw
 
 PAPER = "Mnih 2015; van Hasselt 2016"
 # The first choice is the usual one, and the default.
@@ -146,8 +145,7 @@ class DQN(L.LightningModule):
         for k, transitions in enumerate(updates, start=self.global_step * len(updates) + 1):
             loss = self.q_loss(transitions)
             optimizer.zero_grad()
-            with loss_name("q_loss"):
-                self.manual_backward(loss)
+            backward(self, loss, "q_loss")
             (last if k % len(updates) == 0 else optimizer).step()
             if k % self.period == 0:
                 follow(self.target_network, self.network, 1 - self.tau)

@@ -29,8 +29,7 @@ from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from stopgrad import FlowContract, Stops
-from stopgrad.lightning import loss_name
-from stopgrad.lightning.manual import counted, data_of, log_is_due
+from stopgrad.lightning.manual import backward, counted, data_of, log_is_due
 
 PAPER = "Hafner 2021; Hafner 2023"
 # The first choice is the papers', and the default.
@@ -116,8 +115,7 @@ class DreamerKL(L.LightningModule):
         weights = {"reconstruction": 1.0, "dyn": self.dyn, "rep": self.rep}
         for name, weight in weights.items():
             loss = getattr(self, f"{name}_loss")(batch)
-            with loss_name(f"{name}_loss"):
-                self.manual_backward(weight * loss)
+            backward(self, weight * loss, f"{name}_loss")
             if log_is_due(self, steps_ahead=1):
                 self.log(f"loss/{name}", loss.detach())
         optimizer.step()

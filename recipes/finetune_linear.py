@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from stopgrad import FlowContract, Stops
-from stopgrad.lightning import loss_name
-from stopgrad.lightning.manual import counted, data_of, log_is_due
+from stopgrad.lightning.manual import backward, counted, data_of, log_is_due
 
 PAPER = "Kumar 2022"
 # The first choice is linear probing, and the default.
@@ -97,8 +96,7 @@ class LinearFineTune(L.LightningModule):
         optimizer = counted(self)
         loss = self.target_loss(batch)
         optimizer.zero_grad()  # to None: a gradient of zeros would let weight decay move what is frozen
-        with loss_name("target_loss"):
-            self.manual_backward(loss)
+        backward(self, loss, "target_loss")
         optimizer.step()
         if log_is_due(self):
             self.log("loss/target", loss.detach(), prog_bar=True)

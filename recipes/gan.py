@@ -38,8 +38,7 @@ from recipes.parts.averages import follow
 from recipes.parts.frechet import sample_quality
 from recipes.parts.networks import mlp
 from stopgrad import FlowContract, Stops
-from stopgrad.lightning import loss_name
-from stopgrad.lightning.manual import counted, data_of, log_is_due, raw
+from stopgrad.lightning.manual import backward, counted, data_of, log_is_due, raw
 from stopgrad.runner.samples import add_grid
 
 PAPER = "Goodfellow 2014; Gulrajani 2017; Mescheder 2018"
@@ -227,15 +226,13 @@ class GAN(L.LightningModule):
         for reals in batch.tensor_split(self.n_critic):  # chunk could give fewer
             d_optimizer.zero_grad()
             d_loss = self.d_loss(reals)
-            with loss_name("d_loss"):
-                self.manual_backward(d_loss)
+            backward(self, d_loss, "d_loss")
             d_optimizer.step()
 
         if self.stop.zero_grad == "timely":
             g_optimizer.zero_grad()
         g_loss = self.g_loss(reals)
-        with loss_name("g_loss"):
-            self.manual_backward(g_loss)
+        backward(self, g_loss, "g_loss")
         g_optimizer.step()
         if self.stop.zero_grad == "late":
             g_optimizer.zero_grad()

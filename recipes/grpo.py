@@ -38,8 +38,7 @@ from torch import Tensor, nn
 
 from recipes.parts.enumerable import boltzmann, rational
 from stopgrad import FlowContract, Stops
-from stopgrad.lightning import loss_name
-from stopgrad.lightning.manual import counted, log_is_due
+from stopgrad.lightning.manual import backward, counted, log_is_due
 
 PAPER = "Shao 2024; Zheng 2025; MiniMax 2025"
 # The first choice is the papers', and the default.
@@ -256,8 +255,7 @@ class GRPO(L.LightningModule):
             self.alignment.copy_(self.aligned(rollout))
         loss = self.grpo_loss(rollout)
         optimizer.zero_grad()
-        with loss_name("grpo_loss"):
-            self.manual_backward(loss)
+        backward(self, loss, "grpo_loss")
         optimizer.step()
         if log_is_due(self):
             earned = (rollout.weights * rollout.rewards).sum(-1).mean()

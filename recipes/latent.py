@@ -25,8 +25,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from stopgrad import FlowContract, Stops
-from stopgrad.lightning import loss_name
-from stopgrad.lightning.manual import counted, log_is_due
+from stopgrad.lightning.manual import backward, counted, log_is_due
 
 PAPER = "Leng 2025"
 # The first choice is the paper's, and the default.
@@ -120,8 +119,7 @@ class Latent(L.LightningModule):
             ("diffusion_loss", self.diffusion_loss, self.weight),
         ):
             value = loss(batch)
-            with loss_name(name):
-                self.manual_backward(weight * value)
+            backward(self, weight * value, name)
             terms[f"loss/{name}"] = value.detach()
         optimizer.step()
         if log_is_due(self):

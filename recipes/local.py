@@ -34,8 +34,7 @@ from torch.nn import functional as F
 from recipes.parts.labels import check_labels
 from stopgrad import FlowContract, Stops
 from stopgrad.audits.retention import graph_size
-from stopgrad.lightning import loss_name
-from stopgrad.lightning.manual import counted, log_is_due
+from stopgrad.lightning.manual import backward, counted, log_is_due
 
 PAPER = "Belilovsky 2019, 2020"
 # The first choice is the paper's, and the default.
@@ -129,8 +128,7 @@ class Local(L.LightningModule):
         optimizer, each = counted(self), self.stop.backward == "each"
         optimizer.zero_grad()
         for name, loss in self.losses(batch) if each else self.together(batch):
-            with loss_name(name):
-                self.manual_backward(loss, retain_graph=not each and name == "auxiliary_loss")
+            backward(self, loss, name, retain_graph=not each and name == "auxiliary_loss")
         optimizer.step()
         if log_is_due(self):
             self.log("loss/final", loss.detach(), prog_bar=True)

@@ -34,8 +34,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from stopgrad import FlowContract, Stops
-from stopgrad.lightning import loss_name
-from stopgrad.lightning.manual import counted, log_is_due
+from stopgrad.lightning.manual import backward, counted, log_is_due
 
 PAPER = "Shazeer 2017; Fedus 2021; Wang 2024"
 # The first choice is the papers', and the default.
@@ -179,8 +178,7 @@ class MoE(L.LightningModule):
         terms = {}
         for name, (loss, weight) in self.losses().items():
             value = loss(batch)
-            with loss_name(name):
-                self.manual_backward(weight * value)
+            backward(self, weight * value, name)
             terms[f"loss/{name}"] = value.detach()
         if self.speed:
             self.balance(self.router(batch[0]).softmax(1))

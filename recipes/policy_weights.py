@@ -38,8 +38,7 @@ from torch import Tensor, nn
 from recipes.parts.labels import check_labels
 from recipes.parts.networks import mlp
 from stopgrad import FlowContract, Stops
-from stopgrad.lightning import loss_name
-from stopgrad.lightning.manual import counted, log_is_due
+from stopgrad.lightning.manual import backward, counted, log_is_due
 from stopgrad.runner.samples import add_grid
 
 PAPER = "Espeholt 2018; MiniMax 2025"
@@ -148,8 +147,7 @@ class PolicyWeights(L.LightningModule):
         optimizer, feedback = counted(self), self.collect(batch)
         loss = self.policy_loss(feedback)
         optimizer.zero_grad()
-        with loss_name("policy_loss"):
-            self.manual_backward(loss)
+        backward(self, loss, "policy_loss")
         optimizer.step()
         if log_is_due(self):
             self.log_dict({"loss/policy": loss.detach(), "training_reward": feedback.rewards.mean()}, prog_bar=True)

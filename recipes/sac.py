@@ -30,8 +30,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from stopgrad import FlowContract, Stops
-from stopgrad.lightning import loss_name
-from stopgrad.lightning.manual import counted, log_is_due
+from stopgrad.lightning.manual import backward, counted, log_is_due
 
 PAPER = "Haarnoja 2018"
 # The first choice is the paper's, and the default.
@@ -140,8 +139,7 @@ class SAC(L.LightningModule):
         optimizer.zero_grad()
         for name in ("actor", "alpha"):
             loss = getattr(self, f"{name}_loss")(batch)
-            with loss_name(f"{name}_loss"):
-                self.manual_backward(loss)
+            backward(self, loss, f"{name}_loss")
             if log_is_due(self, steps_ahead=1):
                 self.log(f"loss/{name}", loss.detach(), prog_bar=True)
         optimizer.step()

@@ -41,8 +41,7 @@ from recipes.parts.plots import in_the_plane, scatter
 from recipes.parts.views import nearest_label, warped
 from stopgrad import FlowContract, Stops
 from stopgrad.cuts.strategies import CALLS_ONLY
-from stopgrad.lightning import loss_name
-from stopgrad.lightning.manual import counted, data_of, log_is_due
+from stopgrad.lightning.manual import backward, counted, data_of, log_is_due
 from stopgrad.runner.samples import add_grid
 
 PAPER = "Chen & He 2021; Grill 2020 (BYOL); Caron 2021 (DINO)"
@@ -191,8 +190,7 @@ class SimSiam(L.LightningModule):
         optimizer = counted(self)
         loss = self.view_loss(batch)
         optimizer.zero_grad()
-        with loss_name("view_loss"):
-            self.manual_backward(loss)
+        backward(self, loss, "view_loss")
         optimizer.step()
         if self.average is not None and self.decay is not None:
             follow(self.average, self.encoder, self.decay)

@@ -34,8 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stopgrad import FlowContract, Stops
-from stopgrad.lightning import loss_name
-from stopgrad.lightning.manual import counted, log_is_due, raw
+from stopgrad.lightning.manual import backward, counted, log_is_due, raw
 from stopgrad.runner.samples import add_grid
 
 PAPER = "Williams & Peng 1990"
@@ -131,8 +130,7 @@ class TBPTT(L.LightningModule):
         last, optimizer, updates = counted(self), raw(self), -(-batch[0].shape[1] // self.chunk)
         for update, loss in enumerate(self.chunk_losses(batch), start=1):
             optimizer.zero_grad()
-            with loss_name("recall_loss"):
-                self.manual_backward(loss)
+            backward(self, loss, "recall_loss")
             (last if update == updates else optimizer).step()
         if log_is_due(self):
             self.log("loss/recall", loss.detach(), prog_bar=True)  # of the last chunk

@@ -34,8 +34,7 @@ from torch import Tensor, nn
 
 from recipes.parts.transitions import Transition
 from stopgrad import FlowContract, Stops
-from stopgrad.lightning import loss_name
-from stopgrad.lightning.manual import counted, data_of, log_is_due, raw
+from stopgrad.lightning.manual import backward, counted, data_of, log_is_due, raw
 
 PAPER = "Baird 1995; Sutton & Barto 2018"
 # The first choice is the usual one, and the default.
@@ -114,8 +113,7 @@ class TD(L.LightningModule):
         for update, transitions in enumerate(updates, start=1):
             loss = self.td_loss(transitions)
             optimizer.zero_grad()
-            with loss_name("td_loss"):
-                self.manual_backward(loss)
+            backward(self, loss, "td_loss")
             (last if update == len(updates) else optimizer).step()
         if log_is_due(self):
             self.log("td_error", (2 * loss.detach()).sqrt())  # of the last update, root mean square

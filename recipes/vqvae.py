@@ -35,8 +35,7 @@ from torch.nn import functional as F
 from recipes.parts.networks import mlp
 from recipes.parts.plots import bars
 from stopgrad import FlowContract, Stops
-from stopgrad.lightning import loss_name
-from stopgrad.lightning.manual import counted, data_of, log_is_due
+from stopgrad.lightning.manual import backward, counted, data_of, log_is_due
 from stopgrad.runner.samples import add_grid
 
 PAPER = "van den Oord 2017; Bengio 2013; Fifty 2024; Mentzer 2023"
@@ -231,8 +230,7 @@ class VQVAE(L.LightningModule):
         optimizer.zero_grad()
         terms = {name: loss(codes) for name, loss in self.losses().items()}
         for name, loss in terms.items():
-            with loss_name(name):
-                self.manual_backward(loss, retain_graph=name != "reconstruction_loss")  # z is behind all of them
+            backward(self, loss, name, retain_graph=name != "reconstruction_loss")  # z is behind all of them
         optimizer.step()
         if self.stop.update == "average" and not self.scalar:
             self.average(codes)

@@ -65,9 +65,8 @@ class Batches:
             order = order[self.rank :: self.world_size]
             self._order = (a_pass, order.to(self.tensors[0].device))
         indices = self._order[1][here * self.batch_size : (here + 1) * self.batch_size]
-        if len(self.tensors) == 1:
-            return self.tensors[0][indices]
-        return tuple(tensor[indices] for tensor in self.tensors)
+        chosen = tuple(tensor.index_select(0, indices) for tensor in self.tensors)  # sooner than tensor[indices]
+        return chosen[0] if len(chosen) == 1 else chosen
 
     def state_dict(self) -> dict[str, int]:
         return {"position": self.position}

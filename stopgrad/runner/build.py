@@ -34,7 +34,7 @@ from pydantic import (
 )
 
 from stopgrad.cuts.torch_internals import allow_recompiles
-from stopgrad.lightning.lightning_internals import raised_in_restore
+from stopgrad.lightning.lightning_internals import raised_in_restore, rest_idle_hooks
 from stopgrad.runner.checkpoints import WholeCheckpoints
 from stopgrad.runner.errors import InputError, RunFailed, choose, wants_traceback
 from stopgrad.runner.launch import averages, world_size
@@ -114,7 +114,9 @@ def build(config: DictConfig) -> Run:
     recipe = build_recipe(part)
     if config.compile:
         compile_networks(recipe)
-    return Run(data, recipe, instantiate(trainer_section(config), **extras, _convert_="all"))
+    trainer = instantiate(trainer_section(config), **extras, _convert_="all")
+    rest_idle_hooks(trainer, recipe)
+    return Run(data, recipe, trainer)
 
 
 def compile_networks(recipe: L.LightningModule) -> None:
