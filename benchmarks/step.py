@@ -1,101 +1,143 @@
-"""What a step of a recipe costs over its plain script: CPU milliseconds of one thread, in turn, medians of the repeats.
+"""What a step of a recipe costs over its plain script, and over a Trainer that does nothing: CPU time of one thread.
 
-    python benchmarks/step.py tbptt --steps 60
+    python benchmarks/step.py                          # every recipe that has a plain script: minutes
+    python benchmarks/step.py tbptt dqn --repeats 7
 
-`plain` is benchmarks/plain/NAME.py; `recipe`, the recipe in a Trainer with the callbacks, bar and logger that train.py
-gives it, without evaluations, from the second fifth of its steps on. Both count their own training alone.
+`plain` is benchmarks/plain/NAME.py; `recipe`, what `python train.py recipe=NAME` trains, with its callbacks and logger,
+without evaluations; `bare`, a step of a Trainer without callbacks or logger, in the same kind of optimisation, whose
+module has one weight. Of each the first 50 steps are not counted. In turn; medians of the repeats. Where a plain step
+takes more than 2 ms, the recipe may take 1.10 of it; elsewhere it may add 150 us to plain and bare.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
+import io
+import json
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
-from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from stopgrad.lightning import FlowAudit  # noqa: E402
-from stopgrad.runner.build import quiet  # noqa: E402
-from stopgrad.runner.meter import Meter  # noqa: E402
-from stopgrad.runner.names import register  # noqa: E402
-from stopgrad.runner.streams import RandomStreams  # noqa: E402
+from timing import FIRST, Clock, built, prepare, recipe_step, spread  # noqa: E402
+
+LONG, RATIO, ADDED = 2e-3, 1.10, 150e-6  # the bars: a long plain step, its ratio, and what a short one may have on top
+SECONDS, MOST = 0.6, 2000  # of a repeat; steps of one
+UPDATES = {"td": 10}  # of the plain script, whose step is one, in a step of the recipe
+AS_PLAIN = {"muzero": ["recipe.num_unroll_steps=20"]}  # where the script's sizes are not the recipe's defaults
 
 
-class Clock(L.Callback):
-    """CPU seconds a step, from the second fifth of so many steps on."""
+class Step(NamedTuple):
+    """CPU seconds of a step."""
 
-    def __init__(self, steps: int) -> None:
-        self.first, self.steps = steps // 5, steps
+    plain: float
+    recipe: float
+    bare: float
 
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if trainer.global_step == self.first:
-            self.started = time.process_time()
-        elif trainer.global_step == self.steps:
-            self.step = (time.process_time() - self.started) / (self.steps - self.first)
+    @property
+    def ratio(self) -> float:
+        return self.recipe / self.plain
+
+    @property
+    def added(self) -> float:
+        """What the recipe has on top of the plain script and of a Trainer."""
+        return self.recipe - self.plain - self.bare
 
 
 def plain(name: str, steps: int) -> float:
-    """Seconds a step of the plain script."""
+    """Seconds a step of the plain script, in the recipe's steps, without its first ones."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / "plain" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     vars(script)["time"] = SimpleNamespace(perf_counter=time.process_time)
-    return 1 / script.train(steps=steps)["steps_per_second"]
+    first, all_of_them = (n * UPDATES.get(name, 1) for n in (FIRST, steps))
+    seconds = [n / script.train(steps=n)["steps_per_second"] for n in (first, all_of_them)]
+    return (seconds[1] - seconds[0]) / (steps - FIRST)
 
 
-def recipe(name: str, steps: int) -> float:
-    """Seconds a step of the recipe."""
-    config = compose("train", [f"recipe={name}", f"trainer.max_steps={steps}", f"cache={ROOT / '.cache'}"])
-    L.seed_everything(0, verbose=False)
-    data = instantiate(config.data, _convert_="all")
-    module = instantiate(config.recipe, stop=config.stop, _convert_="all")
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = L.Trainer(
-            accelerator="cpu",
-            max_epochs=-1,
-            max_steps=steps,
-            callbacks=[RandomStreams(), Meter(), FlowAudit(), TQDMProgressBar(refresh_rate=20), clock := Clock(steps)],
-            logger=TensorBoardLogger(folder),
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-        )
-        trainer.fit(module, data)
-    return clock.step
+class OneWeight(L.LightningModule):
+    """As little as Lightning trains."""
+
+    def __init__(self, automatic: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.automatic_optimization = automatic
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        return self.weight.sum() if self.automatic_optimization else None
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def bare(automatic: bool, steps: int) -> float:
+    """Seconds a step of a Trainer that has next to nothing to do."""
+    off: dict[str, Any] = dict.fromkeys(["logger", "enable_progress_bar", "enable_checkpointing"], False)
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=-1, enable_model_summary=False, callbacks=[clock := Clock(steps)], **off
+    )
+    trainer.fit(OneWeight(automatic), DataLoader(torch.zeros(steps, 1)))  # pyright: ignore[reportArgumentType]
+    return clock.seconds
+
+
+def measure(name: str, repeats: int, steps: int | None) -> tuple[list[Step], int]:
+    """The steps of the repeats, and how many each took the mean of."""
+    overrides = [f"recipe={name}", *AS_PLAIN.get(name, [])]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        if steps is None:
+            steps = FIRST + FIRST * max(1, min(MOST, round(SECONDS / plain(name, 2 * FIRST))) // FIRST)
+        with built(*overrides) as run:
+            automatic = run.recipe.automatic_optimization
+        found = [
+            Step(plain(name, steps), recipe_step(steps, *overrides), bare(automatic, max(steps, 500)))
+            for _ in range(repeats)
+        ]
+    return found, steps - FIRST
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="of a recipe")
-    parser.add_argument("--steps", type=int, default=500)
+    every = sorted(path.stem for path in (ROOT / "benchmarks" / "plain").glob("*.py"))
+    parser.add_argument("names", nargs="*", help="of recipes; all that have a plain script")
+    parser.add_argument("--steps", type=int, help=f"of each repeat; about {SECONDS} s of the plain script")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    quiet()
-    register()
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        found = [
-            (plain(options.name, options.steps), recipe(options.name, options.steps)) for _ in range(options.repeats)
-        ]
-    script, ours = (1e3 * statistics.median(each) for each in zip(*found, strict=True))
-    ratio = statistics.median(b / a for a, b in found)
-    print(f"{options.name}: plain {script:.3f} ms, recipe {ours:.3f} ms a step, {ratio:.2f}x")
+    prepare()
+    rows = {}
+    for name in options.names or every:
+        steps, count = measure(name, options.repeats, options.steps)
+        row: dict[str, Any] = {"steps": count, "repeats": len(steps)}
+        for what in ("plain", "recipe", "bare", "added"):
+            row[f"{what}_us"] = spread([1e6 * getattr(step, what) for step in steps])
+        row["ratio"] = spread([step.ratio for step in steps])
+        long = statistics.median(step.plain for step in steps) > LONG
+        row["met"] = row["ratio"]["median"] <= RATIO if long else row["added_us"]["median"] <= 1e6 * ADDED
+        rows[name] = row
+        if not options.json:
+            plain_us, recipe_us, added = (row[f"{what}_us"]["median"] for what in ("plain", "recipe", "added"))
+            said = "" if row["met"] else "  over the bar"
+            print(
+                f"{name:<16} plain {plain_us:8.0f} us  recipe {recipe_us:8.0f} us  {row['ratio']['median']:.2f}x",
+                end="",
+            )
+            print(f"  {added:6.0f} us over plain and a bare Trainer{said}", flush=True)
+    if options.json:
+        print(json.dumps(rows))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,11 @@ class Batches:
         """Batch ``k`` of the stream: (batch_size, ...) for each tensor."""
         a_pass, here = divmod(k, self.per_pass)
         if self._order[0] != a_pass:
-            order = torch.from_numpy(np.random.default_rng((self.seed, a_pass)).permutation(len(self.tensors[0])))
+            count = len(self.tensors[0])
+            if count == 1:  # a stream of random numbers takes longer than a toy's step
+                order = torch.zeros(1, dtype=torch.int64)
+            else:
+                order = torch.from_numpy(np.random.default_rng((self.seed, a_pass)).permutation(count))
             order = order[self.rank :: self.world_size]
             self._order = (a_pass, order.to(self.tensors[0].device))
         indices = self._order[1][here * self.batch_size : (here + 1) * self.batch_size]
