@@ -109,6 +109,13 @@ def measure(name: str, repeats: int, steps: int | None) -> tuple[list[Step], int
     return found, steps - FIRST
 
 
+def line(name: str, row: dict[str, Any]) -> str:
+    """What one prints of a recipe."""
+    plain_us, recipe_us, added, ratio = (row[key]["median"] for key in ("plain_us", "recipe_us", "added_us", "ratio"))
+    said = "" if row["met"] else "  over the bar"
+    return f"{name:<16} plain {plain_us:8.0f}  recipe {recipe_us:8.0f} us  {ratio:5.2f}x  {added:5.0f} us added{said}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     every = sorted(path.stem for path in (ROOT / "benchmarks" / "plain").glob("*.py"))
@@ -129,13 +136,7 @@ def main() -> None:
         row["met"] = row["ratio"]["median"] <= RATIO if long else row["added_us"]["median"] <= 1e6 * ADDED
         rows[name] = row
         if not options.json:
-            plain_us, recipe_us, added = (row[f"{what}_us"]["median"] for what in ("plain", "recipe", "added"))
-            said = "" if row["met"] else "  over the bar"
-            print(
-                f"{name:<16} plain {plain_us:8.0f} us  recipe {recipe_us:8.0f} us  {row['ratio']['median']:.2f}x",
-                end="",
-            )
-            print(f"  {added:6.0f} us over plain and a bare Trainer{said}", flush=True)
+            print(line(name, row), flush=True)
     if options.json:
         print(json.dumps(rows))
 
