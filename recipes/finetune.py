@@ -35,7 +35,7 @@ from recipes.parts.backbones import backbone as build_backbone
 from recipes.parts.labels import check_labels
 from recipes.parts.pretrained import kept_features
 from stopgrad import FlowContract, Stops
-from stopgrad.lightning.manual import backward, counted, data_of, log_is_due
+from stopgrad.lightning.manual import backward, counted, data_of, log_is_due, raw
 
 PAPER = "Kumar 2022; Howard & Ruder 2018"
 # The first choice is linear probing, and the default.
@@ -60,6 +60,7 @@ EXEMPT = {
 }
 SMALL = ["recipe.pretrain_steps=5", "data.batch_size=16"]
 FLOW = FlowContract({"target_loss": {"head": "open", "backbone": "blocked", "stop.features": "blocked"}})
+NOTHING = nn.Identity()
 
 
 def jittered(images: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ class FineTune(L.LightningModule):
     Args:
         stop: the chosen strategies and switches.
         shape: (C, H, W) of an image.
-        optimizer: from parameter groups to an optimiser; it holds the backbone too, whatever is cut.
+        optimizer: from parameter groups to an optimiser; it holds the backbone too, unless its features are cached.
         classes: outputs of the head.
         backbone: ``resnet`` (with BatchNorm), ``torchvision/NAME`` or ``timm/NAME``.
         width: channels of the ResNet's first stage.
@@ -83,6 +84,8 @@ class FineTune(L.LightningModule):
         backbone_lr: learning rate of the backbone; null for the head's.
         augment: shift each batch by up to one pixel.
         feature_cache: file for the features of ``stop.features=cached``; null for one in the data's cache.
+        updates: optimiser steps a batch, which is split among them: with ``cached`` a step takes less than the loop
+            around it.
     """
 
     FLOW = FLOW
@@ -102,6 +105,7 @@ class FineTune(L.LightningModule):
         backbone_lr: NonNegativeFloat | None = None,
         augment: bool = False,
         feature_cache: str | None = None,
+        updates: PositiveInt = 1,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -109,7 +113,7 @@ class FineTune(L.LightningModule):
         self.strategy = self.stop.features.spelled
         self.classes, self.augment, self.feature_cache = classes, augment, feature_cache
         self.optimizer, self.backbone_lr = optimizer, backbone_lr
-        self.pretrain_steps, self.unfreeze_after = pretrain_steps, unfreeze_after
+        self.pretrain_steps, self.unfreeze_after, self.updates = pretrain_steps, unfreeze_after, updates
         self.check_choices()
         self.source = (backbone, shape, width, weights)
         network: Any = self.source_network()
@@ -162,12 +166,12 @@ class FineTune(L.LightningModule):
     def halves(self) -> tuple[nn.Module, nn.Module]:
         """The backbone below the cut and above it; a whole one as it is, so that a compiled one is used."""
         if self.cached:
-            return nn.Identity(), nn.Identity()
+            return NOTHING, NOTHING
         cut = self.cut
         if cut == len(self.backbone):
-            return self.backbone, nn.Identity()
+            return self.backbone, NOTHING
         if cut == 0:
-            return nn.Identity(), self.backbone
+            return NOTHING, self.backbone
         return self.backbone[:cut], self.backbone[cut:]
 
     def freeze_below_the_cut(self) -> None:
@@ -188,11 +192,13 @@ class FineTune(L.LightningModule):
         self.freeze_below_the_cut()
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        optimizer = counted(self)
-        loss = self.target_loss(batch)
-        optimizer.zero_grad()  # to None: a gradient of zeros would let weight decay move what is frozen
-        backward(self, loss, "target_loss")
-        optimizer.step()
+        optimizers = [*[raw(self)] * (self.updates - 1), counted(self)]  # a step is a batch
+        parts = zip(*(tensor.tensor_split(self.updates) for tensor in batch), strict=True)
+        for optimizer, part in zip(optimizers, parts, strict=True):
+            loss = self.target_loss(part)
+            optimizer.zero_grad()  # to None: a gradient of zeros would let weight decay move what is frozen
+            backward(self, loss, "target_loss")
+            optimizer.step()
         if log_is_due(self):
             self.log("loss/target", loss.detach(), prog_bar=True)
 
@@ -200,7 +206,8 @@ class FineTune(L.LightningModule):
         backbone: dict[str, Any] = {"params": self.backbone.parameters()}
         if self.backbone_lr is not None:
             backbone["lr"] = self.backbone_lr
-        return self.optimizer([{"params": self.head.parameters()}, backbone])
+        head = {"params": self.head.parameters()}
+        return self.optimizer([head] if self.strategy == "cached" else [head, backbone])  # it never sees an image
 
     # ---- the pretrained weights, and the cached features
 
@@ -215,6 +222,9 @@ class FineTune(L.LightningModule):
 
     def check_data(self, data: Any) -> None:
         """Refuse, before a run, labels that the head has no output for, and features made by something else."""
+        size = getattr(data, "batch_size", self.updates)
+        if size < self.updates:
+            raise ValueError(f"data.batch_size={size}: fewer than recipe.updates={self.updates} steps, on each rank")
         check_labels(data, self.classes, "target", "source")
         if self.strategy == "cached" and self.feature_cache is not None and Path(self.feature_cache).exists():
             self.old_network().load_state_dict(data.pretrain(self.source_network(), self.pretrain_steps))

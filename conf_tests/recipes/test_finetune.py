@@ -207,6 +207,25 @@ class TestCached:
         with pytest.raises(ValueError, match=f"{key}: the features would change .*or stop.features=no_grad"):
             FineTune(**(CHOICES | choice | {"stop": stop}))
 
+    @pytest.mark.parametrize("strategy", ["cached", "no_grad"])
+    def test_several_updates_a_batch_are_those_of_smaller_batches(self, strategy):
+        """20 batches of 64 with four updates each end with the weights of 80 batches of 16."""
+        heads = []
+        for updates in (4, 1):
+            chosen = [f"stop.features={strategy}", f"recipe.updates={updates}", f"data.batch_size={16 * updates}"]
+            recipe, data = ready(*DIGITS, *chosen, "recipe.pretrain_steps=5")
+            made = recipe.configure_optimizers()
+            made.optimizer, steps = made, []
+            made.register_step_post_hook(lambda *_, steps=steps: steps.append(1))
+            recipe.optimizers, recipe.manual_backward = lambda made=made: made, lambda loss: loss.backward()
+            recipe.log = lambda *args, **kwargs: None
+            batches = Batches(*train_tensors(data), batch_size=data.batch_size, length=80 // updates)
+            for recipe.trainer.global_step, batch in enumerate(batches):
+                recipe.training_step(batch, 0)
+            assert len(steps) == 80
+            heads.append(recipe.head.state_dict())
+        assert equal(*heads)
+
     def test_of_another_backbone_is_refused_before_the_run(self, tmp_path):
         run = [*DIGITS[:3], "stop.features=cached", "recipe.feature_cache=features.pt", "trainer=smoke"]
         assert train(*run, "logger=none", cwd=tmp_path).returncode == 0
@@ -305,6 +324,8 @@ def test_labels_beyond_the_head_and_nothing_to_unfreeze_are_refused():
     with pytest.raises(ValueError, match=r"recipe.classes=7: the data has labels up to 9; choose 10"):
         FineTune(**CHOICES, classes=7).check_data(data)
     FineTune(**CHOICES, classes=10).check_data(data)
+    with pytest.raises(ValueError, match=r"data.batch_size=64: fewer than recipe.updates=65 steps, on each rank"):
+        FineTune(**CHOICES, updates=65).check_data(data)
     with pytest.raises(ValueError, match=r"stop.unfreeze=gradual: with stop.features=none nothing is frozen"):
         FineTune(**(CHOICES | {"stop": {"features": "none", "unfreeze": "gradual"}}))
 
