@@ -451,6 +451,30 @@ def test_no_rank_is_asked_for_sigterm(internals: Any, monkeypatch: pytest.Monkey
     assert asked == []
 
 
+@quietly
+@rests_on("lightning.pytorch.trainer.call:_call_callback_hooks", "hooks that nobody wrote cost a step their call again")
+def test_a_hook_that_is_none_is_not_called(internals: Any) -> None:
+    from lightning.pytorch.callbacks import Callback
+
+    class Own(Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            seen.append(self.on_train_batch_start)
+
+    seen: list[Any] = []
+    module = line([], lambda trainer: internals.rest_idle_hooks(trainer, module))
+    fit(module, Own(), max_steps=2)
+    assert seen == [None, None]
+
+
+@quietly
+@rests_on("lightning.pytorch.LightningModule, its _trainer", "no backward goes past Lightning's layers")
+def test_plain_trainer(internals: Any) -> None:
+    assert internals.plain_trainer(line()) is None
+    module = line(seen := [], lambda trainer: internals.plain_trainer(module) is trainer)
+    fit(module, max_steps=2)
+    assert seen == [True, True]
+
+
 # ---- Hydra
 
 
@@ -474,6 +498,27 @@ def test_product(internals: Any) -> None:
     overrides = OverridesParser.create().parse_overrides(["a=1,2", "+b.c='x,y'", "d=range(2)"])
     expected = [[f"a={a}", "+b.c='x,y'", f"d={d}"] for a in (1, 2) for d in (0, 1)]
     assert internals.product(overrides) == expected
+
+
+@rests_on("hydra._internal.config_loader_impl:ConfigLoaderImpl.load_configuration", "a sweep composes three times")
+def test_compose_once(internals: Any, tmp_path: Path) -> None:
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    (tmp_path / "train.yaml").write_text("a: 1\nb: ${a}\n")
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        before = loader.load_configuration("train", ["a=2"], RunMode.RUN)
+        internals.compose_once(loader)
+        first = loader.load_configuration("train", ["a=2"], RunMode.RUN)
+        (tmp_path / "train.yaml").write_text("a: 1\nb: 7\n")  # not read again but for what is new
+        first.a = 5
+        swept = loader.load_sweep_config(before, ["a=2"])
+        again = loader.load_configuration("train", overrides=["a=2"], run_mode=RunMode.RUN)
+        assert [before.b, first.b, again.b, swept.b] == [2, 5, 2, 2]
+        assert again == before
+        assert loader.load_configuration("train", ["a=3"], RunMode.RUN).b == 7
 
 
 @rests_on(

@@ -6,12 +6,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from conf_tests.helpers import build_recipe, config, final, norms, result, train
+from conf_tests.helpers import ROOT, build_recipe, config, final, norms, result, train
 from recipes.gan import BOUNDARIES, FLOW, GAN
+from recipes.parts import frechet
 from recipes.parts.averages import follow
 from recipes.parts.batches import Batches
-from recipes.parts.frechet import Classifier, Features, FrechetDistance, accuracy, cached_classifier
-from recipes.parts.images import read_images
+from recipes.parts.frechet import (
+    Classifier,
+    Features,
+    FrechetDistance,
+    SampleQuality,
+    accuracy,
+    cached_classifier,
+)
+from recipes.parts.images import Images, read_images
 
 EQUIVALENT = ["detach", "no_grad", "freeze", "detach_", "data", "none"]
 MLP = ["recipe=gan", "data=digits"]
@@ -199,6 +207,23 @@ def test_average_is_the_exponential_one():
 
 
 class TestFrechet:
+    def test_the_real_images_are_looked_at_once_a_process(self, monkeypatch):
+        """Runs on the same images share what belongs to these; another set of images has its own."""
+        data, other = (Images(name="digits", shape=(1, 8, 8), cache=str(ROOT / ".cache")) for _ in range(2))
+        for each in (data, other):
+            each.setup("fit")
+        frechet.KEPT.clear()
+        first = SampleQuality(data, None)
+        trained = []
+        monkeypatch.setattr(frechet, "cached_classifier", lambda *a: trained.append(a) or cached_classifier(*a))
+        again = SampleQuality(data, lambda n: data.images[:n])
+        assert not trained
+        assert first.yardsticks["frechet_floor"] == again.yardsticks["frechet_floor"]
+        assert first(data.held_out_images) == {"frechet": again.distance(data.held_out_images)} | first.yardsticks
+        other.images = other.images.flip(0)
+        SampleQuality(other, None)
+        assert len(trained) == 1
+
     def test_of_itself_is_zero_and_of_a_shift_is_its_square(self):
         class Identity(Classifier):
             def __init__(self):

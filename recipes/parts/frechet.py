@@ -79,13 +79,17 @@ def train_classifier(images: Tensor, labels: Tensor) -> Classifier:
     return classifier
 
 
+def key_of(*data: Tensor) -> str:
+    """Of the specification and these very tensors."""
+    return hashlib.sha256(SPECIFICATION.encode() + b"".join(each.numpy().tobytes() for each in data)).hexdigest()[:16]
+
+
 def cached_classifier(images: Tensor, labels: Tensor, cache: Path) -> Classifier:
     """The trained classifier, from the cache where it has been trained before on these very images.
 
     Leaves the global random state as it found it, so that a run does not depend on what is in the cache.
     """
-    data = images.numpy().tobytes() + labels.numpy().tobytes()
-    key = hashlib.sha256(SPECIFICATION.encode() + data).hexdigest()[:16]
+    key = key_of(images, labels)
     with torch.random.fork_rng(devices=[]):
         weights = cached(cache / f"frechet-{key}.pt", lambda: train_classifier(images, labels).state_dict())
         classifier = Classifier(images.shape[1:], int(labels.max()) + 1)
@@ -113,6 +117,9 @@ class FrechetDistance:
         return self.metric.compute().item()
 
 
+KEPT: dict[str, tuple[FrechetDistance, float]] = {}  # of the last real images
+
+
 class SampleQuality:
     """The Frechet distance of samples, beside the two figures it is to be read against.
 
@@ -125,13 +132,22 @@ class SampleQuality:
     """
 
     def __init__(self, data: Images, sample: Callable[[int], Tensor] | None) -> None:
-        classifier = cached_classifier(data.images, data.labels, data.cache)
+        self.distance, floor = self.of_reals(data)
+        self.yardsticks = {"frechet_floor": floor}
+        if sample is not None:
+            self.yardsticks["frechet_start"] = self.distance(sample(self.num_reals))
+
+    def of_reals(self, data: Images) -> tuple[FrechetDistance, float]:
+        """The distance to the real images, and between their halves: once for all runs of a process on these images."""
         reals = torch.cat([data.images, data.held_out_images])[:2000]
         self.num_reals = len(reals)
-        self.distance = FrechetDistance(classifier, reals)
-        self.yardsticks = {"frechet_floor": FrechetDistance(classifier, reals[::2])(reals[1::2])}
-        if sample is not None:
-            self.yardsticks["frechet_start"] = self.distance(sample(len(reals)))
+        key = key_of(data.images, data.labels, reals)
+        if key not in KEPT:
+            classifier = cached_classifier(data.images, data.labels, data.cache)
+            halves = FrechetDistance(classifier, reals[::2])
+            KEPT.clear()
+            KEPT[key] = FrechetDistance(classifier, reals), halves(reals[1::2])
+        return KEPT[key]
 
     def __call__(self, images: Tensor) -> dict[str, float]:
         return {"frechet": self.distance(images)} | self.yardsticks

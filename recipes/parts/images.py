@@ -6,6 +6,7 @@ downloaded by torchvision. Images are float32 in [-1, 1], shape (N, C, H, W); la
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from recipes.parts.cache import cached
 HELD_OUT = 0.2  # of every data set; the same images for every seed
 
 
+@functools.cache  # a sweep's runs read them five times each
 def read_digits(cache: Path) -> tuple[Tensor, Tensor]:
     """1,797 images 8x8 of handwritten digits (UCI, in scikit-learn)."""
     from sklearn.datasets import load_digits

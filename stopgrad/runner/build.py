@@ -136,8 +136,10 @@ def share(config: DictConfig, ranks: int) -> DictConfig:
     Raises:
         InputError: a size that cannot be shared evenly.
     """
+    if ranks == 1:
+        return config
     part = copy.deepcopy(config)
-    for key in SHARED if ranks > 1 else ():
+    for key in SHARED:
         whole = OmegaConf.select(config, key)
         if not isinstance(whole, int):
             continue

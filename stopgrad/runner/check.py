@@ -13,14 +13,13 @@ from typing import Any, NoReturn
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from stopgrad.cuts.strategies import check_stop
 from stopgrad.runner import names
 from stopgrad.runner.declared import declaration
 from stopgrad.runner.errors import InputError, choose, is_input_error, one_line, wants_traceback
-from stopgrad.runner.hydra_internals import product
+from stopgrad.runner.hydra_internals import compose_once, product
 from stopgrad.runner.launch import averages, ranks_are_there, under_srun
 from stopgrad.runner.progress import Sweep
 from stopgrad.runner.safety import check_paths, check_safety
@@ -164,9 +163,10 @@ def sweep_configs(config: DictConfig) -> list[DictConfig]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     loader = GlobalHydra.instance().config_loader()
+    compose_once(loader)
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     overrides = OverridesParser.create(loader).parse_overrides([*params, *names.as_typed(config.hydra)])
-    return [loader.load_configuration("train", run, RunMode.RUN) for run in product(overrides)]
+    return [loader.load_sweep_config(config, run) for run in product(overrides)]
 
 
 class CheckFirst(Callback):

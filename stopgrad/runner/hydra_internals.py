@@ -6,6 +6,9 @@ longer works.
 
 from __future__ import annotations
 
+import functools
+import inspect
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +22,26 @@ def product(overrides: Sequence[Any]) -> list[list[str]]:
 
     (runs,) = BasicSweeper.split_arguments(list(overrides), None)
     return [list(run) for run in runs]
+
+
+def compose_once(loader: Any) -> None:
+    """Let a sweep compose each of its configs once, not three times: to check it, to validate it, and to run it.
+
+    ``ConfigLoaderImpl.load_configuration`` is asked by all three, with the same arguments; each is given a copy.
+    """
+    compose = loader.load_configuration
+    kept: dict[str, bytes] = {}  # 20 kB each
+
+    @functools.wraps(compose)
+    def composed(*args: Any, **kwargs: Any) -> Any:
+        bound = inspect.signature(compose).bind(*args, **kwargs)
+        bound.apply_defaults()
+        key = repr(list(bound.arguments.items()))
+        if key not in kept:
+            kept[key] = pickle.dumps(compose(*args, **kwargs))
+        return pickle.loads(kept[key])
+
+    loader.load_configuration = composed
 
 
 def before_targets(check: Callable[[str, str], None]) -> None:
