@@ -1,4 +1,4 @@
-"""How long `train.py --help` and `--cfg job` take, against a bare Hydra application in the same run.
+"""CPU time of `train.py --help` and `--cfg job`, against a bare Hydra application in turn.
 
 python benchmarks/startup.py
 """
@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import resource
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from timing import spread  # noqa: E402
+
+BARS = {"--help": 1.3, "--cfg job": 1.15}
 BARE = """
 import hydra
 @hydra.main(version_base="1.3", config_path=None)
@@ -24,35 +29,39 @@ main()
 
 
 def seconds(command: list[str]) -> float:
-    started = time.perf_counter()
+    """CPU seconds of a process."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    times: dict[str, list[tuple[float, float]]] = {option: [] for option in BARS}
     with tempfile.TemporaryDirectory() as folder:
         bare = Path(folder, "bare.py")
         bare.write_text(BARE)
-        commands = {
-            f"{name} {option}": [sys.executable, str(program), *option.split()]
-            for option in ("--help", "--cfg job")
-            for name, program in (("bare", bare), ("train.py", ROOT / "train.py"))
-        }
-        times: dict[str, list[float]] = {name: [] for name in commands}
+        programs = [str(bare), str(ROOT / "train.py")]
         for _ in range(arguments.repeats):
-            for name, command in commands.items():
-                times[name].append(seconds(command))
-    median = {name: statistics.median(found) for name, found in times.items()}
-    ratios = {option: median[f"train.py {option}"] / median[f"bare {option}"] for option in ("--help", "--cfg job")}
+            for option, pairs in times.items():
+                theirs, ours = (seconds([sys.executable, program, *option.split()]) for program in programs)
+                pairs.append((theirs, ours))
+    found: dict[str, Any] = {"repeats": arguments.repeats}
+    for option, pairs in times.items():
+        found[option] = {
+            "seconds": spread([ours for _, ours in pairs]),
+            "over bare Hydra": spread([ours / theirs for theirs, ours in pairs]),
+        }
     if arguments.json:
-        print(json.dumps({"repeats": arguments.repeats, "seconds": median, "ratios": ratios}))
+        print(json.dumps(found))
         return
-    for option, ratio in ratios.items():
-        print(f"{option:<10} {median[f'train.py {option}']:.2f} s, {ratio:.2f} times bare Hydra's (bar: 2)")
+    for option, bar in BARS.items():
+        took, ratio = (found[option][key]["median"] for key in ("seconds", "over bare Hydra"))
+        print(f"{option:<10} {took:.2f} s, {ratio:.2f} times bare Hydra's (bar: {bar})")
 
 
 if __name__ == "__main__":

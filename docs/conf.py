@@ -67,6 +67,7 @@ TREE = {
         "Comparison <comparison>",
         "Audit <audit>",
         "Several processes <distributed>",
+        "Speed <speed>",
         "Your own project <own_project>",
         "Glossary <glossary>",
         "Design <design>",
