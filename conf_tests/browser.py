@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +131,11 @@ def running_browser() -> Iterator[Browser]:
                 pass
         finally:
             driver.terminate()
+
+
+def wait_until(true: Callable[[], object], seconds: float = 40) -> None:
+    """Ask ``true()`` again and again; it must not take so long."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.3)

@@ -35,22 +35,16 @@ def test_every_bar_and_every_recipe_was_measured(speed):
         assert part["machine"].keys() == speed.machine().keys()
 
 
-def test_a_miss_is_told(speed):
-    def line(median: float, row: int) -> str:
-        part = {"command": "c", "found": {"recipe over plain": dict(median=median, min=1.0, max=2.0)}}
-        parts = {"gan": part, "actor_critic": {"command": "c", "found": {"times_sooner": part["found"]["recipe over plain"]}}}
-        row_of = [each for each in speed.ROWS if each.work == works[row]]
-        before, speed.ROWS = speed.ROWS, row_of
-        try:
-            return list(speed.bars(parts))[-1]
-        finally:
-            speed.ROWS = before
+def test_a_miss_is_told(speed, monkeypatch):
+    def last_line(asked: str, bar: float, median: float) -> str:
+        monkeypatch.setattr(speed, "ROWS", [speed.Row("work", "gan", speed.at("a", "b"), asked, bar)])
+        found = {"a": {"b": {"median": median, "min": 1.0, "max": 2.0}}}
+        return list(speed.bars({"gan": {"command": "c", "found": found}}))[-1]
 
-    works = ["GAN recipe over the plain loop, WGAN-GP", "PPO to 475 on CartPole, times sooner than SB3's zoo"]
-    assert "| at most 1.04 | 1.04 | 1 to 2 | yes |" in line(1.04, 0)
-    assert "| at most 1.04 | 1.05 | 1 to 2 | **no** |" in line(1.05, 0)
-    assert "| at least 6 | 6 | 1 to 2 | yes |" in line(6.0, 1)
-    assert "| at least 6 | 5.9 | 1 to 2 | **no** |" in line(5.9, 1)
+    assert last_line("at most", 1.04, 1.04) == "| work | at most 1.04 | 1.04 | 1 to 2 | yes | `c` |"
+    assert last_line("at most", 1.04, 1.05) == "| work | at most 1.04 | 1.05 | 1 to 2 | **no** | `c` |"
+    assert last_line("at least", 6, 6.0) == "| work | at least 6 | 6 | 1 to 2 | yes | `c` |"
+    assert last_line("at least", 6, 5.9) == "| work | at least 6 | 5.9 | 1 to 2 | **no** | `c` |"
 
 
 def test_a_page_without_its_markers_and_an_unknown_part_are_refused(speed):
