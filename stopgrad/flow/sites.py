@@ -19,17 +19,16 @@ from stopgrad.flow.frames import graphless_line, in_optimizer, user_line
 from stopgrad.flow.graph import Nodes, Walk
 from stopgrad.flow.known import Known, Tensors
 from stopgrad.flow.ops import (
-    CUTS,
-    ESCAPES,
+    LOOKS,
     NO_WRITE,
     OVERWRITES,
-    PAIRWISE,
     VALUELESS,
+    Operation,
     changes_nothing,
     graphless_mode,
     leaves_of,
     loses_type,
-    name_of,
+    operation,
     storage_of,
     written_by,
 )
@@ -144,32 +143,43 @@ class Recorder(TorchFunctionMode):
             at_first()
         if self._paused or func in VALUELESS or in_optimizer():
             return func(*args, **kwargs)
+        if func in LOOKS and self.tensors.knows(args[0]):
+            return self._seen(func(*args, **kwargs))
+        op = operation(func)
         inputs = [*leaves_of(args), *leaves_of(kwargs)] if kwargs else leaves_of(args)
-        known = [(t, v) for t in inputs if (v := self.tensors.value(t)) is not None]
+        known, live = [], False
+        for tensor in inputs:
+            value = self.tensors.value(tensor)
+            if value is not None:
+                known.append((tensor, value))
+                live = live or tensor.requires_grad
         numbers = leaves_of((args, kwargs), float) if self._numbers else []
         numbers = [self._numbers[n] for n in numbers if n in self._numbers]
-        live = any(t.requires_grad for t, _ in known)
         begin = next_number()
-        result = func(*args, **kwargs)
-        if not self.unseen and functorch_level() is not None:
-            self.unseen = "functorch at " + place(*user_line())
+        result = self._seen(func(*args, **kwargs))
         if known or numbers:
-            if func in ESCAPES:
-                self._escape(ESCAPES[func], [v for _, v in known], result)
-            elif (targets := written_by(func, args, kwargs)) is not None:
-                self._write(func, targets, args, known, numbers, begin)
-            elif live and changes_nothing(func, args, kwargs) and result.requires_grad:
+            if op.escape:
+                self._escape(op.escape, [v for _, v in known], result)
+            elif (targets := written_by(op, args, kwargs)) is not None:
+                self._write(func, op, targets, args, known, numbers, begin)
+            elif live and op.by_number and changes_nothing(args, kwargs) and result.requires_grad:
                 self.tensors.attach([(result, known[0][1])], begin)
             else:
-                self._result(func, inputs, leaves_of(result), known, numbers, live, begin)
+                self._result(op, inputs, leaves_of(result), known, numbers, live, begin)
         elif self.tensors.writes:
             for tensor in leaves_of(result):
                 self.tensors.writes.pop(storage_of(tensor), None)  # a new tensor in the memory of one that is gone
         return result
 
+    def _seen(self, result: Any) -> Any:
+        """What an operation made, which was not inside a transform of torch.func, or it is noted."""
+        if functorch_level() is not None and not self.unseen:
+            self.unseen = "functorch at " + place(*user_line())
+        return result
+
     def _result(
         self,
-        func: Any,
+        op: Operation,
         inputs: list[Tensor],
         outputs: list[Tensor],
         known: list[Known],
@@ -178,31 +188,35 @@ class Recorder(TorchFunctionMode):
         begin: int,
     ) -> None:
         """An operation made new tensors. Outputs that are alike share one value."""
-        mode, name = graphless_mode(), name_of(func)
+        mode, name = graphless_mode(), op.name
         site, in_checkpoint = graphless_line() if mode else (user_line(), False)
         if in_checkpoint:
             name = CHECKPOINT
-        if func in PAIRWISE:  # the i-th output is the i-th input, reshaped
+        if op.pairwise:  # the i-th output is the i-th input, reshaped
             pairs = [(out, [v for t, v in known if t is source]) for out, source in zip(outputs, inputs, strict=True)]
         else:
-            pairs = [(out, [value for _, value in known] + numbers) for out in outputs]
+            every = [value for _, value in known] + numbers
+            pairs = [(out, every) for out in outputs]
         made: dict[Any, int] = {}
         attached: list[Known] = []
         for out, parents in pairs:
-            if not parents or any(out is tensor for tensor, _ in known):
+            if not parents or _is_among(out, known):
                 continue  # handed through as it was: contiguous(), to(the same dtype)
-            cut = CUTS.get(func, "")
+            cut = op.cut
             if not (cut or mode or out.requires_grad) and (live or loses_type(out, [t for t, _ in known])):
                 cut = "no_derivative"
             key = (out.requires_grad, cut, *parents)
-            if key not in made:
-                made[key] = self.tensors.new(name, parents, cut=cut, mode=mode, live=out.requires_grad, site=site)
-            attached.append((out, made[key]))
+            value = made.get(key)
+            if value is None:
+                value = self.tensors.new(name, parents, cut=cut, mode=mode, live=out.requires_grad, site=site)
+                made[key] = value
+            attached.append((out, value))
         self.tensors.attach(attached, begin)
 
     def _write(
         self,
         func: Any,
+        op: Operation,
         targets: Sequence[Tensor],
         args: Any,
         known: list[Known],
@@ -210,7 +224,7 @@ class Recorder(TorchFunctionMode):
         begin: int,
     ) -> None:
         """An operation in place: its targets now depend on its inputs too, and so does every alias of them."""
-        mode, cut = graphless_mode(), CUTS.get(func, "")
+        mode, cut = graphless_mode(), op.cut
         site = user_line(function_calls=bool(mode))
         lists = [a for a in args if isinstance(a, list | tuple) and len(a) == len(targets)] if len(targets) > 1 else []
         attached: list[Known] = []
@@ -223,7 +237,7 @@ class Recorder(TorchFunctionMode):
             if id(target) in self.tensors.roots and parents == [self.tensors.roots[id(target)]]:
                 continue  # a parameter changed by itself alone
             live = target.requires_grad
-            value = self.tensors.new(name_of(func), parents, cut=cut, mode=mode, live=live, site=site)
+            value = self.tensors.new(op.name, parents, cut=cut, mode=mode, live=live, site=site)
             attached.append((target, value))
             if func not in NO_WRITE:
                 self.tensors.writes[storage_of(target)] = value
@@ -319,3 +333,10 @@ class Recorder(TorchFunctionMode):
     def _crossing(self, name: str, before: int | None, *, live: bool, line: tuple[str, int]) -> int:
         parents = () if before is None else (before,)
         return self.tensors.new(f"stop.{name}", parents, parts=self._bit_of(f"stop.{name}"), live=live, site=line)
+
+
+def _is_among(out: Tensor, known: Sequence[Known]) -> bool:
+    for tensor, _ in known:  # noqa: SIM110 - any() takes three times as long, for every operation
+        if tensor is out:
+            return True
+    return False
