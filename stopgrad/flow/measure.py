@@ -48,7 +48,7 @@ def norm(grad: Tensor) -> Tensor:
 
 def norms_of(grads: Sequence[Tensor | None]) -> list[float | None]:
     """The norm of each gradient, as numbers: one synchronisation for all that are alike."""
-    found: list[float | None] = [None] * len(grads)
+    norms: list[Tensor | None] = [None] * len(grads)
     alike: dict[Any, list[tuple[int, Tensor]]] = {}
     with without_overrides():  # what the audit does itself is nobody's operation
         for i, grad in enumerate(grads):
@@ -57,8 +57,23 @@ def norms_of(grads: Sequence[Tensor | None]) -> list[float | None]:
                 plain = grad if is_plain else _plain(grad)
                 alike.setdefault((plain.dtype, plain.device), []).append((i, plain))
         for group in alike.values():
-            numbers = torch.stack(list(_norms([grad for _, grad in group]))).tolist()
-            for (i, _), number in zip(group, numbers, strict=True):
+            for (i, _), norm in zip(group, _norms([grad for _, grad in group]), strict=True):
+                norms[i] = norm
+    return numbers(norms)
+
+
+def numbers(norms: Sequence[Tensor | None]) -> list[float | None]:
+    """Norms as numbers: one synchronisation for all that are alike."""
+    found: list[float | None] = [None] * len(norms)
+    alike: dict[Any, list[int]] = {}
+    with without_overrides():
+        for i, norm in enumerate(norms):
+            if norm is not None:
+                alike.setdefault((norm.dtype, norm.device), []).append(i)
+        for group in alike.values():
+            for i, number in zip(
+                group, torch.stack([n for i in group if (n := norms[i]) is not None]).tolist(), strict=True
+            ):
                 found[i] = number
     return found
 

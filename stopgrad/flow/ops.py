@@ -41,6 +41,7 @@ VALUELESS = {
     _T.grad.__get__,
     _T.grad.__set__,
 }
+BACKWARDS = {_T.backward, torch.autograd.backward, torch.autograd.grad}  # may free the graph that they go through
 OVERWRITES = {_T.copy_, _T.zero_, _T.fill_, _T.normal_, _T.uniform_, _T.random_, _T.exponential_}  # drop the old value
 PAIRWISE = {torch.broadcast_tensors, torch.functional.broadcast_tensors, torch.meshgrid, torch.functional.meshgrid}
 NO_WRITE = {_T.detach_, torch.detach_, _T.data.__set__}

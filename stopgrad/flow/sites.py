@@ -19,6 +19,7 @@ from stopgrad.flow.frames import graphless_line, in_optimizer, user_line
 from stopgrad.flow.graph import Nodes, Walk
 from stopgrad.flow.known import Known, Tensors
 from stopgrad.flow.ops import (
+    BACKWARDS,
     LOOKS,
     NO_WRITE,
     OVERWRITES,
@@ -32,6 +33,7 @@ from stopgrad.flow.ops import (
     storage_of,
     written_by,
 )
+from stopgrad.flow.own import QUIET, Awaited
 from stopgrad.flow.threads import OtherThreads
 from stopgrad.flow.values import CHECKPOINT, place
 
@@ -58,6 +60,8 @@ class Recorder(TorchFunctionMode):
         on_probe: called with the name of the boundary and the live tensor that crosses it.
         on_backward: called with a tensor before its ``backward()``.
         strategies: of each boundary that was crossed, as its choice is spelled.
+        awaited: the loss that was reported and is not measured yet.
+        newest_backward: autograd's number when the last backward began: a graph that is newer is whole.
         tensors: the value of each tensor.
     """
 
@@ -73,6 +77,8 @@ class Recorder(TorchFunctionMode):
         self.on_probe: Callable[[str, Tensor], None] | None = None
         self.on_backward: Callable[[Tensor], None] | None = None
         self.strategies: dict[str, str] = {}
+        self.awaited: Awaited | None = None
+        self.newest_backward = 0
         self._paused = False
         self._at_first: Callable[[], None] | None = None
         self._bit_of = bit_of
@@ -81,7 +87,8 @@ class Recorder(TorchFunctionMode):
 
     def __enter__(self) -> Recorder:
         watcher.stand(self)
-        self.tensors.nodes = Nodes(next_number())
+        self.newest_backward = next_number()
+        self.tensors.nodes = Nodes(self.newest_backward)
         self._others.begin()
         super().__enter__()
         return self
@@ -97,10 +104,16 @@ class Recorder(TorchFunctionMode):
         finally:
             watcher.leave(self)
             self._others.leave()
-            self.on_probe = self.on_backward = None  # a graph holds this, and they its losses
+            self.on_probe = self.on_backward = self.awaited = None  # a graph holds this, and they its losses
             self.tensors.clear()
             for store in (self._numbers, self.probes, self._fresh):
                 store.clear()
+
+    def settle(self) -> None:
+        """Measure the loss that is awaited, if there is one, before anything else happens."""
+        awaited, self.awaited = self.awaited, None
+        if awaited is not None:
+            awaited.measure()
 
     def _computed_elsewhere(self, what: str) -> None:
         self.unseen = self.unseen or what
@@ -136,8 +149,16 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is Tensor.backward and self.on_backward is not None and not self._paused:
-            self.on_backward(args[0])
+        if func in BACKWARDS:
+            if func is Tensor.backward and self.on_backward is not None and not self._paused:
+                self.on_backward(args[0])
+            self.newest_backward = next_number()
+        if self.awaited is not None and func not in QUIET:
+            own = self.awaited.own(func, args, kwargs)
+            if own is not None:
+                self.awaited = None
+                return own()
+            self.settle()
         if self._paused and self._at_first is not None:
             at_first, self._at_first = self._at_first, None
             at_first()
@@ -255,6 +276,7 @@ class Recorder(TorchFunctionMode):
     @contextmanager
     def inside(self, name: str, kind: str) -> Iterator[None]:
         """The producer of a boundary runs: cuts of this kind are the boundary's, and take its line."""
+        self.settle()
         self.tensors.boundaries.append((name, kind, user_line()))
         try:
             yield
@@ -263,6 +285,7 @@ class Recorder(TorchFunctionMode):
 
     def gate(self, name: str, leaf: Tensor, cut: Callable[[Tensor], Tensor]) -> Tensor:
         """``leaf`` crosses a boundary that lets gradient through: it gets a node of its own, which is then gated."""
+        self.settle()
         before, line = self.tensors.value(leaf), user_line()
         begin = next_number()
         with self.pause():
@@ -281,6 +304,7 @@ class Recorder(TorchFunctionMode):
 
     def cut(self, name: str, kind: str, leaf: Tensor, cut: Callable[[Tensor], Tensor]) -> Tensor:
         """``leaf`` crosses a boundary that cuts it."""
+        self.settle()
         before, line = self.tensors.value(leaf), user_line()
         begin = next_number()
         with self.pause():
@@ -291,6 +315,7 @@ class Recorder(TorchFunctionMode):
 
     def freeze(self, name: str, leaf: Tensor, args: Any) -> Tensor:
         """``leaf`` was made under ``freeze``: blocked, unless a parameter that nobody froze made it live."""
+        self.settle()
         inputs = [t for t in leaves_of(args) if t.requires_grad]
         walk = Walk(leaf, stop={t.grad_fn for t in inputs})
         reached = walk.leaves.keys() - {id(t) for t in inputs}
@@ -306,6 +331,7 @@ class Recorder(TorchFunctionMode):
 
     def use(self, leaf: Tensor, line: tuple[str, int]) -> tuple[Tensor, int]:
         """One use of a live value: an alias, with a value of its own; -1 in its place if it depends on no part."""
+        self.settle()
         with without_overrides():
             before = self.tensors.value(leaf)
             if before is None:

@@ -12,6 +12,8 @@ from stopgrad.cuts.torch_internals import sequence_number
 from stopgrad.flow.graph import hands_on, ordered
 from stopgrad.flow.measure import norm
 
+Ways = dict[Any, list[tuple[int, Any]]]  # nodes, each with some of its edges: which of them, and to which node
+
 # Operations that may make a gradient zero, where it was not measured which one did.
 SUSPECTS = frozenset(
     (
@@ -31,37 +33,48 @@ def died_at(
         targets: leaves or other tensors at which nothing larger than ``floor`` arrives.
         backward: takes the gradient of ``loss`` at some tensors, while hooks stand on the nodes.
     """
-    order = ordered(loss.grad_fn)
-    ends = {id(t) for t in targets if t.is_leaf}, {t.grad_fn for t in targets if not t.is_leaf}
-    leading: dict[Any, list[tuple[int, Any]]] = {}  # nodes on a way to a target, with their edges on such ways
-    for node in order:  # what lies behind a node comes before it
-        edges = [(i, child) for i, (child, _) in enumerate(node.next_functions) if child in leading]
-        variable = getattr(node, "variable", None)
-        if edges or node in ends[1] or (variable is not None and id(variable) in ends[0]):
-            leading[node] = [] if node in ends[1] else edges
+    ways = leading(loss, targets)
     died: set[Any] = set()
 
     def after(node: Any, passed: Sequence[Tensor | None], got: Sequence[Tensor | None]) -> None:
-        if _any(got, floor) and not all(_any([passed[i]], floor) for i, _ in leading[node]):
+        if _any(got, floor) and not all(_any([passed[i]], floor) for i, _ in ways[node]):
             died.add(node)
 
-    handles = [node.register_hook(partial(after, node)) for node, edges in leading.items() if edges]
+    handles = [node.register_hook(partial(after, node)) for node, edges in ways.items() if edges]
     try:
         backward(targets)
     finally:
         for handle in handles:
             handle.remove()
-    return sorted(_makers(died, leading), key=sequence_number, reverse=True)
+    return blamed(died, ways)
+
+
+def leading(loss: Tensor, targets: Sequence[Tensor]) -> Ways:
+    """The nodes on a way from a loss to some tensors, each with its edges on such ways, the first of them last."""
+    order = ordered(loss.grad_fn)
+    ends = {id(t) for t in targets if t.is_leaf}, {t.grad_fn for t in targets if not t.is_leaf}
+    ways: Ways = {}
+    for node in order:  # what lies behind a node comes before it
+        edges = [(i, child) for i, (child, _) in enumerate(node.next_functions) if child in ways]
+        variable = getattr(node, "variable", None)
+        if edges or node in ends[1] or (variable is not None and id(variable) in ends[0]):
+            ways[node] = [] if node in ends[1] else edges
+    return ways
+
+
+def blamed(died: Collection[Any], ways: Ways) -> list[Any]:
+    """Of the nodes at which a gradient became zero those that made it so, nearest to the loss first."""
+    return sorted(_makers(died, ways), key=sequence_number, reverse=True)
 
 
 def _any(grads: Sequence[Tensor | None], floor: float) -> bool:
     return any(g is not None and float(norm(g)) > floor for g in grads)
 
 
-def _makers(died: Collection[Any], leading: dict[Any, list[tuple[int, Any]]]) -> set[Any]:
+def _makers(died: Collection[Any], ways: Ways) -> set[Any]:
     """In place of a node that only hands on zeros, those that handed them to it."""
     users: dict[Any, list[Any]] = {}
-    for node, edges in leading.items():
+    for node, edges in ways.items():
         for _, child in edges:
             users.setdefault(child, []).append(node)
     found, stack, seen = set(), list(died), set(died)
