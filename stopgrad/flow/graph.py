@@ -141,10 +141,6 @@ class Reaches:
         self._newest = -1  # the number of the last loss's node: what is older may be shared
         self._gave_up = False
 
-    def clear(self) -> None:
-        for store in (self._tensors, self._leaves, self._crossings):
-            store.clear()
-
     def add_crossing(self, number: int, tensor: Tensor) -> None:
         """A tensor that is no leaf is asked for too; ``number`` is its node's."""
         self._crossings[number] = self._bit(tensor)

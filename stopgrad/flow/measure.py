@@ -15,6 +15,7 @@ from stopgrad.flow.graph import Reach, Walk
 from stopgrad.flow.lookup import named_modules
 
 _PIECE = 1 << 20  # elements
+_CLEAR = 1e-12  # no norm with an element above it is zero, though its squares are summed in single precision
 
 
 def _plain(grad: Tensor) -> Tensor:
@@ -79,9 +80,12 @@ def numbers(norms: Sequence[Tensor | None]) -> list[float | None]:
 
 
 def zero_parameters(parameters: Iterable[Tensor]) -> set[int]:
-    """The ids of those that require grad and are all zeros, in one pass over their values."""
+    """The ids of those that require grad and are all zeros: one element tells of most that they are not."""
     plain = [p for p in parameters if p.requires_grad and type(p) in (nn.Parameter, Tensor) and p.is_floating_point()]
     plain = [p for p in plain if not p.is_meta and p.numel()]
+    with without_overrides():
+        first = numbers([p.detach().as_strided((), ()) if p.layout is torch.strided else None for p in plain])
+    plain = [p for p, number in zip(plain, first, strict=True) if number is None or abs(number) <= _CLEAR]
     return {id(p) for p, length in zip(plain, norms_of(plain), strict=True) if length == 0}
 
 

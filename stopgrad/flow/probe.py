@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -32,13 +32,14 @@ class Probe:
 
     def __init__(self, recorder: Recorder, tensors: Mapping[int, Tensor], modules: Sequence[nn.Module]) -> None:
         self._recorder, self._tensors = recorder, tensors
-        self._found = Found(modules)
+        self._modules = modules
         self._reaches = Reaches()
         self._reach: Reach | None = None
         self._asked: list[Tensor] = []
 
-    def clear(self) -> None:
-        self._reaches.clear()
+    @cached_property
+    def _found(self) -> Found:
+        return Found(self._modules)
 
     def measure(self, name: str, loss: Tensor, carry: Callable[[Tensor], Carried], record: Callable[..., None]) -> None:
         """Measure a loss: in its own backward if that may be awaited, else now.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from typing import Any
@@ -228,9 +228,13 @@ class FlowAudit(Audit):
         unions = self.matrix.facts.unions
         wanted = contract.wanted(self.matrix.losses, self.matrix.parts, partial=True, unions=unions)
         barred = dict.fromkeys(part for (_, part), state in wanted.items() if state == "blocked")
-        parts = parts_in(trainer.lightning_module, contract)
-        spare = [p for name in barred for p in parts.of(name)]
-        for finding in self._steps.findings(spare=spare, over=over):
+
+        def spare() -> Iterator[Tensor]:  # asked only where something is found
+            parts = parts_in(trainer.lightning_module, contract)
+            for name in barred:
+                yield from parts.of(name)
+
+        for finding in self._steps.findings(spare=spare(), over=over):
             if (finding.name, finding.evidence) not in self._said:
                 self._said.add((finding.name, finding.evidence))
                 self.findings.append(finding)
