@@ -37,7 +37,7 @@ VALUELESS = {
     *(torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like),
     *(torch.rand_like, torch.randn_like, torch.randint_like),
     *(_T.new_zeros, _T.new_ones, _T.new_empty, _T.new_full, _T.new_empty_strided),
-    *(_T.requires_grad_, _T.retain_grad, _T.share_memory_, _T.backward),
+    *(_T.requires_grad_, _T.retain_grad, _T.share_memory_),
     _T.grad.__get__,
     _T.grad.__set__,
 }
@@ -53,6 +53,11 @@ _LOOKS += ("is_sparse", "is_quantized", "is_meta", "is_cpu", "is_cuda")
 LOOKS: set[Any] = {getattr(_T, name).__get__ for name in _LOOKS}
 LOOKS |= {_T.dim, _T.size, _T.numel, _T.stride, _T.is_contiguous, _T.is_floating_point, _T.is_complex, _T.__len__}
 
+KINDS = {  # what the mode asks first, for every operation
+    **dict.fromkeys(VALUELESS, "valueless"),
+    **dict.fromkeys(LOOKS, "look"),
+    **dict.fromkeys(BACKWARDS, "backward"),
+}
 _CONTAINERS = (list, tuple, dict)
 
 

@@ -19,11 +19,9 @@ from stopgrad.flow.frames import graphless_line, in_optimizer, user_line
 from stopgrad.flow.graph import Nodes, Walk
 from stopgrad.flow.known import Known, Tensors
 from stopgrad.flow.ops import (
-    BACKWARDS,
-    LOOKS,
+    KINDS,
     NO_WRITE,
     OVERWRITES,
-    VALUELESS,
     Operation,
     changes_nothing,
     graphless_mode,
@@ -148,8 +146,10 @@ class Recorder(TorchFunctionMode):
     # ---- operations
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in BACKWARDS:
+        kwargs, kind = kwargs or {}, KINDS.get(func)
+        if kind == "look" and self.tensors.knows(args[0]):
+            return self._seen(func(*args, **kwargs))
+        if kind == "backward":
             if func is Tensor.backward and self.on_backward is not None and not self._paused:
                 self.on_backward(args[0])
             self.newest_backward = next_number()
@@ -162,10 +162,8 @@ class Recorder(TorchFunctionMode):
         if self._paused and self._at_first is not None:
             at_first, self._at_first = self._at_first, None
             at_first()
-        if self._paused or func in VALUELESS or in_optimizer():
+        if self._paused or kind == "valueless" or func is Tensor.backward or in_optimizer():
             return func(*args, **kwargs)
-        if func in LOOKS and self.tensors.knows(args[0]):
-            return self._seen(func(*args, **kwargs))
         op = operation(func)
         inputs = [*leaves_of(args), *leaves_of(kwargs)] if kwargs else leaves_of(args)
         known, live = [], False
@@ -194,7 +192,7 @@ class Recorder(TorchFunctionMode):
 
     def _seen(self, result: Any) -> Any:
         """What an operation made, which was not inside a transform of torch.func, or it is noted."""
-        if functorch_level() is not None and not self.unseen:
+        if functorch_level() is not None and not (self.unseen or self._paused):
             self.unseen = "functorch at " + place(*user_line())
         return result
 
@@ -213,14 +211,12 @@ class Recorder(TorchFunctionMode):
         site, in_checkpoint = graphless_line() if mode else (user_line(), False)
         if in_checkpoint:
             name = CHECKPOINT
-        if op.pairwise:  # the i-th output is the i-th input, reshaped
-            pairs = [(out, [v for t, v in known if t is source]) for out, source in zip(outputs, inputs, strict=True)]
-        else:
-            every = [value for _, value in known] + numbers
-            pairs = [(out, every) for out in outputs]
+        every = [value for _, value in known] + numbers
         made: dict[Any, int] = {}
         attached: list[Known] = []
-        for out, parents in pairs:
+        for i, out in enumerate(outputs):
+            # Of some the i-th output is the i-th input, reshaped.
+            parents = [v for t, v in known if t is inputs[i]] if op.pairwise else every
             if not parents or _is_among(out, known):
                 continue  # handed through as it was: contiguous(), to(the same dtype)
             cut = op.cut
