@@ -50,7 +50,9 @@ class Probe:
         """
         self._look(loss)
         now = partial(self._measure, name, loss, carry, record)
-        if self._may_wait(loss):
+        with without_overrides():
+            may_wait = self._may_wait(loss)
+        if may_wait:
             own = partial(self._measure_in, name, loss, carry, record)
             self._recorder.awaited = Awaited(loss, now, own, partial(self._unseen, loss))
         else:
