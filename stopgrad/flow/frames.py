@@ -18,6 +18,7 @@ _OPTIMIZERS = os.path.join(_LIBRARIES[0], "optim") + os.sep
 _CHECKPOINT = os.path.join(_LIBRARIES[0], "utils", "checkpoint.py")
 _TRAINERS = {"lightning", "pytorch_lightning"}
 _KNOWN_FILES: dict[str, bool] = {}
+_OF_OPTIMIZERS: dict[str, bool] = {}
 _PASSED: set[str] = set()  # files whose lines are nobody's
 _LOOPS: set[str] = set()  # files of a trainer that runs the user's step: what it computes itself is nobody's line
 
@@ -87,7 +88,11 @@ def _passes(file: str) -> bool:
 def in_optimizer() -> bool:
     """True if one of torch's optimisers calls the caller: to follow its many operations would only cost time."""
     file = sys._getframe(2).f_code.co_filename
-    return file.startswith(_OPTIMIZERS) and not file.endswith("swa_utils.py")  # an average does carry values
+    known = _OF_OPTIMIZERS.get(file)
+    if known is None:
+        known = file.startswith(_OPTIMIZERS) and not file.endswith("swa_utils.py")  # an average does carry values
+        _OF_OPTIMIZERS[file] = known
+    return known
 
 
 def modules_in_sight() -> Iterator[nn.Module]:

@@ -146,7 +146,10 @@ class Recorder(TorchFunctionMode):
     # ---- operations
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, kind = kwargs or {}, KINDS.get(func)
+        kwargs = kwargs or {}
+        if self.awaited is None and in_optimizer():
+            return func(*args, **kwargs)
+        kind = KINDS.get(func)
         if kind == "look" and self.tensors.knows(args[0]):
             return self._seen(func(*args, **kwargs))
         if kind == "backward":
@@ -172,8 +175,7 @@ class Recorder(TorchFunctionMode):
             if value is not None:
                 known.append((tensor, value))
                 live = live or tensor.requires_grad
-        numbers = leaves_of((args, kwargs), float) if self._numbers else []
-        numbers = [self._numbers[n] for n in numbers if n in self._numbers]
+        numbers = self._came_back(args, kwargs) if self._numbers else []
         begin = next_number()
         result = self._seen(func(*args, **kwargs))
         if known or numbers:
@@ -189,6 +191,10 @@ class Recorder(TorchFunctionMode):
             for tensor in leaves_of(result):
                 self.tensors.writes.pop(storage_of(tensor), None)  # a new tensor in the memory of one that is gone
         return result
+
+    def _came_back(self, args: Any, kwargs: Any) -> list[int]:
+        """The values of the numbers among the arguments that left PyTorch before."""
+        return [self._numbers[n] for n in leaves_of((args, kwargs), float) if n in self._numbers]
 
     def _seen(self, result: Any) -> Any:
         """What an operation made, which was not inside a transform of torch.func, or it is noted."""
