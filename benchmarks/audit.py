@@ -2,23 +2,25 @@
 
     pip install torchlens      # optional; without it that column stays empty
     python benchmarks/audit.py [--json] [--repeats 9] [--threads 1]
-    python benchmarks/audit.py --wide    # a trunk of 20 layers with 16, 64 and 256 heads and losses
+    python benchmarks/audit.py --growth [--json]    # with 10, 100 and 400 losses, layers and parts
 
-Rows: the graph walk alone (the cheap layer), a standalone audited step (forward, the probe that measures the gradient,
-and the step's own backward), the same with module names for a drawing, and a step under ``FlowAudit``'s way of
-measuring, by hooks in the step's own backward. TorchLens captures a forward pass with its default options; what it adds
-is taken against a forward, what the audit adds against a whole step. Each repeat times all rows once, in turn; a
-figure is the median over the repeats of the ratio within one repeat.
+Rows: the graph walk alone (the cheap layer); a standalone audited step, whose own backward is measured; the same with a
+pass of the audit's own, as where something else comes between; the first with module names for a drawing; a batch of a
+Lightning training under ``FlowAudit``, to one that it leaves alone. TorchLens captures a forward pass with its default
+options; what it adds is taken against a forward, what the audit adds against a whole step. Each repeat times all rows
+once, in turn, in processor time; a figure is the median over the repeats of the ratio within one repeat, with its
+quartiles. ``between_audits``: what ``FlowAudit`` adds to each batch that it does not audit, of a network of two layers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -28,7 +30,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stopgrad import audit
-from stopgrad.flow import measure
 from stopgrad.flow.graph import Walk
 from stopgrad.flow.matrix import FlowMatrix
 
@@ -101,27 +102,17 @@ class Bench:
         with audit(self.model, **options) as a:
             self.finish(a.loss("loss", self.loss()))
 
-    def hooked(self) -> None:
-        """What ``stopgrad.lightning.FlowAudit`` does around a step."""
-        norms: dict[int, Tensor] = {}
+    def probed(self) -> None:
+        """The loss is written down in between, so that its backward is not what comes next."""
         with audit(self.model) as a:
-            handles = [
-                p.register_hook(partial(lambda key, grad: norms.__setitem__(key, measure.norm(grad)), id(p)))
-                for p in self.model.parameters()
-            ]
-            loss = self.loss()
-            a.admit("loss", loss)
+            loss = a.loss("loss", self.loss())
+            a.settle()
             self.finish(loss)
-            a.record("loss", loss, {key: float(n) for key, n in norms.items()}, {})
-            for handle in handles:
-                handle.remove()
 
     def walk(self) -> float:
         """Seconds of a cold graph walk."""
         loss = self.loss()
-        start = time.perf_counter()
-        Walk(loss)
-        return time.perf_counter() - start
+        return seconds(lambda: Walk(loss))
 
     def torchlens(self) -> None:
         import torchlens  # pyright: ignore[reportMissingImports]
@@ -129,10 +120,11 @@ class Bench:
         torchlens.trace(self.model, self.x)
 
 
-def seconds(step: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
-    start = clock()
+def seconds(step: Callable[[], Any]) -> float:
+    """Processor time, which other processes disturb less."""
+    start = time.process_time()
     step()
-    return clock() - start
+    return time.process_time() - start
 
 
 def run(ways: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
@@ -146,11 +138,16 @@ def run(ways: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[fl
     return times
 
 
-def ratios_of(times: dict[str, list[float]]) -> dict[str, float]:
-    """Medians over the repeats of the ratio to the plain step of the same repeat: a busy machine slows both sides."""
+def spread(figures: Sequence[float]) -> dict[str, float]:
+    low, median, high = statistics.quantiles(figures, n=4, method="inclusive")
+    return {"median": median, "quartile_1": low, "quartile_3": high, "repeats": len(figures)}
+
+
+def ratios_of(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Over the repeats the ratio to the plain step of the same repeat: a busy machine slows both sides."""
     plain = times["plain"]
     return {
-        way: statistics.median(t / p for t, p in zip(found, plain, strict=True))
+        way: spread([t / p for t, p in zip(found, plain, strict=True)])
         for way, found in times.items()
         if way != "plain"
     }
@@ -164,67 +161,138 @@ def compare(bench: Bench, repeats: int) -> dict[str, Any]:
             "forward": lambda: seconds(bench.loss),
             "walk": bench.walk,
             "audited": lambda: seconds(bench.audited),
-            "audited_draw": lambda: seconds(lambda: bench.audited(draw=True)),
-            "hooked": lambda: seconds(bench.hooked),
+            "audited, probed": lambda: seconds(bench.probed),
+            "audited, drawn": lambda: seconds(lambda: bench.audited(draw=True)),
         },
         repeats,
     )
+    return {"seconds": {way: spread(found) for way, found in times.items()}, "ratios": ratios_of(times)}
+
+
+def batches(bench: Bench, count: int, *more: Any) -> list[float]:
+    """Seconds of each batch of a Lightning training with these callbacks."""
+    from lightning.pytorch import Callback, LightningModule, Trainer
+
+    found: list[float] = []
+
+    class Module(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.automatic_optimization = bench.model, False
+
+        def training_step(self, *_: Any) -> None:
+            optimizer: Any = self.optimizers()
+            loss = bench.loss()
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return bench.optimizer
+
+    class Begins(Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            found.append(-time.process_time())
+
+    class Ends(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            found[-1] += time.process_time()
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    off = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(max_steps=count, accelerator="cpu", callbacks=[Begins(), *more, Ends()], **off)  # pyright: ignore[reportArgumentType]
+    trainer.fit(Module(), torch.utils.data.DataLoader(range(count)))  # pyright: ignore[reportArgumentType]
+    return found
+
+
+def in_training(bench: Bench, repeats: int) -> dict[str, float]:
+    """An audited batch to the one after it; the first ones make the optimiser's state, and draw."""
+    from stopgrad.lightning import FlowAudit
+
+    times = batches(bench, 2 * repeats + 4, FlowAudit(2, contract={"*": {"model": "open"}}))[4:]
+    return spread([audited / plain for audited, plain in zip(times[::2], times[1::2], strict=True)])
+
+
+def between_audits(repeats: int) -> dict[str, dict[str, float]]:
+    """Microseconds that callbacks add to a batch of a small network: an empty one, and those far from an audit."""
+    from lightning.pytorch import Callback
+
+    from stopgrad.lightning import FlowAudit
+
+    bench = Bench(nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 4)), torch.randn(4, 16), torch.randint(4, (4,)))
+    ways: dict[str, Callable[[], list[Any]]] = {
+        "none": lambda: [],
+        "an empty callback": lambda: [Callback()],
+        "FlowAudit with a contract": lambda: [FlowAudit(10**6, contract={"*": {"model": "open"}})],
+        "FlowAudit that watches": lambda: [FlowAudit(10**6, on_violation="record")],
+    }
+    timed = {
+        name: partial(lambda make: statistics.median(batches(bench, 400, *make())[20:]), m) for name, m in ways.items()
+    }
+    times = run(timed, repeats)
     return {
-        "median_s": {way: statistics.median(found) for way, found in times.items()},
-        "ratios": ratios_of(times),
+        name: spread([1e6 * (w - o) for w, o in zip(found, times["none"], strict=True)])
+        for name, found in times.items()
+        if name != "none"
     }
 
 
-def compare_with_torchlens(bench: Bench, repeats: int, ratios: dict[str, float]) -> None:
+def compare_with_torchlens(bench: Bench, repeats: int, ratios: dict[str, Any]) -> None:
     """Add what TorchLens' capture costs. It runs after all else: nothing that it installs is timed with the audit."""
     both = {"plain": lambda: seconds(bench.plain), "torchlens": lambda: seconds(bench.torchlens)}
     ratios |= ratios_of(run(both, repeats))
-    for way in ("audited", "hooked"):
-        ratios[f"torchlens adds / {way} adds"] = (ratios["torchlens"] - ratios["forward"]) / (ratios[way] - 1)
+    adds = ratios["torchlens"]["median"] - ratios["forward"]["median"]
+    for way in ("audited", "in training"):
+        if way in ratios:
+            ratios[f"torchlens adds / {way} adds"] = {"median": adds / (ratios[way]["median"] - 1)}
 
 
-class Wide:
-    """A trunk of 20 layers of width 16, and so many heads with a loss each; trunk and heads are the parts."""
+class Grown:
+    """A trunk of so many layers of width 16, and so many heads with a loss each; the trunk is so many parts."""
 
-    def __init__(self, heads: int) -> None:
+    def __init__(self, losses: int = 1, layers: int = 10, parts: int = 1) -> None:
         torch.manual_seed(0)
-        self.trunk = nn.Sequential(*(m for _ in range(20) for m in (nn.Linear(16, 16), nn.Tanh())))
-        self.heads = {f"head{i}": nn.Linear(16, 1) for i in range(heads)}
+        self.layers = [nn.Sequential(nn.Linear(16, 16), nn.Tanh()) for _ in range(layers)]
+        self.parts = {f"part{i}": self.layers[i * layers // parts : (i + 1) * layers // parts] for i in range(parts)}
+        self.heads = {f"head{i}": nn.Linear(16, 1) for i in range(losses)}
         self.x = torch.randn(16, 16)
 
     def losses(self) -> Iterator[tuple[str, Tensor]]:
-        hidden = self.trunk(self.x)
+        hidden = self.x
+        for layer in self.layers:
+            hidden = hidden + 0.05 * layer(hidden)
         return ((f"loss of {name}", head(hidden).square().mean()) for name, head in self.heads.items())
 
     def step(self) -> None:
         torch.stack([loss for _, loss in self.losses()]).sum().backward()
 
     def gradients(self) -> None:
-        """What the audit cannot do without: the gradient of each loss by itself."""
-        trunk = list(self.trunk.parameters())
+        """What the audit of several losses cannot do without: the gradient of each by itself."""
+        trunk = [p for layer in self.layers for p in layer.parameters()]
         for (_, loss), head in zip(self.losses(), self.heads.values(), strict=True):
             torch.autograd.grad(loss, [*trunk, *head.parameters()], retain_graph=True)
 
     def audited(self) -> FlowMatrix:
-        with audit({"trunk": self.trunk, **self.heads}) as a:
+        with audit({**{name: nn.ModuleList(part) for name, part in self.parts.items()}, **self.heads}) as a:
             for name, loss in self.losses():
                 a.loss(name, loss)
         return a.matrix()
 
 
-def wide(repeats: int) -> dict[str, Any]:
-    """Processor time, which other processes disturb less, of the fastest of the repeats."""
+def growth(repeats: int) -> dict[str, Any]:
+    """Processor time of the fastest of the repeats, for 10, 100 and 400 of what grows."""
     found = {}
-    for heads in (16, 64, 256):
-        model = Wide(heads)
-        ways = {"plain": model.step, "gradients": model.gradients, "audited": model.audited}
-        times = run({name: partial(seconds, way, time.process_time) for name, way in ways.items()}, repeats)
-        best = {name: min(each) for name, each in times.items()}
-        found[f"{heads} losses"] = {
-            "best_s": best,
-            "ratios": {name: each / best["plain"] for name, each in best.items() if name != "plain"},
-            "characters": len(model.audited().text()),
-        }
+    for what, fixed in {"losses": {}, "layers": {}, "parts": {"layers": 400}}.items():
+        for count in (10, 100, 400):
+            grown = Grown(**{**fixed, what: count})
+            ways = {"plain": grown.step, "gradients": grown.gradients, "audited": grown.audited}
+            times = run({name: partial(seconds, way) for name, way in ways.items()}, repeats)
+            best = {name: min(each) for name, each in times.items()}
+            found[f"{count} {what}"] = {
+                "best_s": best,
+                "adds_us_each": 1e6 * (best["audited"] - best["gradients"]) / count,
+                "characters": len(grown.audited().text()),
+            }
     return found
 
 
@@ -233,14 +301,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--wide", action="store_true", help="many losses and parts instead")
+    parser.add_argument("--growth", action="store_true", help="many losses, layers and parts instead")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    if options.wide:
-        found = wide(options.repeats)
-        print(json.dumps(found, indent=2) if options.json else "\n".join(f"{k}: {v}" for k, v in found.items()))
+    if options.growth:
+        found = growth(options.repeats)
+        print(json.dumps(found) if options.json else "\n".join(f"{k}: {v}" for k, v in found.items()))
         return
     benches = {
         "transformer_12": Bench(Transformer(), torch.randint(1000, (4, 64)), torch.randint(1000, (256,))),
@@ -249,15 +317,22 @@ def main() -> None:
     result: dict[str, Any] = {"repeats": options.repeats, "threads": options.threads, "torch": torch.__version__}
     for name, bench in benches.items():
         result[name] = compare(bench, options.repeats)
+    if find_spec("lightning") is not None:
+        for name, bench in benches.items():
+            result[name]["ratios"]["in training"] = in_training(bench, options.repeats)
+        result["between_audits_us"] = between_audits(options.repeats)
     for name, bench in benches.items() if find_spec("torchlens") is not None else ():
         compare_with_torchlens(bench, options.repeats, result[name]["ratios"])
     if options.json:
-        print(json.dumps(result, indent=2))
+        print(json.dumps(result))
         return
     for name in benches:
-        print(f"{name}: plain step {1e3 * result[name]['median_s']['plain']:.1f} ms")
+        print(f"{name}: plain step {1e3 * result[name]['seconds']['plain']['median']:.1f} ms")
         for way, ratio in result[name]["ratios"].items():
-            print(f"  {way:<32}{ratio:9.4f}" + (" x a plain step" if "/" not in way else ""))
+            of = "" if "/" in way else f" x a plain step   {ratio['quartile_1']:.4f} to {ratio['quartile_3']:.4f}"
+            print(f"  {way:<34}{ratio['median']:9.4f}{of}")
+    for name, us in result.get("between_audits_us", {}).items():
+        print(f"a batch with {name}: {us['median']:+.1f} us   {us['quartile_1']:.1f} to {us['quartile_3']:.1f}")
 
 
 if __name__ == "__main__":

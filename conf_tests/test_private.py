@@ -221,6 +221,40 @@ def test_top_mode(internals: Any) -> None:
     assert internals.top_mode() is None
 
 
+class _Names(torch.overrides.TorchFunctionMode):
+    """Lists what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+@rests_on("torch.autograd:backward.__code__", "an audit waits for a loss's own backward that it cannot see")
+def test_sees_backward(internals: Any) -> None:
+    x = torch.ones(2, requires_grad=True)
+    with _Names() as mode:
+        loss = x.sum()
+        torch.autograd.backward(loss)
+    assert (torch.autograd.backward in mode.seen) == internals.sees_backward
+
+
+@rests_on(
+    "torch.ops.profiler, what a step calls", "an audit measures a loss in a pass of its own before each zero_grad"
+)
+def test_record_function(internals: Any) -> None:
+    x = torch.ones(2, requires_grad=True)
+    optimizer = torch.optim.SGD([x])
+    with _Names() as mode:
+        optimizer.zero_grad()
+    known = {*internals.record_function, torch.Tensor.grad.__get__}  # pyright: ignore[reportAttributeAccessIssue]
+    assert len(mode.seen) == 3
+    assert known.issuperset(mode.seen)
+
+
 @rests_on("torch.autograd.graph.Node, what it has saved", "RetentionAudit counts no bytes and knows no spent graph")
 def test_saved_tensors(internals: Any) -> None:
     x, y = (torch.full((2,), value, requires_grad=True) for value in (2.0, 3.0))

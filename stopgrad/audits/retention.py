@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from stopgrad.audits.search import search
 from stopgrad.cuts.torch_internals import saved_tensors, top_mode, version_of
 from stopgrad.flow.frames import user_line
-from stopgrad.flow.ops import storage_of, written_by
+from stopgrad.flow.ops import operation, storage_of, written_by
 from stopgrad.flow.values import place
 
 
@@ -228,7 +228,7 @@ class guard_saved(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        for target in written_by(func, args, kwargs) or ():
+        for target in written_by(operation(func), args, kwargs) or ():
             for saved in self._live.get(storage_of(target), ()):
                 if saved.overlaps(target):
                     saved.write = saved.write or f"{func.__name__} at {place(*user_line())}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -120,19 +120,28 @@ class StepWatch:
             spare: parameters of which nothing is said.
             over: the training has ended, so that what has not moved never does.
         """
+        held = held_by(self.optimizers)
+        if not over and held.keys() >= self.reached and not listed_twice({}, self.optimizers):
+            return []  # as of nearly every training: then its parameters need no names
         names, model = self._names()
         spared = {id(p) for p in spare}
         names = {key: name for key, name in names.items() if key not in spared}
-        still = {key for key, (p, before) in self._sums.items() if key in names and torch.equal(_sums(p), before)}
-        by_hand = self._sums.keys() - still
         found = listed_twice(names, self.optimizers)
         if self.optimizers:
-            missed = {id(p) for p in model if p.requires_grad and id(p) in self.reached} - by_hand
+            missed = {id(p) for p in model if p.requires_grad and id(p) in self.reached and id(p) not in held}
+            missed -= missed & self._sums.keys() - self._still(missed & names.keys())  # those are moved by hand
             found += unstepped(names, missed - self._strays, self.optimizers, model)
             for finding in unstepped(names, missed & self._strays, self.optimizers, model):
                 fix = "a plain list or dict registers nothing: use nn.ModuleList, nn.ModuleDict or nn.ParameterList"
                 found.append(replace(finding, fix=fix))
-        return found + ([*self._forgotten(names, still), *self._never_moved(names, still)] if over else [])
+        if over:
+            still = self._still(names.keys())
+            found += [*self._forgotten(names, still), *self._never_moved(names, still)]
+        return found
+
+    def _still(self, keys: Collection[int]) -> set[int]:
+        """Those among some parameters, by ``id``, that have not moved."""
+        return {key for key, (p, before) in self._sums.items() if key in keys and torch.equal(_sums(p), before)}
 
     def _forgotten(self, names: dict[int, str], still: set[int]) -> list[Finding]:
         """Gradients that arrived for an optimiser that never stepped, while others did."""

@@ -68,6 +68,18 @@ non_persistent: Callable[[nn.Module], set[str]] = attrgetter("_non_persistent_bu
 """Names of the buffers of a module that no checkpoint holds: ``Module._non_persistent_buffers_set``."""
 
 
+sees_backward: bool = "handle_torch_function" in torch.autograd.backward.__code__.co_names
+"""Whether a function mode sees ``torch.autograd.backward``, as it sees ``Tensor.backward``: not before torch 2.13."""
+
+
+record_function: Sequence[Any] = (
+    torch.ops.profiler._record_function_enter_new,
+    torch.ops.profiler._record_function_exit,
+    torch.ops.profiler._record_function_exit._RecordFunction,
+)
+"""What an optimiser's ``step`` and ``zero_grad`` call for a profiler: ``torch.ops.profiler._record_function_*``."""
+
+
 def children_of(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The children under all of their names, of which ``named_children`` gives the first: ``Module._modules``."""
     yield from ((name, child) for name, child in module._modules.items() if child is not None)

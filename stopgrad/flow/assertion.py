@@ -53,6 +53,7 @@ def assert_flow(
         a = audit(modules, contract=contract)
         with a, as_found(modules_in(modules), a.parts):
             a.loss("loss", loss())
+            a.settle()
         return a.check(contract)
     if not loss.requires_grad:
         raise ValueError("loss has no graph: nothing that it uses requires grad; pass a function to learn the line")

@@ -7,7 +7,6 @@ import threading
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,12 +25,13 @@ from stopgrad.flow.labels import Labels
 from stopgrad.flow.lookup import parameters_of
 from stopgrad.flow.matrix import Cell, FlowMatrix
 from stopgrad.flow.measure import zero_parameters
+from stopgrad.flow.names import LossNames
 from stopgrad.flow.page import audit_html
 from stopgrad.flow.parts import Modules, find_parts, module_names, modules_in
 from stopgrad.flow.probe import Probe
 from stopgrad.flow.sites import Recorder
 from stopgrad.flow.steps import Finding, listed_twice, unstepped
-from stopgrad.flow.values import Trace, Value, place
+from stopgrad.flow.values import Trace, Value
 from stopgrad.flow.zeros import suspected
 
 # At or below this fraction of the largest gradient of the same loss, a gradient is rounding noise.
@@ -47,8 +47,9 @@ class audit:
         print(a.matrix())
         a.check(FlowContract({"loss": {"head": "open", "backbone": "blocked"}}))
 
-    The gradient is measured by ``torch.autograd.grad`` where :meth:`loss` is called: no ``.grad`` is touched, and the
-    loss's own backward may follow. Tensor hooks of the user fire. Compiled modules run eagerly inside.
+    The gradient is measured in the loss's own backward, where that comes next after :meth:`loss`; else by
+    ``torch.autograd.grad``, before anything else runs, under which tensor hooks of the user fire. No ``.grad`` is
+    touched. Compiled modules run eagerly inside.
 
     Args:
         modules: a module (its parts are its children, and parameters of its own by their names), or
@@ -94,12 +95,12 @@ class audit:
         self._columns = [*self.parts, *(f"stop.{name}" for name in boundaries)]
         self._optimizers = list(optimizers)
         self._reached: set[int] = set()  # ids of parameters at which a gradient arrived that is not rounding noise
-        self._lines: dict[tuple[tuple[str, int], ...], str] = {}  # of a loss without a name -> the name
+        self._named = LossNames(backward or "")
         self._cells: dict[tuple[str, str], Cell] = {}
         self.draw = draw
         self.boundaries = list(boundaries)
         self.routes: Routes | None = None  # what is drawn
-        self.loss_values: dict[Value, str] = {}
+        self._loss_values: dict[Value, str] = {}
         self._bits = {column: 1 << i for i, column in enumerate(self._columns)}
         self._tensors = {id(t): t for part in self.parts.values() for t in part}
         self._parts_of: dict[int, list[str]] = {}
@@ -132,6 +133,7 @@ class audit:
                     stack.callback(handle.remove)
             if has_dynamo():  # a compiled graph hides its values and links every parameter
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.callback(self.settle)
             self._stack = stack.pop_all()
         return self
 
@@ -162,6 +164,12 @@ class audit:
         return self._bits[column]
 
     @property
+    def loss_values(self) -> dict[Value, str]:
+        """The value of each loss that was reported, and its name."""
+        self.settle()
+        return self._loss_values
+
+    @property
     def size(self) -> int:
         """How many values were followed so far."""
         return 0 if self._recorder is None else len(self._recorder.values)
@@ -175,6 +183,7 @@ class audit:
 
     def norms(self, name: str, tensor: Tensor) -> dict[int, float]:
         """The norm of a scalar's gradient at each parameter that it reaches, by ``id``; {} where it cannot be asked."""
+        self._running(name)
         assert self._probe is not None
         found = self._probe.norms(name, tensor)
         return {} if found is None else found[0]
@@ -196,9 +205,7 @@ class audit:
             raise RuntimeError(f"loss {name!r}: reported under no_grad; report it where gradients are enabled")
         self.admit(name, loss)
         assert self._probe is not None
-        with self.carry(loss) as carried:
-            norms = self._probe.norms(name, loss)
-        self.record(name, loss, *(norms or (None, {})), died=partial(self._probe.died, loss), carried=carried)
+        self._probe.measure(name, loss, self.carry, self.record)
         return loss
 
     def carry(self, loss: Tensor) -> Carried:
@@ -210,22 +217,13 @@ class audit:
         value = recorder.value(loss)
         if self._backward and not loss.is_leaf and value not in self._reported and loss.numel() == 1:
             made = ("", 0) if value is None else recorder.values.line(value)
-            self.loss(self._named(self._backward, made, user_line()), loss)
+            self.loss(self._named.of(made, user_line(), rename=self._rename), loss)
 
-    def _named(self, name: str, *lines: tuple[str, int]) -> str:
-        """The name of a loss that is computed, and goes backward, at these lines: of several, each has its own."""
-        if lines in self._lines or not self._lines:
-            return self._lines.setdefault(lines, name)
-        self._lines[lines] = name
-        for key, old in [*self._lines.items()]:
-            alone = [line for i, line in enumerate(key) if [other[i] for other in self._lines].count(line) == 1]
-            new = self._lines[key] = f"{name} ({', '.join(place(*line) for line in alone[-1:] or key)})"
-            if key != lines:
-                self._cells = {(new if loss == old else loss, part): c for (loss, part), c in self._cells.items()}
-                self.loss_values = {value: new if loss == old else loss for value, loss in self.loss_values.items()}
-                if self.routes is not None:
-                    self.routes.rename(old, new)
-        return self._lines[lines]
+    def _rename(self, old: str, new: str) -> None:
+        self._cells = {(new if loss == old else loss, part): cell for (loss, part), cell in self._cells.items()}
+        self._loss_values = {value: new if loss == old else loss for value, loss in self._loss_values.items()}
+        if self.routes is not None:
+            self.routes.rename(old, new)
 
     def admit(self, name: str, loss: Tensor) -> None:
         """Refuse what is no loss, and a graph that was reported before."""
@@ -273,7 +271,7 @@ class audit:
             value = recorder.value(loss)
         if value is None:
             raise ValueError(f"loss {name!r} depends on nothing that requires grad")
-        self.loss_values[Value(recorder.values, value)] = name
+        self._loss_values[Value(recorder.values, value)] = name
         if self.routes is not None:
             self.routes.note(name, norms or {}, self._tensors)
             self.routes.note_carried(name, carried or Carried.nothing(), scale)
@@ -357,6 +355,7 @@ class audit:
 
     def matrix(self) -> FlowMatrix:
         """The matrix of all losses reported so far."""
+        self.settle()
         return FlowMatrix(self._columns, self._cells, list(dict.fromkeys(self.loss_values.values())), self._facts())
 
     def _facts(self) -> Facts:
@@ -373,6 +372,7 @@ class audit:
 
     def findings(self) -> list[Finding]:
         """What is wrong with the optimisers: a gradient arrived where none of them steps, or one lists it twice."""
+        self.settle()
         if not self._optimizers:
             return []
         model = [p for module in modules_in(self._modules) for p in parameters_of(module)]
@@ -391,4 +391,10 @@ class audit:
             raise RuntimeError(f"loss {name!r}: reported outside the audit; call a.loss() inside the with block")
         if self._recorder.thread != threading.get_ident():
             raise RuntimeError(f"loss {name!r}: reported from another thread than the one that began the audit")
+        self._recorder.settle()
         return self._recorder
+
+    def settle(self) -> None:
+        """Measure the loss that was reported last, if it still waits for its backward."""
+        if self._recorder is not None:
+            self._recorder.settle()

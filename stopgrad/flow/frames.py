@@ -18,6 +18,8 @@ _OPTIMIZERS = os.path.join(_LIBRARIES[0], "optim") + os.sep
 _CHECKPOINT = os.path.join(_LIBRARIES[0], "utils", "checkpoint.py")
 _TRAINERS = {"lightning", "pytorch_lightning"}
 _KNOWN_FILES: dict[str, bool] = {}
+_OF_OPTIMIZERS: dict[str, bool] = {}
+_PASSED: set[str] = set()  # files whose lines are nobody's
 _LOOPS: set[str] = set()  # files of a trainer that runs the user's step: what it computes itself is nobody's line
 
 
@@ -50,35 +52,47 @@ def user_line(function_calls: bool = False) -> tuple[str, int]:
     Args:
         function_calls: an operation inside a custom Function's forward belongs to the line that applies the Function.
     """
-    return _user_line(function_calls)[0]
+    if function_calls:
+        return graphless_line()[0]
+    frame = sys._getframe(1)
+    while frame is not None:  # this loop runs for every operation
+        file = frame.f_code.co_filename
+        if file not in _PASSED and not _passes(file):
+            return file, frame.f_lineno
+        frame = frame.f_back
+    return "", 0
 
 
 def graphless_line() -> tuple[tuple[str, int], bool]:
     """The line of an operation without a graph, and whether a reentrant checkpoint is why it has none."""
-    return _user_line(True)
-
-
-def _user_line(function_calls: bool) -> tuple[tuple[str, int], bool]:
-    frame, found, checkpoint = sys._getframe(2), None, False
+    frame, found, checkpoint = sys._getframe(1), None, False
     while frame is not None:
         file = frame.f_code.co_filename
-        known = _KNOWN_FILES.get(file)  # this loop runs for every operation
-        known = is_library(file) if known is None else known
-        if found is None and (not known or file in _LOOPS):
+        if found is None and file not in _PASSED and not _passes(file):
             found = file, frame.f_lineno
-            if not function_calls:
-                return found, False
-        if function_calls and frame.f_code.co_name == "forward" and _is_function_forward(frame.f_code):
+        if frame.f_code.co_name == "forward" and _is_function_forward(frame.f_code):
             found = None
-            checkpoint |= frame.f_code.co_filename == _CHECKPOINT
+            checkpoint |= file == _CHECKPOINT
         frame = frame.f_back
     return found or ("", 0), checkpoint
+
+
+def _passes(file: str) -> bool:
+    known = _KNOWN_FILES.get(file)
+    known = is_library(file) if known is None else known
+    if known and file not in _LOOPS:
+        _PASSED.add(file)
+    return file in _PASSED
 
 
 def in_optimizer() -> bool:
     """True if one of torch's optimisers calls the caller: to follow its many operations would only cost time."""
     file = sys._getframe(2).f_code.co_filename
-    return file.startswith(_OPTIMIZERS) and not file.endswith("swa_utils.py")  # an average does carry values
+    known = _OF_OPTIMIZERS.get(file)
+    if known is None:
+        known = file.startswith(_OPTIMIZERS) and not file.endswith("swa_utils.py")  # an average does carry values
+        _OF_OPTIMIZERS[file] = known
+    return known
 
 
 def modules_in_sight() -> Iterator[nn.Module]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from array import array
 from bisect import bisect_right
 from collections import deque
@@ -118,11 +119,13 @@ class Reach:
     Attributes:
         found: bits of tensors, as :meth:`Reaches.tensors` tells them.
         depth: at most so many nodes that were looked at lie in a row.
+        oldest: the smallest of autograd's numbers of the nodes.
         reentrant, static_ddp: a reentrant checkpoint, or a DDP with ``static_graph=True``, is among the nodes.
     """
 
     found: int = 0
     depth: int = 0
+    oldest: int = sys.maxsize
     reentrant: bool = False
     static_ddp: bool = False
 
@@ -137,10 +140,6 @@ class Reaches:
         self._mark = object()
         self._newest = -1  # the number of the last loss's node: what is older may be shared
         self._gave_up = False
-
-    def clear(self) -> None:
-        for store in (self._tensors, self._leaves, self._crossings):
-            store.clear()
 
     def add_crossing(self, number: int, tensor: Tensor) -> None:
         """A tensor that is no leaf is asked for too; ``number`` is its node's."""
@@ -184,10 +183,12 @@ class Reaches:
                     node.metadata["stopgrad"] = self._mark, known
                 if known is not None:
                     reach.found |= known.found
+                    reach.oldest = min(reach.oldest, known.oldest)
                     reach.reentrant |= known.reentrant
                     reach.static_ddp |= known.static_ddp
                     depth = max(depth, known.depth)
                     continue
+            reach.oldest = min(reach.oldest, number)
             if isinstance(node, BackwardCFunction):
                 reach.reentrant |= type(node).__name__ == REENTRANT
                 reach.static_ddp |= has_static_graph(node)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -18,17 +18,10 @@ Known = tuple[Tensor, int]  # a tensor, and its value
 
 
 class _Ref(weakref.ref):
-    """A weak reference to a tensor that knows its id and its value."""
+    """A weak reference to a tensor, given its value. Made for every operation: in C, and without a callback."""
 
-    __slots__ = ("index", "key")
-
-    def __new__(cls, tensor: Tensor, forget: Callable[[Any], None], index: int) -> _Ref:
-        self = super().__new__(cls, tensor, forget)
-        self.key, self.index = id(tensor), index
-        return self
-
-    def __init__(self, tensor: Tensor, forget: Callable[[Any], None], index: int) -> None:
-        super().__init__(tensor, forget)  # pyright: ignore[reportCallIssue]
+    __slots__ = ("index",)
+    index: int
 
 
 class Tensors:
@@ -56,7 +49,7 @@ class Tensors:
         self.nodes = Nodes(0)
         self.writes: dict[int, int] = {}
         self.alone = True
-        self._refs: dict[int, _Ref] = {}  # by id of each tensor that is alive
+        self._refs: dict[int, _Ref] = {}  # by id; of one that is gone until another tensor has its id
         self._parameters = {id(tensor): tensor for tensor in roots}
         self.roots = {
             id(root): self.new(name, (), parts=bits, live=True, site=("", 0)) for root, (bits, name) in roots.items()
@@ -67,11 +60,19 @@ class Tensors:
         for store in (self._refs, self.writes, self.leaves, self._parameters, self.roots):
             store.clear()
 
+    def knows(self, tensor: Tensor) -> bool:
+        """It has a value already."""
+        return self._ref(tensor) is not None or id(tensor) in self.roots
+
+    def _ref(self, tensor: Tensor) -> _Ref | None:
+        ref = self._refs.get(id(tensor))
+        return ref if ref is not None and ref() is tensor else None
+
     def value(self, tensor: Tensor) -> int | None:
         """What the tensor was computed from, or None if it depends on no part of the model."""
         key, values = id(tensor), self.values
         ref = self._refs.get(key)
-        if ref is not None:
+        if ref is not None and ref() is tensor:
             value = ref.index
             if values.modes[value] and not values.flags[value] & LIVE and tensor.grad_fn is not None:
                 value = self._from_function(tensor, value)
@@ -100,8 +101,8 @@ class Tensors:
             if value is not None:
                 parents.append(value)
             elif variable is None:
-                fresh = {n for n, _ in node.next_functions if n is not None} - seen
-                seen |= fresh
+                fresh = dict.fromkeys(n for n, _ in node.next_functions if n is not None and n not in seen)
+                seen.update(fresh)
                 stack += fresh
         foreign = bool(stack) or (self.alone and any(self.nodes.is_older(node) for node in seen))
         if foreign and not stack:
@@ -115,7 +116,7 @@ class Tensors:
 
     def _of_leaf(self, leaf: Tensor) -> int | None:
         """The value of a leaf: of a parameter, or of what was cut and then made to require grad."""
-        ref = self._refs.get(id(leaf))
+        ref = self._ref(leaf)
         return self.roots.get(id(leaf)) if ref is None else ref.index
 
     def _from_nodes(self, order: Sequence[Any]) -> list[int]:
@@ -157,23 +158,20 @@ class Tensors:
                 root = self.roots[key]
                 self.roots[key] = value = self.new(self.values.op(root), (root, value), live=True)
             else:
-                self._refs[key] = _Ref(tensor, self._forget, value)
+                ref = self._refs[key] = _Ref(tensor)
+                ref.index = value
             if self.values.flags[value] & LIVE:
                 live.append((tensor, value))
-        if begin is not None and len({value for _, value in live}) == 1:
+        if begin is not None and live and (len(live) == 1 or len({value for _, value in live}) == 1):
             self.nodes.add(begin, next_number(), live[0][1])
         else:
             for tensor, value in live:
                 self.nodes.add_node(tensor.grad_fn, value)
 
-    def _forget(self, ref: _Ref) -> None:
-        if self._refs.get(ref.key) is ref:  # the id may be another tensor's by now
-            del self._refs[ref.key]
-
     def new(
         self,
         op: str,
-        parents: Iterable[int],
+        parents: Sequence[int],
         *,
         parts: int = 0,
         cut: str = "",
@@ -184,7 +182,7 @@ class Tensors:
         foreign: bool = False,
     ) -> int:
         mode = "" if cut or live else mode
-        if boundary is None and (cut or mode):
+        if boundary is None and self.boundaries and (cut or mode):
             for name, kind, line in reversed(self.boundaries):
                 if kind == (cut or mode):
                     boundary, site = name, line

@@ -15,6 +15,7 @@ from stopgrad.flow.graph import Reach, Walk
 from stopgrad.flow.lookup import named_modules
 
 _PIECE = 1 << 20  # elements
+_CLEAR = 1e-12  # no norm with an element above it is zero, though its squares are summed in single precision
 
 
 def _plain(grad: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ def norm(grad: Tensor) -> Tensor:
 
 def norms_of(grads: Sequence[Tensor | None]) -> list[float | None]:
     """The norm of each gradient, as numbers: one synchronisation for all that are alike."""
-    found: list[float | None] = [None] * len(grads)
+    norms: list[Tensor | None] = [None] * len(grads)
     alike: dict[Any, list[tuple[int, Tensor]]] = {}
     with without_overrides():  # what the audit does itself is nobody's operation
         for i, grad in enumerate(grads):
@@ -57,16 +58,34 @@ def norms_of(grads: Sequence[Tensor | None]) -> list[float | None]:
                 plain = grad if is_plain else _plain(grad)
                 alike.setdefault((plain.dtype, plain.device), []).append((i, plain))
         for group in alike.values():
-            numbers = torch.stack(list(_norms([grad for _, grad in group]))).tolist()
-            for (i, _), number in zip(group, numbers, strict=True):
+            for (i, _), norm in zip(group, _norms([grad for _, grad in group]), strict=True):
+                norms[i] = norm
+    return numbers(norms)
+
+
+def numbers(norms: Sequence[Tensor | None]) -> list[float | None]:
+    """Norms as numbers: one synchronisation for all that are alike."""
+    found: list[float | None] = [None] * len(norms)
+    alike: dict[Any, list[int]] = {}
+    with without_overrides():
+        for i, norm in enumerate(norms):
+            if norm is not None:
+                alike.setdefault((norm.dtype, norm.device), []).append(i)
+        for group in alike.values():
+            for i, number in zip(
+                group, torch.stack([n for i in group if (n := norms[i]) is not None]).tolist(), strict=True
+            ):
                 found[i] = number
     return found
 
 
 def zero_parameters(parameters: Iterable[Tensor]) -> set[int]:
-    """The ids of those that require grad and are all zeros, in one pass over their values."""
+    """The ids of those that require grad and are all zeros: one element tells of most that they are not."""
     plain = [p for p in parameters if p.requires_grad and type(p) in (nn.Parameter, Tensor) and p.is_floating_point()]
     plain = [p for p in plain if not p.is_meta and p.numel()]
+    with without_overrides():
+        first = numbers([p.detach().as_strided((), ()) if p.layout is torch.strided else None for p in plain])
+    plain = [p for p, number in zip(plain, first, strict=True) if number is None or abs(number) <= _CLEAR]
     return {id(p) for p, length in zip(plain, norms_of(plain), strict=True) if length == 0}
 
 

@@ -19,20 +19,19 @@ from stopgrad.flow.frames import graphless_line, in_optimizer, user_line
 from stopgrad.flow.graph import Nodes, Walk
 from stopgrad.flow.known import Known, Tensors
 from stopgrad.flow.ops import (
-    CUTS,
-    ESCAPES,
+    KINDS,
     NO_WRITE,
     OVERWRITES,
-    PAIRWISE,
-    VALUELESS,
+    Operation,
     changes_nothing,
     graphless_mode,
     leaves_of,
     loses_type,
-    name_of,
+    operation,
     storage_of,
     written_by,
 )
+from stopgrad.flow.own import QUIET, Awaited
 from stopgrad.flow.threads import OtherThreads
 from stopgrad.flow.values import CHECKPOINT, place
 
@@ -59,6 +58,8 @@ class Recorder(TorchFunctionMode):
         on_probe: called with the name of the boundary and the live tensor that crosses it.
         on_backward: called with a tensor before its ``backward()``.
         strategies: of each boundary that was crossed, as its choice is spelled.
+        awaited: the loss that was reported and is not measured yet.
+        newest_backward: autograd's number when the last backward began: a graph that is newer is whole.
         tensors: the value of each tensor.
     """
 
@@ -74,6 +75,8 @@ class Recorder(TorchFunctionMode):
         self.on_probe: Callable[[str, Tensor], None] | None = None
         self.on_backward: Callable[[Tensor], None] | None = None
         self.strategies: dict[str, str] = {}
+        self.awaited: Awaited | None = None
+        self.newest_backward = 0
         self._paused = False
         self._at_first: Callable[[], None] | None = None
         self._bit_of = bit_of
@@ -82,7 +85,8 @@ class Recorder(TorchFunctionMode):
 
     def __enter__(self) -> Recorder:
         watcher.stand(self)
-        self.tensors.nodes = Nodes(next_number())
+        self.newest_backward = next_number()
+        self.tensors.nodes = Nodes(self.newest_backward)
         self._others.begin()
         super().__enter__()
         return self
@@ -98,10 +102,16 @@ class Recorder(TorchFunctionMode):
         finally:
             watcher.leave(self)
             self._others.leave()
-            self.on_probe = self.on_backward = None  # a graph holds this, and they its losses
+            self.on_probe = self.on_backward = self.awaited = None  # a graph holds this, and they its losses
             self.tensors.clear()
             for store in (self._numbers, self.probes, self._fresh):
                 store.clear()
+
+    def settle(self) -> None:
+        """Measure the loss that is awaited, if there is one, before anything else happens."""
+        awaited, self.awaited = self.awaited, None
+        if awaited is not None:
+            awaited.measure()
 
     def _computed_elsewhere(self, what: str) -> None:
         self.unseen = self.unseen or what
@@ -137,39 +147,64 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is Tensor.backward and self.on_backward is not None and not self._paused:
-            self.on_backward(args[0])
+        if self.awaited is None and in_optimizer():
+            return func(*args, **kwargs)
+        kind = KINDS.get(func)
+        if kind == "look" and self.tensors.knows(args[0]):
+            return self._seen(func(*args, **kwargs))
+        if kind == "backward":
+            if func is Tensor.backward and self.on_backward is not None and not self._paused:
+                self.on_backward(args[0])
+            self.newest_backward = next_number()
+        if self.awaited is not None and func not in QUIET:
+            own = self.awaited.own(func, args, kwargs)
+            if own is not None:
+                self.awaited = None
+                return own()
+            self.settle()
         if self._paused and self._at_first is not None:
             at_first, self._at_first = self._at_first, None
             at_first()
-        if self._paused or func in VALUELESS or in_optimizer():
+        if self._paused or kind == "valueless" or func is Tensor.backward or in_optimizer():
             return func(*args, **kwargs)
+        op = operation(func)
         inputs = [*leaves_of(args), *leaves_of(kwargs)] if kwargs else leaves_of(args)
-        known = [(t, v) for t in inputs if (v := self.tensors.value(t)) is not None]
-        numbers = leaves_of((args, kwargs), float) if self._numbers else []
-        numbers = [self._numbers[n] for n in numbers if n in self._numbers]
-        live = any(t.requires_grad for t, _ in known)
+        known, live = [], False
+        for tensor in inputs:
+            value = self.tensors.value(tensor)
+            if value is not None:
+                known.append((tensor, value))
+                live = live or tensor.requires_grad
+        numbers = self._came_back(args, kwargs) if self._numbers else []
         begin = next_number()
-        result = func(*args, **kwargs)
-        if not self.unseen and functorch_level() is not None:
-            self.unseen = "functorch at " + place(*user_line())
+        result = self._seen(func(*args, **kwargs))
         if known or numbers:
-            if func in ESCAPES:
-                self._escape(ESCAPES[func], [v for _, v in known], result)
-            elif (targets := written_by(func, args, kwargs)) is not None:
-                self._write(func, targets, args, known, numbers, begin)
-            elif live and changes_nothing(func, args, kwargs) and result.requires_grad:
+            if op.escape:
+                self._escape(op.escape, [v for _, v in known], result)
+            elif (targets := written_by(op, args, kwargs)) is not None:
+                self._write(func, op, targets, args, known, numbers, begin)
+            elif live and op.by_number and changes_nothing(args, kwargs) and result.requires_grad:
                 self.tensors.attach([(result, known[0][1])], begin)
             else:
-                self._result(func, inputs, leaves_of(result), known, numbers, live, begin)
+                self._result(op, inputs, leaves_of(result), known, numbers, live, begin)
         elif self.tensors.writes:
             for tensor in leaves_of(result):
                 self.tensors.writes.pop(storage_of(tensor), None)  # a new tensor in the memory of one that is gone
         return result
 
+    def _came_back(self, args: Any, kwargs: Any) -> list[int]:
+        """The values of the numbers among the arguments that left PyTorch before."""
+        return [self._numbers[n] for n in leaves_of((args, kwargs), float) if n in self._numbers]
+
+    def _seen(self, result: Any) -> Any:
+        """What an operation made, which was not inside a transform of torch.func, or it is noted."""
+        if functorch_level() is not None and not (self.unseen or self._paused):
+            self.unseen = "functorch at " + place(*user_line())
+        return result
+
     def _result(
         self,
-        func: Any,
+        op: Operation,
         inputs: list[Tensor],
         outputs: list[Tensor],
         known: list[Known],
@@ -178,31 +213,33 @@ class Recorder(TorchFunctionMode):
         begin: int,
     ) -> None:
         """An operation made new tensors. Outputs that are alike share one value."""
-        mode, name = graphless_mode(), name_of(func)
+        mode, name = graphless_mode(), op.name
         site, in_checkpoint = graphless_line() if mode else (user_line(), False)
         if in_checkpoint:
             name = CHECKPOINT
-        if func in PAIRWISE:  # the i-th output is the i-th input, reshaped
-            pairs = [(out, [v for t, v in known if t is source]) for out, source in zip(outputs, inputs, strict=True)]
-        else:
-            pairs = [(out, [value for _, value in known] + numbers) for out in outputs]
+        every = [value for _, value in known] + numbers
         made: dict[Any, int] = {}
         attached: list[Known] = []
-        for out, parents in pairs:
-            if not parents or any(out is tensor for tensor, _ in known):
+        for i, out in enumerate(outputs):
+            # Of some the i-th output is the i-th input, reshaped.
+            parents = [v for t, v in known if t is inputs[i]] if op.pairwise else every
+            if not parents or _is_among(out, known):
                 continue  # handed through as it was: contiguous(), to(the same dtype)
-            cut = CUTS.get(func, "")
+            cut = op.cut
             if not (cut or mode or out.requires_grad) and (live or loses_type(out, [t for t, _ in known])):
                 cut = "no_derivative"
             key = (out.requires_grad, cut, *parents)
-            if key not in made:
-                made[key] = self.tensors.new(name, parents, cut=cut, mode=mode, live=out.requires_grad, site=site)
-            attached.append((out, made[key]))
+            value = made.get(key)
+            if value is None:
+                value = self.tensors.new(name, parents, cut=cut, mode=mode, live=out.requires_grad, site=site)
+                made[key] = value
+            attached.append((out, value))
         self.tensors.attach(attached, begin)
 
     def _write(
         self,
         func: Any,
+        op: Operation,
         targets: Sequence[Tensor],
         args: Any,
         known: list[Known],
@@ -210,7 +247,7 @@ class Recorder(TorchFunctionMode):
         begin: int,
     ) -> None:
         """An operation in place: its targets now depend on its inputs too, and so does every alias of them."""
-        mode, cut = graphless_mode(), CUTS.get(func, "")
+        mode, cut = graphless_mode(), op.cut
         site = user_line(function_calls=bool(mode))
         lists = [a for a in args if isinstance(a, list | tuple) and len(a) == len(targets)] if len(targets) > 1 else []
         attached: list[Known] = []
@@ -223,7 +260,7 @@ class Recorder(TorchFunctionMode):
             if id(target) in self.tensors.roots and parents == [self.tensors.roots[id(target)]]:
                 continue  # a parameter changed by itself alone
             live = target.requires_grad
-            value = self.tensors.new(name_of(func), parents, cut=cut, mode=mode, live=live, site=site)
+            value = self.tensors.new(op.name, parents, cut=cut, mode=mode, live=live, site=site)
             attached.append((target, value))
             if func not in NO_WRITE:
                 self.tensors.writes[storage_of(target)] = value
@@ -241,6 +278,7 @@ class Recorder(TorchFunctionMode):
     @contextmanager
     def inside(self, name: str, kind: str) -> Iterator[None]:
         """The producer of a boundary runs: cuts of this kind are the boundary's, and take its line."""
+        self.settle()
         self.tensors.boundaries.append((name, kind, user_line()))
         try:
             yield
@@ -249,6 +287,7 @@ class Recorder(TorchFunctionMode):
 
     def gate(self, name: str, leaf: Tensor, cut: Callable[[Tensor], Tensor]) -> Tensor:
         """``leaf`` crosses a boundary that lets gradient through: it gets a node of its own, which is then gated."""
+        self.settle()
         before, line = self.tensors.value(leaf), user_line()
         begin = next_number()
         with self.pause():
@@ -267,6 +306,7 @@ class Recorder(TorchFunctionMode):
 
     def cut(self, name: str, kind: str, leaf: Tensor, cut: Callable[[Tensor], Tensor]) -> Tensor:
         """``leaf`` crosses a boundary that cuts it."""
+        self.settle()
         before, line = self.tensors.value(leaf), user_line()
         begin = next_number()
         with self.pause():
@@ -277,6 +317,7 @@ class Recorder(TorchFunctionMode):
 
     def freeze(self, name: str, leaf: Tensor, args: Any) -> Tensor:
         """``leaf`` was made under ``freeze``: blocked, unless a parameter that nobody froze made it live."""
+        self.settle()
         inputs = [t for t in leaves_of(args) if t.requires_grad]
         walk = Walk(leaf, stop={t.grad_fn for t in inputs})
         reached = walk.leaves.keys() - {id(t) for t in inputs}
@@ -292,6 +333,7 @@ class Recorder(TorchFunctionMode):
 
     def use(self, leaf: Tensor, line: tuple[str, int]) -> tuple[Tensor, int]:
         """One use of a live value: an alias, with a value of its own; -1 in its place if it depends on no part."""
+        self.settle()
         with without_overrides():
             before = self.tensors.value(leaf)
             if before is None:
@@ -319,3 +361,10 @@ class Recorder(TorchFunctionMode):
     def _crossing(self, name: str, before: int | None, *, live: bool, line: tuple[str, int]) -> int:
         parents = () if before is None else (before,)
         return self.tensors.new(f"stop.{name}", parents, parts=self._bit_of(f"stop.{name}"), live=live, site=line)
+
+
+def _is_among(out: Tensor, known: Sequence[Known]) -> bool:
+    for tensor, _ in known:  # noqa: SIM110 - any() takes three times as long, for every operation
+        if tensor is out:
+            return True
+    return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +66,18 @@ def place(file: str, line: int) -> str:
     return f"{file if relative.startswith('..') else relative}:{line}"
 
 
+class _Numbers(dict[str, int]):
+    """A number for each text: the next one for a text that is new. ``texts`` are those, by number."""
+
+    def __init__(self, texts: list[str]) -> None:
+        super().__init__((text, number) for number, text in enumerate(texts))
+        self.texts = texts
+
+    def __missing__(self, text: str) -> int:
+        self.texts.append(text)
+        return self.setdefault(text, len(self))
+
+
 class Values:
     """All values of an audited step, in flat arrays: a value is an index, and its parents have smaller ones.
 
@@ -86,12 +98,12 @@ class Values:
         self.roots = 0
         self.connected: list[int] = []
         self.flags, self.cuts, self.modes = bytearray(), bytearray(), bytearray()
-        self.kinds = ["", *ESCAPES]
+        self._kinds, self._words = _Numbers(["", *ESCAPES]), _Numbers([""])
+        self.kinds = self._kinds.texts
         self.first, self.parents = array("i", [0]), array("i")  # of value i: parents[first[i] : first[i + 1]]
         self.starts: dict[int, int] = {}  # the bits of the parts that start at a value
         self._op, self._file, self._line, self._module = array("i"), array("i"), array("i"), array("i")
         self._boundaries: dict[int, str] = {}
-        self._words, self._number = [""], {"": 0}
         self._texts: dict[tuple[int, int, int], str] = {}
 
     def __len__(self) -> int:
@@ -100,7 +112,7 @@ class Values:
     def new(
         self,
         op: str,
-        parents: Iterable[int],
+        parents: Sequence[int],
         site: tuple[str, int],
         *,
         parts: int = 0,
@@ -115,13 +127,13 @@ class Values:
         Args:
             parts: bits of the parts (parameter groups, boundaries) that start here.
         """
-        index, word = len(self.flags), self._word
-        self._op.append(word(op))
-        self._file.append(word(site[0]))
+        index, words = len(self.flags), self._words
+        self._op.append(words[op])
+        self._file.append(words[site[0]])
         self._line.append(site[1])
-        self._module.append(word(module))
-        self.cuts.append(self._kind(cut))
-        self.modes.append(self._kind(mode))
+        self._module.append(words[module])
+        self.cuts.append(self._kinds[cut])
+        self.modes.append(self._kinds[mode])
         if boundary is not None:
             self._boundaries[index] = boundary
         if parts:
@@ -129,42 +141,34 @@ class Values:
             flags |= STARTS
         self.parents.extend(parents)
         self.first.append(len(self.parents))
-        self.connected.append(0 if cut in ESCAPES else parts | self.behind(index))
+        self.connected.append(0 if cut and cut in ESCAPES else parts | self._union(parents))
         flags |= FUNCTION if op.endswith("Backward") else 0
-        is_open = not (cut or mode or flags & (FOREIGN | FUNCTION))
-        for parent in self.parents[self.first[index] :] if is_open else ():
-            is_open = is_open and bool(self.flags[parent] & OPEN)
-        self.flags.append(flags | (OPEN if is_open else 0))
+        if not (cut or mode or flags & (FOREIGN | FUNCTION)):
+            flags |= OPEN
+            for parent in parents:
+                flags &= self.flags[parent] | ~OPEN
+        self.flags.append(flags)
         return index
 
     def behind(self, index: int) -> int:
         """The bits of the parts that a value's parents depend on. Values that agree share one number."""
+        return self._union(self.parents[self.first[index] : self.first[index + 1]])
+
+    def _union(self, parents: Iterable[int]) -> int:
         mask = 0
-        for parent in self.parents[self.first[index] : self.first[index + 1]]:
+        for parent in parents:
             more = self.connected[parent]
             mask = more if not mask or mask == more else mask | more if more | mask != mask else mask
         return mask
 
-    def _word(self, text: str) -> int:
-        number = self._number.get(text)
-        if number is None:
-            number = self._number[text] = len(self._words)
-            self._words.append(text)
-        return number
-
-    def _kind(self, name: str) -> int:
-        if name not in self.kinds:
-            self.kinds.append(name)
-        return self.kinds.index(name)
-
     def op(self, index: int) -> str:
-        return self._words[self._op[index]]
+        return self._words.texts[self._op[index]]
 
     def module(self, index: int) -> str:
-        return self._words[self._module[index]]
+        return self._words.texts[self._module[index]]
 
     def line(self, index: int) -> tuple[str, int]:
-        return self._words[self._file[index]], self._line[index]
+        return self._words.texts[self._file[index]], self._line[index]
 
     def key(self, index: int) -> tuple[Any, ...]:
         """What tells one cut from another: its kind, line and boundary."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from typing import Any
@@ -89,6 +89,7 @@ class FlowAudit(Audit):
         self.record: Record | None = None
         self._session: Session | None = None
         self._said: set[tuple[str, tuple[str, ...]]] = set()  # of the optimisers, in this fit
+        self._is_bare = False  # there is no contract
         self._run: FlowRun | None = None
         self._steps: StepWatch | None = None
         self._opening = OPENING
@@ -98,7 +99,8 @@ class FlowAudit(Audit):
         if stage == "fit":
             self.report = None
             contract = self._contract(pl_module)
-            if self.watch or (self.watch is None and not (contract or contract.frozen)):
+            self._is_bare = not (contract or contract.frozen)
+            if self.watch or (self.watch is None and self._is_bare):
                 declared = split_groups(pl_module)[1] is not None
                 parts = parts_in(pl_module, contract).tensors if declared else None
                 self._session = Session(type(pl_module).__name__, pl_module, self.every_n_steps or 100, parts)
@@ -113,11 +115,10 @@ class FlowAudit(Audit):
             self._steps = StepWatch(pl_module, plain_optimizers(trainer)).__enter__()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        contract = self._contract(pl_module)
-        if self._session is not None and not (contract or contract.frozen):
+        if self._session is not None and self._is_bare:
             return
         if self._opening or (self.every_n_steps and self.batches % self.every_n_steps == 0):
-            self._run = FlowRun(trainer, pl_module, contract, draw=bool(self._opening))
+            self._run = FlowRun(trainer, pl_module, self._contract(pl_module), draw=bool(self._opening))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if self._run is not None and not is_unaudited():
@@ -228,9 +229,13 @@ class FlowAudit(Audit):
         unions = self.matrix.facts.unions
         wanted = contract.wanted(self.matrix.losses, self.matrix.parts, partial=True, unions=unions)
         barred = dict.fromkeys(part for (_, part), state in wanted.items() if state == "blocked")
-        parts = parts_in(trainer.lightning_module, contract)
-        spare = [p for name in barred for p in parts.of(name)]
-        for finding in self._steps.findings(spare=spare, over=over):
+
+        def spare() -> Iterator[Tensor]:  # asked only where something is found
+            parts = parts_in(trainer.lightning_module, contract)
+            for name in barred:
+                yield from parts.of(name)
+
+        for finding in self._steps.findings(spare=spare(), over=over):
             if (finding.name, finding.evidence) not in self._said:
                 self._said.add((finding.name, finding.evidence))
                 self.findings.append(finding)

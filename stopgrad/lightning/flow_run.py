@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from stopgrad.audits.steps import StepWatch
 from stopgrad.audits.writes import remove
+from stopgrad.cuts.torch_internals import without_overrides
 from stopgrad.flow import measure
 from stopgrad.flow.audit import audit
 from stopgrad.flow.carried import Carried
@@ -44,6 +46,15 @@ class _Report:
     crossings: dict[str, list[Tensor]] = field(default_factory=dict)
     fallback: bool = False
 
+    @cached_property
+    def lengths(self) -> dict[int, float]:
+        """The norm of what arrived at each parameter, scaled; asked for when all has arrived."""
+        with without_overrides():
+            joined = [_joined(got) for got in self.norms.values()]
+        return {
+            key: length for key, length in zip(self.norms, measure.numbers(joined), strict=True) if length is not None
+        }
+
 
 class FlowRun:
     """One audited batch, until :meth:`close`.
@@ -63,9 +74,10 @@ class FlowRun:
         self.audit.__enter__()
         self.audit.on_crossing(self._watch_crossing)
         self.handles = [register_optimizer_step_pre_hook(self.on_step)]
-        for tensor in {id(t): t for part in self.audit.parts.values() for t in part}.values():
-            if tensor.is_floating_point() or tensor.is_complex():
-                self.handles.append(self._watch_parameter(tensor))
+        with without_overrides():
+            for tensor in {id(t): t for part in self.audit.parts.values() for t in part}.values():
+                if tensor.is_floating_point() or tensor.is_complex():
+                    self.handles.append(self._watch_parameter(tensor))
 
     def close(self) -> None:
         try:
@@ -113,8 +125,8 @@ class FlowRun:
     def tell(self, steps: StepWatch) -> None:
         """What was measured, for the findings about the optimisers."""
         for report in self.reports:
-            steps.touched.update(report.norms)
-            steps.reached.update(key for key, got in report.norms.items() if _combined(got) > 0)
+            steps.touched.update(report.lengths)
+            steps.reached.update(key for key, length in report.lengths.items() if length > 0)
 
     @property
     def overflowed(self) -> bool:
@@ -129,8 +141,9 @@ class FlowRun:
         unnamed = list(dict.fromkeys(r.name for r in self.reports if r.fallback))
         rename = dict(zip(unnamed, declared, strict=True)) if len(unnamed) == len(declared) else {}
         for report in self.reports:
-            norms = {key: _combined(got) / report.scale for key, got in report.norms.items()}
-            crossings = {name: [float(n) / report.scale for n in got] for name, got in report.crossings.items()}
+            norms = {key: length / report.scale for key, length in report.lengths.items()}
+            with without_overrides():
+                crossings = {name: [float(n) / report.scale for n in got] for name, got in report.crossings.items()}
             name = rename.get(report.name, report.name) if report.fallback else report.name
             drawn = {"carried": report.carried, "scale": report.scale}
             self.audit.record(str(name), report.loss, norms, crossings, zeros=self.zeros, **drawn)
@@ -141,6 +154,6 @@ class FlowRun:
         return flow_record(self.audit) if self.audit.draw and self.audit.loss_values else None
 
 
-def _combined(norms: Sequence[Tensor]) -> float:
+def _joined(norms: Sequence[Tensor]) -> Tensor:
     """The norm of a gradient that arrived in several pieces (a reentrant checkpoint), taken as orthogonal."""
-    return float(norms[0]) if len(norms) == 1 else float(torch.stack(list(norms)).norm())
+    return norms[0] if len(norms) == 1 else torch.stack(list(norms)).norm()
