@@ -45,5 +45,6 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
     ``factor=-l`` is the gradient reversal layer of Ganin & Lempitsky (2015, arXiv:1409.7495, eq. 16-17). It is a
     Function because ``a * x + (1 - a) * x.detach()`` rounds, so that its forward is not bit-exact.
     """
-    function = _ScaleGradient if functorch_level() is None else _ScaleGradientInTransforms
+    plain = torch.compiler.is_compiling() or functorch_level() is None  # no graph takes a Function with a ``jvp``
+    function = _ScaleGradient if plain else _ScaleGradientInTransforms
     return function.apply(x, factor)  # pyright: ignore[reportReturnType]
