@@ -16,7 +16,6 @@ import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from stopgrad.cuts.torch_internals import allow_recompiles, not_one_graph, trace_backward
 from stopgrad.cuts.watcher import watcher
@@ -38,6 +37,8 @@ def check_compile(config: DictConfig, refuses: Mapping[str, str]) -> None:
         return
     if words := refuses.get("compile=update"):
         raise InputError(f"compile=update: {words}; choose true or false")
+    for name in (name for name, choice in config.stop.items() if choice == "inference_mode"):
+        raise InputError(f"compile=update: stop.{name}=inference_mode would be no_grad in a graph; choose no_grad")
     if config.trainer.get("precision") == "16-mixed":
         raise InputError("compile=update: the scale of fp16 would come too late; choose trainer.precision=bf16-mixed")
     if str(OmegaConf.select(config, "trainer.strategy._target_")).endswith("FullyShard"):
@@ -118,7 +119,7 @@ class CompiledLoss:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """Raises:
-        RunFailed: it is no single graph.
+        RunFailed: it is no one graph.
         """
         if not self._recipe.training or not torch.is_grad_enabled() or watcher() is not None:
             return self._method(*args, **kwargs)
@@ -126,8 +127,9 @@ class CompiledLoss:
         try:
             loss, gradients = self._graph(live, args, kwargs)
         except not_one_graph() as error:
-            reason = str(error).partition("\n")[0]
-            raise RunFailed(f"compile=update: {self.name}: {reason}; choose true or false") from error
+            self._method(*args, **kwargs)  # what it raises by itself says more
+            reason = next(line for line in str(error).splitlines() if not line.endswith("raised:"))
+            raise RunFailed(f"compile=update: {self.name} is no one graph: {reason}; choose true or false") from error
         self.calls += 1
         reached = [(leaf, grad) for leaf, grad in zip(live, gradients, strict=True) if grad is not None]
         return _Handed.apply(loss, [grad for _, grad in reached], *(leaf for leaf, _ in reached))  # pyright: ignore[reportReturnType]
@@ -142,8 +144,9 @@ class _Handed(torch.autograd.Function):
         return loss.view_as(loss)
 
     @staticmethod
-    @once_differentiable  # a second derivative would be a silent zero
     def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True: it would silently be a constant
+            raise RunFailed("compile=update: a derivative is taken of a compiled loss's gradient; choose compile=false")
         gradients = ctx.saved_tensors
         if weight.device.type != "cpu" or weight.item() != 1:  # on a GPU, to look would be to wait
             gradients = [gradient * weight for gradient in gradients]
