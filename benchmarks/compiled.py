@@ -1,12 +1,13 @@
 """What ``compile=true`` and ``compile=update`` make of a step: CPU time of one thread, three ways in turn.
 
-    python benchmarks/compiled.py                         # seven recipes
+    python benchmarks/compiled.py                         # eight of them
     python benchmarks/compiled.py --works "recipe=vqvae"  # another
 
 Each repeat trains the recipe in a Trainer with the callbacks, bar and logger that train.py gives it, without
 evaluations: `eager`, `true`, `update`, one after the other, and takes the median step after the first third.
 What is shown is the median of the repeats, and the least and the most. `compiling` are the wall seconds of the first
-third beyond as many eager steps, in the first repeat, with an empty cache: what it costs before it saves.
+third beyond as many eager steps, in the first repeat, with an empty cache: what it costs before it saves. The first
+work's hold some seconds of imports too.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ WORKS = [
     "recipe=dqn",
     "recipe=simsiam",
     "recipe=meanflow",
-    "recipe=loss_logging",
+    "recipe=grpo",  # a transformer
+    "recipe=loss_logging",  # convolutions
 ]
 WAYS: dict[str, bool | str] = {"eager": False, "true": True, "update": "update"}
 

@@ -8,6 +8,7 @@ is the C function itself.
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -159,11 +160,15 @@ def allow_recompiles(limit: int) -> None:
 
 
 def trace_backward() -> bool:
-    """Let what is compiled take gradients inside, and say if it can: ``torch._dynamo.config.trace_autograd_ops``."""
+    """Let what is compiled take gradients inside, and say if it can: ``torch._dynamo.config.trace_autograd_ops``.
+
+    ``torch._inductor.ir`` is kept from warning of each operation that is no sooner called from C++.
+    """
     from torch._dynamo import config
 
     if can := hasattr(config, "trace_autograd_ops"):
         config.trace_autograd_ops = True
+        logging.getLogger("torch._inductor.ir").setLevel(logging.ERROR)
     return can
 
 

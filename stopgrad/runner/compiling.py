@@ -7,7 +7,6 @@ fused step is sooner done than a compiled one.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -82,7 +81,6 @@ def losses_of(recipe: L.LightningModule) -> list[str]:
 def compile_losses(recipe: L.LightningModule) -> None:
     """Compile each loss of :func:`losses_of`, and its gradient with it."""
     allow_recompiles(RECOMPILES)
-    logging.getLogger("torch._inductor.ir").setLevel(logging.ERROR)  # it warns of what is slower in C++
     for name in losses_of(recipe):
         setattr(recipe, name, CompiledLoss(recipe, name))
 
