@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -107,15 +108,18 @@ def measured(work: str, steps: int, repeats: int) -> dict[str, Any]:
             found[way].append(1e3 * statistics.median(clock.steps[clock.warm_up :]))
             openings[way] = clock.opening
         compiling = compiling or {way: round(openings[way] - openings["eager"], 1) for way in ("true", "update")}
-    spread = {
-        way: {"median": round(statistics.median(ms), 3), "least": round(min(ms), 3), "most": round(max(ms), 3)}
-        for way, ms in found.items()
+    ratios = {way: [b / a for a, b in zip(found["eager"], found[way], strict=True)] for way in ("true", "update")}
+    return {
+        "work": work,
+        "milliseconds_a_step": {way: spread(each) for way, each in found.items()},
+        "over_eager": {way: spread(each) for way, each in ratios.items()},
+        "compiling": compiling,
     }
-    ratios = {
-        way: round(statistics.median(b / a for a, b in zip(found["eager"], found[way], strict=True)), 3)
-        for way in ("true", "update")
-    }
-    return {"work": work, "milliseconds_a_step": spread, "over_eager": ratios, "compiling": compiling}
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {name: round(value, 3) for name, value in found.items()}
 
 
 def main() -> None:
@@ -139,14 +143,11 @@ def main() -> None:
     if options.json:
         print(json.dumps(told | {"torch": str(torch.__version__)}))
         return
-    print(f"{'ms a step':60} {'eager':>20} {'true':>26} {'update':>26}   compiling")
+    print(f"{'ms a step, of eager, seconds to compile':66} {'eager':>7} {'true':>19} {'update':>19}")
     for each in found:
-        cells = [f"{c['median']:.2f} ({c['least']:.2f}-{c['most']:.2f})" for c in each["milliseconds_a_step"].values()]
-        ratio, cost = each["over_eager"], each["compiling"]
-        print(
-            f"{each['work'][:60]:60} {cells[0]:>20} {cells[1]:>20} {ratio['true']:5.2f} {cells[2]:>20} "
-            f"{ratio['update']:5.2f}   {cost['true']:.0f} s, {cost['update']:.0f} s"
-        )
+        ms, ratio, cost = each["milliseconds_a_step"], each["over_eager"], each["compiling"]
+        ways = [f"{ms[way]['median']:7.2f} {ratio[way]['median']:4.2f} {cost[way]:4.0f} s" for way in ratio]
+        print(f"{each['work'][:66]:66} {ms['eager']['median']:7.2f} {ways[0]} {ways[1]}")
 
 
 if __name__ == "__main__":
