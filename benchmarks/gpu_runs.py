@@ -27,7 +27,8 @@ from stopgrad import FlowContract
 from stopgrad.lightning import FlowAudit
 from stopgrad.lightning.manual import scale_of
 from stopgrad.lightning.names import loss_being_named
-from stopgrad.runner.build import build_recipe, compile_networks, trainer_section
+from stopgrad.runner.build import build_recipe, trainer_section
+from stopgrad.runner.compiling import compile_networks
 from stopgrad.runner.finite import Finite
 
 ROOT = Path(__file__).parents[1]

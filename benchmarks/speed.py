@@ -143,6 +143,20 @@ def recipes(parts: Mapping[str, Any]) -> Iterator[str]:
         yield f"| `{name}` | {plain} | {ours} | {ratio} | {added} | {'yes' if row['met'] else 'no'} |"
 
 
+def compiled(parts: Mapping[str, Any]) -> Iterator[str]:
+    """The table of what compiling makes of a step."""
+    if "compiled" not in parts:
+        return
+    yield f"`{parts['compiled']['command']}`: a compiled step over an eager one, and the seconds of compiling."
+    yield from ("", "| run | eager, ms a step | `compile=true` | seconds | `compile=update` | seconds |")
+    yield "|---|---|---|---|---|---|"
+    for work in parts["compiled"]["found"]["works"]:
+        cells = [f"`{work['work']}`", f"{work['milliseconds_a_step']['eager']['median']:.2f}"]
+        for way, ratio in work["over_eager"].items():
+            cells += ["{median:.2f} ({min:.2f} to {max:.2f})".format(**ratio), f"{work['compiling'][way]:.0f}"]
+        yield f"| {' | '.join(cells)} |"
+
+
 def how(parts: Mapping[str, Any]) -> Iterator[str]:
     """Machine, versions, dates and costs."""
     for text in dict.fromkeys(", ".join(f"{k} {v}" for k, v in part["machine"].items()) for part in parts.values()):
@@ -152,7 +166,7 @@ def how(parts: Mapping[str, Any]) -> Iterator[str]:
         yield f"| `{part['command']}` | {part['date']} | {part['seconds']} | {part['load']} |"
 
 
-SECTIONS = {"bars": bars, "recipes": recipes, "machine": how}
+SECTIONS = {"bars": bars, "recipes": recipes, "compiled": compiled, "machine": how}
 
 
 def written(page: str, parts: Mapping[str, Any]) -> str:

@@ -355,6 +355,38 @@ def test_without_tangents(internals: Any) -> None:
     assert torch.func.jvp(torch.square, (one,), (one,))[1] == 2
 
 
+@rests_on("torch.nn.utils.stateless:_reparametrize_module", "freeze cuts nothing in a compiled update")
+def test_swapped_parameters(internals: Any) -> None:
+    module = nn.Linear(2, 1)
+    weight = module.weight
+    with internals.swapped_parameters(module, {name: p.detach() for name, p in module.named_parameters()}):
+        frozen = module(torch.ones(2))
+    assert not frozen.requires_grad
+    assert module.weight is weight
+    assert module(torch.ones(2)).requires_grad
+
+
+@rests_on("torch._dynamo.config:trace_autograd_ops", "compile=update is refused")
+def test_traced_backward(internals: Any) -> None:
+    def slope(x: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(x.square().sum(), x)[0]
+
+    torch.compiler.reset()
+    assert internals.trace_backward()
+    x = torch.ones(3, requires_grad=True)
+    assert torch.equal(torch.compile(slope, backend="eager", fullgraph=True)(x), 2 * torch.ones(3))
+    torch.compiler.reset()
+
+
+@rests_on("torch._dynamo.exc:TorchDynamoException", "a loss that is no one graph ends compile=update with a traceback")
+def test_not_one_graph(internals: Any) -> None:
+    def breaks(x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else -x
+
+    with pytest.raises(internals.not_one_graph()):
+        torch.compile(breaks, backend="eager", fullgraph=True)(torch.ones(1))
+
+
 @rests_on("torch._dynamo.config:recompile_limit", "compile=true stops at eight compilations, those of all networks")
 def test_compilations(internals: Any) -> None:
     compiled = []

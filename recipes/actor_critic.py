@@ -60,6 +60,7 @@ WITHOUT = {
     "advantage": "the policy's loss teaches the critic: V is off by H(pi) / 2c",
     "trunk": "cut, V has no features of its own",
 }
+REFUSES = {"compile=update": "an advantage is kept from one loss to the next, so that a graph serves but one of them"}
 NEEDS = {"stop.trunk": ["recipe.network=shared"]}
 EXEMPT = {"ranks": "each rank has environments of its own"}
 SMALL = ["data.num_envs=4", "data.episodes=2", "recipe.rollout=8", "recipe.minibatch=32"]

@@ -67,6 +67,7 @@ WITHOUT = {
     "loss": "local, the same gradient for 1/W of the matrix, if what is gathered is not cut",
     "memory": "cached, the same gradient for the towers' graph of one chunk, and a second forward",
 }
+REFUSES = {"compile=update": "its gradients are taken apart, a shard at a time"}
 NEEDS = {"stop.chunks": ["stop.memory=cached"]}
 SMALL = ["data.batch_size=8", "recipe.chunk_size=2"]  # of which each of two ranks has two shards of two pairs
 ROW = {"image": "open", "text": "open"}

@@ -54,6 +54,7 @@ WITHOUT = {
     "batchnorm": "train, the old task is lost, whatever is cut",
     "unfreeze": "at once from a random head, features that were perfect are wrong elsewhere",
 }
+REFUSES = {"compile=update": "where it cuts depends on the step, so that each would be compiled anew"}
 EXEMPT = {
     "ranks stop.batchnorm=train": "BatchNorm normalises by the rank's own half of the batch",
     "ranks stop.features=cached": "what is kept is in float32, in which the comparison would be inexact",

@@ -50,6 +50,7 @@ WITHOUT = {
     "losses": "the last alone, behind cuts: random features",
     "backward": "together, nothing is saved, whatever is cut",
 }
+REFUSES = {"compile=update": "its losses come one by one out of a generator"}
 NEEDS = {"stop.blocks": ["stop.backward=together"]}
 SMALL = ["recipe.width=8", "data.batch_size=16"]
 LAST = {"final_loss": {"last": "open", "earlier": "blocked", "stop.blocks": "blocked"}}

@@ -48,7 +48,10 @@ WITHOUT = {
     "hidden": "the second chunk's backward enters a graph that is freed, and PyTorch raises",
     "state": "reset, what came before the chunk cannot be recalled at all",
 }
-REFUSES = {"stop.hidden=none": "backward through the graph a second time"}
+REFUSES = {
+    "stop.hidden=none": "backward through the graph a second time",
+    "compile=update": "its losses come one by one out of a generator",
+}
 SMALL = ["recipe.width=8", "data.length=40", "data.delay=2", "data.batch_size=8"]
 FLOW = FlowContract({"recall_loss": {"network": "open", "stop.hidden": "blocked"}})
 

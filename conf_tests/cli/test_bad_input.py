@@ -42,7 +42,7 @@ CASES = {
     "trainer=tpu": "trainer=tpu: choose one of .*; did you mean .*?",
     "seed=-1": "seed=-1: input should be greater than or equal to 0",
     "seed=x": "seed=x: input should be a valid integer.*",
-    "compile=maybe": "compile=maybe: input should be a valid boolean.*",
+    "compile=maybe": "compile=maybe: choose one of false, true, update",
     "mode=evalute": "mode=evalute: choose one of train, evaluate; did you mean evaluate?",
     "mode=evaluate": "ckpt_path=null: mode=evaluate needs a checkpoint; write ckpt_path=FILE",
     "ckpt_path=nope.ckpt": "ckpt_path=nope.ckpt: no such file",

@@ -8,7 +8,7 @@ import pytest
 
 from conf_tests.conformance.catalogue import COMPARES, CONFIGS, arms, composed, declared
 from conf_tests.conformance.test_runs import unequal
-from conf_tests.helpers import result, train
+from conf_tests.helpers import build_recipe, result, train
 
 STEPS = 500
 
@@ -34,13 +34,14 @@ def test_a_resumed_run_ends_as_one_that_was_left_alone(name, tmp_path):
 
 @pytest.mark.full
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile on a CPU needs a C++ compiler")
+@pytest.mark.parametrize("compile", ["true", "update"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_compiled_networks_give_the_same_metrics(name, tmp_path):
+def test_a_compiled_run_gives_the_same_metrics(name, compile, tmp_path):
     of = declared(name)
     run = [f"recipe={name}", *of.small, "trainer=smoke", "trainer.max_steps=4", "callbacks.flow=null", "logger=none"]
-    ran = train(*run, "compile=true", "hydra.run.dir=compiled", cwd=tmp_path)
-    if words := of.refuses.get("compile=true"):
-        assert ran.returncode != 0, "declared refused, and it runs: take compile=true out of REFUSES"
+    ran = train(*run, f"compile={compile}", "hydra.run.dir=compiled", cwd=tmp_path)
+    if words := of.refuses.get(f"compile={compile}"):
+        assert ran.returncode != 0, f"declared refused, and it runs: take compile={compile} out of REFUSES"
         assert words in ran.stderr
         return
     assert ran.returncode == 0, ran.stderr
@@ -49,6 +50,9 @@ def test_compiled_networks_give_the_same_metrics(name, tmp_path):
     assert eager["status"] == compiled["status"] == "finished"
     judged = {key: value for key, value in eager["metrics"].items() if "per_second" not in key}
     assert {key: compiled["metrics"][key] for key in judged} == pytest.approx(judged, rel=1e-3, abs=1e-4)
+    assert eager["compiled"] == []
+    if compile == "update":
+        assert sorted(compiled["compiled"]) == sorted(build_recipe(f"recipe={name}", *of.small).FLOW)
 
 
 @pytest.mark.full

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conf_tests.helpers import build_recipe
-from stopgrad.runner.build import compile_networks
+from stopgrad.runner.compiling import compile_networks
 
 
 @pytest.fixture

@@ -28,13 +28,15 @@ class TwinCritic(nn.Module):
         x = torch.cat([observations, actions], dim=-1)
         shape = x.shape[:-1]
         x = x.flatten(0, -2).expand(2, -1, -1)
-        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+        *hidden, (weight_out, bias_out) = zip(self.weights, self.biases, strict=True)
+        for weight, bias in hidden:
             x = torch.baddbmm(bias, x, weight).relu_()
-        return torch.baddbmm(self.biases[-1], x, self.weights[-1]).view(2, *shape)
+        return torch.baddbmm(bias_out, x, weight_out).view(2, *shape)
 
     def first(self, observations: Tensor, actions: Tensor) -> Tensor:
         """The value (...) of the first one alone, at half the cost."""
         x = torch.cat([observations, actions], dim=-1)
-        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+        *hidden, (weight_out, bias_out) = zip(self.weights, self.biases, strict=True)
+        for weight, bias in hidden:
             x = linear(x, weight[0].mT, bias[0, 0]).relu_()
-        return linear(x, self.weights[-1][0].mT, self.biases[-1][0, 0]).squeeze(-1)
+        return linear(x, weight_out[0].mT, bias_out[0, 0]).squeeze(-1)

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import enum
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -173,7 +174,7 @@ class Boundary:
                 return call_frozen(self._producers(producer), producer, *args, **kwargs)
 
     def _refuse_frozen_elsewhere(self, producer: Callable[..., Any]) -> None:
-        owner = getattr(producer, "__self__", producer)
+        owner = producer.__self__ if isinstance(producer, MethodType) else producer
         for module in self._modules or (owner,):
             if isinstance(module, nn.Module) and held_elsewhere(module):
                 raise RuntimeError(
@@ -182,7 +183,7 @@ class Boundary:
                 )
 
     def _producers(self, producer: Callable[..., Any]) -> Sequence[nn.Module]:
-        owner = getattr(producer, "__self__", producer)  # a bound method: its module
+        owner = producer.__self__ if isinstance(producer, MethodType) else producer
         modules = self._modules or ((owner,) if isinstance(owner, nn.Module) else ())
         if not modules:
             name = getattr(producer, "__name__", type(producer).__name__)

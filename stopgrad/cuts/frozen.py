@@ -7,10 +7,11 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from stopgrad.cuts.torch_internals import forward_mode, functorch_level, wrap_checkpointed
+from stopgrad.cuts.torch_internals import forward_mode, functorch_level, swapped_parameters, wrap_checkpointed
 
 T = TypeVar("T")
 _Hold = Callable[..., Any]  # hold(run, *args, **kwargs) is run(*args, **kwargs) with some parameters standing still
@@ -36,6 +37,8 @@ def call_frozen(modules: Sequence[nn.Module], run: Callable[..., T], /, *args: A
     several threads that hold a parameter, the last one restores it. Where a flag does not do (inside ``torch.func``, in
     forward mode, where ``functional_call`` put a computed tensor in a parameter's place), they are detached instead.
     """
+    if torch.compiler.is_compiling():
+        return _in_graph(modules, run, *args, **kwargs)
     parameters = [p for module in modules for p in module.parameters()]
     if functorch_level() is None and not forward_mode() and all(p.is_leaf for p in parameters):
         return _by_flags(parameters, run, *args, **kwargs)
@@ -65,6 +68,14 @@ def _by_flags(parameters: Sequence[Tensor], run: Callable[..., T], /, *args: Any
     finally:
         _here.holds.pop()
         held.give_back()
+
+
+def _in_graph(modules: Sequence[nn.Module], run: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+    """In a graph that torch.compile makes, whose parameters keep the flags that it was made for: they are detached."""
+    if not modules:
+        return run(*args, **kwargs)
+    with swapped_parameters(modules[0], {name: p.detach() for name, p in modules[0].named_parameters()}):
+        return _in_graph(modules[1:], run, *args, **kwargs)
 
 
 class _Held:

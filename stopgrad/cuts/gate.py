@@ -10,7 +10,9 @@ from torch import Tensor
 from stopgrad.cuts.torch_internals import functorch_level
 
 
-class _ScaleGradient(torch.autograd.Function):
+class _ScaleGradientInGraphs(torch.autograd.Function):
+    """The gate where torch.compile makes a graph: it takes no Function with a ``jvp``."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
         ctx.factor = factor
@@ -20,6 +22,8 @@ class _ScaleGradient(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0] * ctx.factor, None
 
+
+class _ScaleGradient(_ScaleGradientInGraphs):
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
         return tangents[0] * ctx.factor
@@ -45,5 +49,7 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
     ``factor=-l`` is the gradient reversal layer of Ganin & Lempitsky (2015, arXiv:1409.7495, eq. 16-17). It is a
     Function because ``a * x + (1 - a) * x.detach()`` rounds, so that its forward is not bit-exact.
     """
+    if torch.compiler.is_compiling():
+        return _ScaleGradientInGraphs.apply(x, factor)  # pyright: ignore[reportReturnType]
     function = _ScaleGradient if functorch_level() is None else _ScaleGradientInTransforms
     return function.apply(x, factor)  # pyright: ignore[reportReturnType]

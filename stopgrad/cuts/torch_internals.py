@@ -8,6 +8,7 @@ is the C function itself.
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.utils import stateless
 from torch.overrides import _get_current_function_mode
 from torch.utils import checkpoint
 from torch.utils._pytree import tree_leaves as tree_leaves
@@ -63,6 +65,9 @@ post_accumulate_hooks: Callable[[Tensor], Any] = attrgetter("_post_accumulate_gr
 
 gradient_hooks: Callable[[Tensor], Any] = attrgetter("_backward_hooks")
 """Hooks on a tensor's gradient, or None: ``Tensor._backward_hooks``."""
+
+swapped_parameters: Callable[..., AbstractContextManager[None]] = stateless._reparametrize_module
+"""Inside, a module has other tensors in the place of parameters: ``torch.nn.utils.stateless._reparametrize_module``."""
 
 non_persistent: Callable[[nn.Module], set[str]] = attrgetter("_non_persistent_buffers_set")
 """Names of the buffers of a module that no checkpoint holds: ``Module._non_persistent_buffers_set``."""
@@ -164,6 +169,26 @@ def allow_recompiles(limit: int) -> None:
     from torch._dynamo import config  # takes a second to import
 
     config.recompile_limit = limit
+
+
+def trace_backward() -> bool:
+    """Let what is compiled take gradients inside, and say if it can: ``torch._dynamo.config.trace_autograd_ops``.
+
+    ``torch._inductor.ir`` is kept from warning of each operation that is no sooner called from C++.
+    """
+    from torch._dynamo import config
+
+    if can := hasattr(config, "trace_autograd_ops"):
+        config.trace_autograd_ops = True
+        logging.getLogger("torch._inductor.ir").setLevel(logging.ERROR)
+    return can
+
+
+def not_one_graph() -> type[Exception]:
+    """What ``torch.compile(fullgraph=True)`` raises of what it cannot take whole: ``torch._dynamo.exc``."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    return TorchDynamoException
 
 
 @contextmanager

@@ -28,14 +28,13 @@ from pydantic import (
     NonNegativeInt,
     PositiveInt,
     PydanticUserError,
-    StrictBool,
     TypeAdapter,
     ValidationError,
 )
 
-from stopgrad.cuts.torch_internals import allow_recompiles
 from stopgrad.lightning.lightning_internals import raised_in_restore, rest_idle_hooks
 from stopgrad.runner.checkpoints import WholeCheckpoints
+from stopgrad.runner.compiling import compile_recipe, losses_of
 from stopgrad.runner.errors import InputError, RunFailed, choose, wants_traceback
 from stopgrad.runner.launch import averages, world_size
 
@@ -50,7 +49,6 @@ NOISE = (
 )
 ROOT = {
     "seed": NonNegativeInt,
-    "compile": StrictBool,
     "trainer.max_steps": PositiveInt,
     "trainer.val_check_interval": PositiveInt,
     "trainer.log_every_n_steps": PositiveInt,
@@ -112,22 +110,10 @@ def build(config: DictConfig) -> Run:
     part = share(config, world_size(config))
     data = instantiate(part.data, _convert_="all")
     recipe = build_recipe(part)
-    if config.compile:
-        compile_networks(recipe)
+    compile_recipe(recipe, config.compile)
     trainer = instantiate(trainer_section(config), **extras, _convert_="all")
     rest_idle_hooks(trainer, recipe)
     return Run(data, recipe, trainer)
-
-
-def compile_networks(recipe: L.LightningModule) -> None:
-    """Let torch.compile have the recipe's networks, in place: parameter names stay. The crossings are never compiled.
-
-    Their ``forward`` is compiled: ``nn.Module.compile`` passes over a network that is one of torch's own containers.
-    """
-    allow_recompiles(64)  # the 8 of PyTorch are for all compiled networks together, whose wrapper is one function
-    networks: Any = recipe.to_compile() if hasattr(recipe, "to_compile") else recipe.children()  # pyright: ignore[reportCallIssue]
-    for network in networks:
-        network.forward = torch.compile(network.forward)
 
 
 def share(config: DictConfig, ranks: int) -> DictConfig:
@@ -179,6 +165,8 @@ def check_build(config: DictConfig) -> None:
         attempt(f"data={choices.data}", lambda: (data.prepare_data(), data.setup("fit"), data.train_dataloader()))
         recipe = attempt(f"recipe={choices.recipe}", lambda: build_recipe(part))
         attempt(f"recipe={choices.recipe}", recipe.configure_optimizers)
+        if config.compile == "update":
+            losses_of(recipe)
         if hasattr(recipe, "check_data"):  # what only the two together can tell
             attempt(f"recipe={choices.recipe}", lambda: recipe.check_data(data))
         with warnings.catch_warnings():

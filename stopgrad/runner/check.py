@@ -152,7 +152,9 @@ def check_run(config: DictConfig) -> None:
         raise InputError(str(error)) from None
 
     from stopgrad.runner.build import check_build  # torch comes in only now
+    from stopgrad.runner.compiling import check_compile
 
+    check_compile(config, declared.refuses)
     check_build(config)
 
 

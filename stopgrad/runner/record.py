@@ -29,6 +29,7 @@ from stopgrad.flow.drawing import flow_svg
 from stopgrad.flow.routes import Record, written
 from stopgrad.lightning import FlowAudit, RetentionAudit
 from stopgrad.runner.build import Run, not_resumable
+from stopgrad.runner.compiling import compiled_losses
 from stopgrad.runner.contract import ContractAudit, in_a_line
 from stopgrad.runner.declared import declaration
 from stopgrad.runner.endings import lost
@@ -173,6 +174,7 @@ def record(config: DictConfig, run: Run) -> Iterator[None]:
         "threads": torch.get_num_threads(),  # Lightning sets them as it starts several ranks
         "metrics": dict(sorted(((meter.metrics if meter else {}) | tested).items())),
         "weights_sha256": weights_sha256(run.recipe),
+        "compiled": compiled_losses(run.recipe),
         "seconds": time.perf_counter() - started,
         **(meter.costs() if meter else {}),
         "flow": flow.matrix.to_dict() if flow and flow.matrix else None,

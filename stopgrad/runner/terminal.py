@@ -142,6 +142,8 @@ def summary(result: Mapping[str, Any], folder: Path) -> str:
     cost = f"{result['steps']} steps in {result['seconds']:.1f} s"
     if result.get("step_time"):
         cost += f", {result['step_time'] * 1e3:.2f} ms a step, {result['saved_bytes'] >> 10} KiB saved for backward"
+    if result["compiled"]:
+        cost += f", compiled: {', '.join(result['compiled'])}"
     lines = [
         f"{result['recipe']}  {chosen}  seed {result['seed']}: {ended}",
         "  ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items()),

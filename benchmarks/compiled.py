@@ -1,0 +1,154 @@
+"""What ``compile=true`` and ``compile=update`` make of a step: CPU time of one thread, three ways in turn.
+
+    python benchmarks/compiled.py                         # eight of them
+    python benchmarks/compiled.py --works "recipe=vqvae"  # another
+
+Each repeat trains the recipe in a Trainer with the callbacks, bar and logger that train.py gives it, without
+evaluations: `eager`, `true`, `update`, one after the other, and takes the median step after the first third.
+What is shown is the median of the repeats, and the least and the most. `compiling` are the wall seconds of the first
+third beyond as many eager steps, in the first repeat, with an empty cache: what it costs before it saves. The first
+work's hold some seconds of imports too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from stopgrad.lightning import FlowAudit  # noqa: E402
+from stopgrad.runner.build import build_recipe, quiet  # noqa: E402
+from stopgrad.runner.compiling import compile_recipe  # noqa: E402
+from stopgrad.runner.meter import Meter  # noqa: E402
+from stopgrad.runner.names import register  # noqa: E402
+from stopgrad.runner.streams import RandomStreams  # noqa: E402
+
+WORKS = [
+    "recipe=gan recipe.loss=non_saturating recipe.penalty=none recipe.n_critic=1 data.batch_size=64",
+    "recipe=gan",
+    "recipe=td3",
+    "recipe=dqn",
+    "recipe=simsiam",
+    "recipe=meanflow",
+    "recipe=grpo",  # a transformer
+    "recipe=loss_logging",  # convolutions
+]
+WAYS: dict[str, bool | str] = {"eager": False, "true": True, "update": "update"}
+
+
+class Clock(L.Callback):
+    """CPU seconds of each step, and the wall seconds of the first third."""
+
+    def __init__(self, steps: int) -> None:
+        self.warm_up, self.steps = steps // 3, list[float]()
+
+    def on_train_start(self, *args: Any) -> None:
+        self.began = time.perf_counter()
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.started = time.process_time()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.steps.append(time.process_time() - self.started)
+        if len(self.steps) == self.warm_up:
+            self.opening = time.perf_counter() - self.began
+
+
+def trained(work: str, way: bool | str, steps: int) -> Clock:
+    """Seconds of a training."""
+    config = compose("train", [*work.split(), f"trainer.max_steps={steps}", f"cache={ROOT / '.cache'}"])
+    L.seed_everything(0, verbose=False)
+    torch.compiler.reset()
+    data = instantiate(config.data, _convert_="all")
+    recipe = build_recipe(config)
+    compile_recipe(recipe, way)
+    clock = Clock(steps)
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        L.Trainer(
+            accelerator="cpu",
+            max_epochs=-1,
+            max_steps=steps,
+            callbacks=[RandomStreams(), Meter(), FlowAudit(), TQDMProgressBar(refresh_rate=20), clock],
+            logger=TensorBoardLogger(folder),
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+        ).fit(recipe, data)
+    return clock
+
+
+def measured(work: str, steps: int, repeats: int) -> dict[str, Any]:
+    """Of one work, milliseconds a step by way, their ratios to eager, and the seconds of compiling."""
+    found: dict[str, list[float]] = {way: [] for way in WAYS}
+    compiling: dict[str, float] = {}
+    for _ in range(repeats):
+        openings = {}
+        for way, choice in WAYS.items():
+            clock = trained(work, choice, steps)
+            found[way].append(1e3 * statistics.median(clock.steps[clock.warm_up :]))
+            openings[way] = clock.opening
+        compiling = compiling or {way: round(openings[way] - openings["eager"], 1) for way in ("true", "update")}
+    ratios = {way: [b / a for a, b in zip(found["eager"], found[way], strict=True)] for way in ("true", "update")}
+    return {
+        "work": work,
+        "milliseconds_a_step": {way: spread(each) for way, each in found.items()},
+        "over_eager": {way: spread(each) for way, each in ratios.items()},
+        "compiling": compiling,
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {name: round(value, 3) for name, value in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--works", nargs="+", default=WORKS, help="overrides of train.py, each in quotes")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="one object")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    quiet()
+    warnings.filterwarnings("ignore")
+    register()
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        initialize_config_dir(str(ROOT / "configs"), version_base="1.3"),
+    ):
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+        found = [measured(work, options.steps, options.repeats) for work in options.works]
+    told = {"repeats": options.repeats, "steps": options.steps, "threads": 1, "works": found}
+    if options.json:
+        print(json.dumps(told | {"torch": str(torch.__version__)}))
+        return
+    print(f"{'ms a step, of eager, seconds to compile':66} {'eager':>7} {'true':>19} {'update':>19}")
+    for each in found:
+        ms, ratio, cost = each["milliseconds_a_step"], each["over_eager"], each["compiling"]
+        ways = [f"{ms[way]['median']:7.2f} {ratio[way]['median']:4.2f} {cost[way]:4.0f} s" for way in ratio]
+        print(f"{each['work'][:66]:66} {ms['eager']['median']:7.2f} {ways[0]} {ways[1]}")
+
+
+if __name__ == "__main__":
+    main()
