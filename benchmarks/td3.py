@@ -33,9 +33,7 @@ import lightning as L
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
-from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import OmegaConf
 from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
@@ -43,11 +41,8 @@ sys.path.insert(0, str(ROOT))
 
 from recipes.parts.environments import EVALUATION_SEED, VectorEnvironment, play  # noqa: E402
 from recipes.parts.replay import unscaled  # noqa: E402
-from stopgrad.lightning import FlowAudit  # noqa: E402
-from stopgrad.runner.build import quiet  # noqa: E402
-from stopgrad.runner.meter import Meter  # noqa: E402
+from stopgrad.runner.build import build, quiet  # noqa: E402
 from stopgrad.runner.names import register  # noqa: E402
-from stopgrad.runner.streams import RandomStreams  # noqa: E402
 
 SAME = ["recipe.width=256", "data.batch_size=256", "data.warmup=1000"]
 EVERY = 500  # transitions from one evaluation to the next
@@ -107,23 +102,15 @@ class Ticks(L.Callback):
 
 
 def run_recipe(seed: int, overrides: list[str], over: Callable[[int, Callable[[Tensor], Tensor]], bool]) -> None:
-    """Train the recipe as train.py does, until it is over."""
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        config = compose("train", ["recipe=td3", f"seed={seed}", "trainer.max_steps=100000", *overrides])
-    L.seed_everything(seed, verbose=False)
-    data = instantiate(config.data, _convert_="all")
-    recipe = instantiate(config.recipe, stop=config.stop, _convert_="all")
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = L.Trainer(
-            accelerator="cpu",
-            max_epochs=-1,
-            callbacks=[RandomStreams(), Meter(), FlowAudit(), TQDMProgressBar(refresh_rate=20), Ticks(over)],
-            logger=TensorBoardLogger(folder),
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-        )
-        trainer.fit(recipe, data)
+    """Train the recipe as train.py does, with all its callbacks and TensorBoard, until it is over."""
+    longest = ["trainer.max_steps=100000", "trainer.val_check_interval=100000", "+trainer.limit_val_batches=0"]
+    with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config: Any = compose("train", ["recipe=td3", f"seed={seed}", *longest, *overrides])
+        config = OmegaConf.create(OmegaConf.to_yaml(config).replace("${hydra:runtime.output_dir}", folder))
+        L.seed_everything(seed, workers=True, verbose=False)
+        run = build(config)
+        run.trainer.callbacks.append(Ticks(over))  # pyright: ignore[reportAttributeAccessIssue]
+        run.trainer.fit(run.recipe, run.data)
 
 
 def run_peer(

@@ -28,13 +28,15 @@ class TwinCritic(nn.Module):
         x = torch.cat([observations, actions], dim=-1)
         shape = x.shape[:-1]
         x = x.flatten(0, -2).expand(2, -1, -1)
-        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            x = torch.baddbmm(bias, x, weight).relu_()
-        return torch.baddbmm(self.biases[-1], x, self.weights[-1]).view(2, *shape)
+        *hidden, (weight, bias) = zip(self.weights, self.biases, strict=True)  # a slice would be a new ParameterList
+        for inner, offset in hidden:
+            x = torch.baddbmm(offset, x, inner).relu_()
+        return torch.baddbmm(bias, x, weight).view(2, *shape)
 
     def first(self, observations: Tensor, actions: Tensor) -> Tensor:
         """The value (...) of the first one alone, at half the cost."""
         x = torch.cat([observations, actions], dim=-1)
-        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            x = linear(x, weight[0].mT, bias[0, 0]).relu_()
-        return linear(x, self.weights[-1][0].mT, self.biases[-1][0, 0]).squeeze(-1)
+        *hidden, (weight, bias) = zip(self.weights, self.biases, strict=True)
+        for inner, offset in hidden:
+            x = linear(x, inner[0].mT, offset[0, 0]).relu_()
+        return linear(x, weight[0].mT, bias[0, 0]).squeeze(-1)
