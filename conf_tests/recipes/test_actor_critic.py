@@ -223,7 +223,7 @@ class TestCuts:
         onward = 0.9 * (~steps.terminated)
         error = values[:-1] - steps.reward - onward * values[1:]
         slope = 1 - onward if choice == "none" else torch.ones_like(onward)
-        wanted = 2 * 0.5 * (error * slope)[steps.valid].mean()
+        wanted = 2 * 0.25 * (error * slope)[steps.valid].mean()
         assert gradient.item() == pytest.approx(wanted.item(), rel=1e-4)
 
     def test_cut_trunk_is_the_policys_alone(self):
