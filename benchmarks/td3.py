@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -238,9 +237,12 @@ def measure_until(bar: float, seeds: list[int], programs: list[str]) -> dict[str
             until.clock.stop()
             seconds[name].append(round(until.clock.seconds, 1) if until.reached else float("inf"))
             transitions[name].append(until.transitions)
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    found = {"until": bar, "seeds": seeds, "seconds": seconds, "transitions": transitions, "median_seconds": median}
-    return found | {f"{name}_over_recipe": round(median[name] / median["recipe"], 2) for name in programs[1:]}
+    found = {"until": bar, "seeds": seeds, "repeats": len(seeds), "seconds": seconds, "transitions": transitions}
+    found["seconds_spread"] = {name: spread(values, 3) for name, values in seconds.items()}
+    for name in programs[1:]:  # seed by seed
+        ratios = [a / b for a, b in zip(seconds[name], seconds["recipe"], strict=True)]
+        found[f"{name}_over_recipe"] = spread(ratios, 3)
+    return found
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from stopgrad.cuts.torch_internals import foreach_norm
 from stopgrad.lightning.lightning_internals import plain_trainer, run_hooks
 from stopgrad.lightning.names import loss_name
 
@@ -100,8 +101,10 @@ def clip_gradients(module: LightningModule, optimizer: Optimizer, max_norm: floa
         scale = scale_of(trainer_of(module))
         return clip_grad_norm_(held, max_norm * scale, foreach=True) / scale
     with torch.no_grad():  # as clip_grad_norm_ does, less its search for the devices and types there are
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        norm = torch.linalg.vector_norm(torch.stack(list(foreach_norm(gradients))))
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factor)
     return norm
 
 
