@@ -6,7 +6,9 @@
 Updates: both act in 10 environments, 10 transitions and then 10 updates a step, networks of two layers of 256, batches
 of 256; the clock starts after the warm-up of 1,000 random transitions. `recipe` runs as train.py runs it, with its
 callbacks, bar and TensorBoard logger. `products` are the matrix products of an update and nothing else, in place of the
-updates: no program that computes them on this machine can be faster. In turn, in one process, so many repeats.
+updates: no program that computes them on this machine can be faster. In turn, in one process, so many repeats; CPU
+time, as others may share the machine. After some 700 updates Adam's averages of dead units become denormal numbers,
+which a CPU computes slowly: train.py flushes them to 0 (`callbacks.denormals`), stable-baselines3 does not.
 
 Until: `recipe` with the settings of configs/recipe/td3.yaml; `zoo`, stable-baselines3 with rl-zoo's for Pendulum-v1
 (networks of 400 and 300, 10,000 random transitions, one environment, updates after each episode, gamma .98, learning
@@ -20,34 +22,23 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
-from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import OmegaConf
+from timing import ROOT, prepare, spread
 from torch import Tensor
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from recipes.parts.environments import EVALUATION_SEED, VectorEnvironment, play  # noqa: E402
-from recipes.parts.replay import unscaled  # noqa: E402
-from stopgrad.lightning import FlowAudit  # noqa: E402
-from stopgrad.runner.build import quiet  # noqa: E402
-from stopgrad.runner.meter import Meter  # noqa: E402
-from stopgrad.runner.names import register  # noqa: E402
-from stopgrad.runner.streams import RandomStreams  # noqa: E402
+from recipes.parts.environments import EVALUATION_SEED, VectorEnvironment, play
+from recipes.parts.replay import unscaled
+from stopgrad.runner.build import build
 
 SAME = ["recipe.width=256", "data.batch_size=256", "data.warmup=1000"]
 EVERY = 500  # transitions from one evaluation to the next
@@ -58,13 +49,13 @@ class Clock:
     """Seconds, less what is spent while it is stopped."""
 
     def __init__(self) -> None:
-        self.seconds, self.started = 0.0, time.perf_counter()
+        self.seconds, self.started = 0.0, time.process_time()
 
     def stop(self) -> None:
-        self.seconds += time.perf_counter() - self.started
+        self.seconds += time.process_time() - self.started
 
     def go_on(self) -> None:
-        self.started = time.perf_counter()
+        self.started = time.process_time()
 
 
 class Until:
@@ -107,23 +98,15 @@ class Ticks(L.Callback):
 
 
 def run_recipe(seed: int, overrides: list[str], over: Callable[[int, Callable[[Tensor], Tensor]], bool]) -> None:
-    """Train the recipe as train.py does, until it is over."""
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        config = compose("train", ["recipe=td3", f"seed={seed}", "trainer.max_steps=100000", *overrides])
-    L.seed_everything(seed, verbose=False)
-    data = instantiate(config.data, _convert_="all")
-    recipe = instantiate(config.recipe, stop=config.stop, _convert_="all")
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = L.Trainer(
-            accelerator="cpu",
-            max_epochs=-1,
-            callbacks=[RandomStreams(), Meter(), FlowAudit(), TQDMProgressBar(refresh_rate=20), Ticks(over)],
-            logger=TensorBoardLogger(folder),
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-        )
-        trainer.fit(recipe, data)
+    """Train the recipe as train.py does, with all its callbacks and TensorBoard, until it is over."""
+    longest = ["trainer.max_steps=100000", "trainer.val_check_interval=100000", "+trainer.limit_val_batches=0"]
+    with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config: Any = compose("train", ["recipe=td3", f"seed={seed}", *longest, *overrides])
+        config = OmegaConf.create(OmegaConf.to_yaml(config).replace("${hydra:runtime.output_dir}", folder))
+        L.seed_everything(seed, workers=True, verbose=False)
+        run = build(config)
+        run.trainer.callbacks.append(Ticks(over))  # pyright: ignore[reportAttributeAccessIssue]
+        run.trainer.fit(run.recipe, run.data)
 
 
 def run_peer(
@@ -168,7 +151,7 @@ def updates_a_second(program: Callable[..., None], seed: int, updates: int, *arg
     times: dict[int, float] = {}
 
     def over(transitions: int, policy: object) -> bool:
-        times[transitions] = time.perf_counter()
+        times[transitions] = time.process_time()
         return transitions >= 1100 + updates
 
     program(seed, *arguments, over=over, **settings)
@@ -201,7 +184,7 @@ def products_a_second(updates: int) -> float:
         torch.bmm(x[:n].mT, slope[:n])
         torch.bmm(inputs[:n].mT, slope[:n])
 
-    started = time.perf_counter()
+    started = time.process_time()
     for k in range(updates):
         forward(1)  # the copy of the actor
         forward(2)  # the copies of the critics
@@ -214,7 +197,7 @@ def products_a_second(updates: int) -> float:
             backward_inputs(1, first=True)
             backward_inputs(1, first=False)  # the actor
             backward_weights(1)
-    return updates / (time.perf_counter() - started)
+    return updates / (time.process_time() - started)
 
 
 def measure_updates(repeats: int, updates: int) -> dict[str, Any]:
@@ -224,11 +207,14 @@ def measure_updates(repeats: int, updates: int) -> dict[str, Any]:
         settings = {"net_arch": [256, 256], "batch_size": 256, "learning_starts": 1000}
         found["stable-baselines3"].append(updates_a_second(run_peer, seed, updates, **settings))
         found["products"].append(products_a_second(updates))
-    median = {name: statistics.median(values) for name, values in found.items()}
+    ratio = {
+        name: spread([a / b for a, b in zip(found["recipe"], found[name], strict=True)], 3)
+        for name in ("stable-baselines3", "products")
+    }
     return {
-        "updates_a_second": {name: round(value, 1) for name, value in median.items()},
-        "recipe_over_stable_baselines3": round(median["recipe"] / median["stable-baselines3"], 3),
-        "recipe_over_products": round(median["recipe"] / median["products"], 3),
+        "updates_a_second": {name: spread(values) for name, values in found.items()},
+        "recipe_over_stable_baselines3": ratio["stable-baselines3"],
+        "recipe_over_products": ratio["products"],
         "repeats": repeats,
     }
 
@@ -251,9 +237,12 @@ def measure_until(bar: float, seeds: list[int], programs: list[str]) -> dict[str
             until.clock.stop()
             seconds[name].append(round(until.clock.seconds, 1) if until.reached else float("inf"))
             transitions[name].append(until.transitions)
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    found = {"until": bar, "seeds": seeds, "seconds": seconds, "transitions": transitions, "median_seconds": median}
-    return found | {f"{name}_over_recipe": round(median[name] / median["recipe"], 2) for name in programs[1:]}
+    found = {"until": bar, "seeds": seeds, "repeats": len(seeds), "seconds": seconds, "transitions": transitions}
+    found["seconds_spread"] = {name: spread(values, 3) for name, values in seconds.items()}
+    for name in programs[1:]:  # seed by seed
+        ratios = [a / b for a, b in zip(seconds[name], seconds["recipe"], strict=True)]
+        found[f"{name}_over_recipe"] = spread(ratios, 3)
+    return found
 
 
 def main() -> None:
@@ -262,13 +251,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of --until")
     parser.add_argument("--programs", nargs="+", default=["recipe", "peer", "zoo"], help="of --until; recipe is first")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--updates", type=int, default=500, help="that are timed in a repeat")
+    parser.add_argument("--updates", type=int, default=2000, help="that are timed in a repeat")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one object")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    register()
-    quiet()
+    prepare(arguments.threads)
     with redirect_stdout(io.StringIO()):  # the progress bar's
         if arguments.until is None:
             found = measure_updates(arguments.repeats, arguments.updates)

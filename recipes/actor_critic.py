@@ -32,11 +32,11 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from recipes.parts.environments import Step, VectorEnvironment, play, spaces
-from recipes.parts.policies import Normalise, linear, mlp, policy_for
+from recipes.parts.policies import MLP, Normalise, clipped_gain, linear, policy_for
 from recipes.parts.rollouts import Rollout, lambda_returns, once
 from stopgrad import FlowContract, Stops
-from stopgrad.lightning import loss_name, unaudited
-from stopgrad.lightning.manual import clip_gradients, counted, log_is_due, raw, trainer_of
+from stopgrad.lightning import unaudited
+from stopgrad.lightning.manual import backward, clip_gradients, counted, log_is_due, raw, trainer_of
 
 Share = Annotated[float, Field(ge=0, le=1)]
 AtLeastTwo = Annotated[int, Field(ge=2)]  # every second step may be one that only resets
@@ -107,12 +107,12 @@ class ActorCritic(L.LightningModule):
         width: PositiveInt = 64,
         objective: Literal["clip", "policy_gradient"] = "clip",
         rollout: AtLeastTwo = 64,
-        epochs: PositiveInt = 6,
+        epochs: PositiveInt = 4,
         minibatch: PositiveInt = 512,
         gamma: Share = 0.98,
         gae_lambda: Share = 0.95,
         clip: NonNegativeFloat = 0.2,
-        value_weight: NonNegativeFloat = 0.5,
+        value_weight: NonNegativeFloat = 0.25,
         entropy_weight: NonNegativeFloat = 0.0,
         max_grad_norm: PositiveFloat = 2.0,
         normalise_observations: bool = False,
@@ -138,9 +138,9 @@ class ActorCritic(L.LightningModule):
         inputs = math.prod(observation.shape)
         self.shared, self.FLOW = network == "shared", FLOW if network == "shared" else SEPARATE
         self.normalise = Normalise(observation.shape) if normalise_observations else None
-        self.trunk, self.actor, self.critic = mlp(inputs, width), policy_for(action, width), linear(width, 1, 1.0)
+        self.trunk, self.actor, self.critic = MLP(inputs, width), policy_for(action, width), linear(width, 1, 1.0)
         if not self.shared:
-            self.critic = nn.Sequential(mlp(inputs, width), self.critic)
+            self.critic = nn.Sequential(MLP(inputs, width), self.critic)
         self.rollout, self.epochs, self.num_minibatches = rollout, epochs, steps // minibatch
         self.objective, self.clip, self.anneal, self.recompute = objective, clip, anneal, recompute
         self.gamma, self.gae_lambda, self.normalise_advantages = gamma, gae_lambda, normalise_advantages
@@ -174,8 +174,8 @@ class ActorCritic(L.LightningModule):
         if self.objective == "policy_gradient":
             gain = log_prob * advantage
         else:
-            ratio, clip = (log_prob - rollout.log_probs[here]).exp(), self.clip * self.remaining
-            gain = torch.min(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+            ratio = (log_prob - rollout.log_probs[here]).exp()
+            gain = clipped_gain(ratio, advantage, self.clip * self.remaining)  # min(ratio A, clip(ratio) A)
         if self.entropy_weight:
             gain = gain + self.entropy_weight * self.actor.entropy(policy)
         return -gain.mean()
@@ -215,7 +215,7 @@ class ActorCritic(L.LightningModule):
         """Act for T steps, with noise of the environments' own generator."""
         noise = self.actor.noise(self.rollout, environments.num_envs, generator=environments.generator)
         raw, actions, steps = [environments.observation], [], []
-        for now in noise.to(self.device):
+        for now in noise.to(self.device).unbind():
             actions.append(self.actor.act(self.policy(self.seen(raw[-1])), now))
             steps.append(environments.step(actions[-1].cpu()))
             raw.append(steps[-1].observation)
@@ -256,12 +256,10 @@ class ActorCritic(L.LightningModule):
         optimizer.zero_grad()
         policy_loss, value_loss = self.policy_loss(rollout, here), self.value_loss(rollout, here)
         if each:
-            with loss_name("policy_loss"):
-                self.manual_backward(policy_loss)
-            with loss_name("value_loss"):
-                self.manual_backward(value_loss)
+            backward(self, policy_loss, "policy_loss")
+            backward(self, value_loss, "value_loss")
         else:
-            self.manual_backward(policy_loss + value_loss)
+            backward(self, policy_loss + value_loss, "policy_loss + value_loss")
         clip_gradients(self, optimizer, self.max_grad_norm)
         optimizer.step()
         return {"loss/policy": policy_loss.detach(), "loss/value": value_loss.detach()}

@@ -40,8 +40,7 @@ from recipes.parts.environments import VectorEnvironment, play, spaces
 from recipes.parts.networks import mlp
 from recipes.parts.replay import Transitions, bounded_sizes, unscaled
 from stopgrad import FlowContract, Stops
-from stopgrad.lightning import loss_name
-from stopgrad.lightning.manual import counted, data_of, log_is_due, raw, trainer_of
+from stopgrad.lightning.manual import backward, counted, data_of, log_is_due, raw, trainer_of
 
 PAPER = "Haarnoja 2018"
 # The first choice is the paper's, and the default.
@@ -215,8 +214,7 @@ class SoftActorCritic(L.LightningModule):
                     optimizer.zero_grad()
                 for name, _ in together:
                     loss = getattr(self, name)(transitions)
-                    with loss_name(name):
-                        self.manual_backward(loss)
+                    backward(self, loss, name)
                     self.terms[f"loss/{name.removesuffix('_loss')}"] = loss.detach()
                 for _, optimizer in together:
                     optimizer.step()

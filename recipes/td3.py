@@ -39,8 +39,7 @@ from recipes.parts.environments import VectorEnvironment, play, spaces
 from recipes.parts.networks import mlp
 from recipes.parts.replay import Transitions, bounded_sizes, unscaled
 from stopgrad import FlowContract, Stops
-from stopgrad.lightning import loss_name
-from stopgrad.lightning.manual import counted, data_of, log_is_due, raw, trainer_of
+from stopgrad.lightning.manual import backward, counted, data_of, log_is_due, raw, trainer_of
 
 PAPER = "Fujimoto 2018; Silver 2014"
 # The first choice is the paper's, and the default.
@@ -191,8 +190,7 @@ class TD3(L.LightningModule):
         if self.stop.zero_grad == "timely":
             optimizer.zero_grad()
         loss = getattr(self, name)(batch)
-        with loss_name(name):
-            self.manual_backward(loss)
+        backward(self, loss, name)
         stepped.step()
         if self.stop.zero_grad == "late":
             optimizer.zero_grad()

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.distributions import Categorical
 
-ENVS, ROLLOUT, EPOCHS, MINIBATCHES, WIDTH = 32, 64, 6, 4, 64
-GAMMA, LAMBDA, CLIP, VALUE_WEIGHT, MAX_NORM = 0.98, 0.95, 0.2, 0.5, 2.0
+ENVS, ROLLOUT, EPOCHS, MINIBATCHES, WIDTH = 32, 64, 4, 4, 64
+GAMMA, LAMBDA, CLIP, VALUE_WEIGHT, MAX_NORM = 0.98, 0.95, 0.2, 0.25, 2.0
 
 
 def layer(inputs: int, outputs: int, gain: float) -> nn.Linear:
@@ -50,7 +50,7 @@ def train(steps: int = 60, seed: int = 0) -> dict[str, float]:
     observation = torch.from_numpy(envs.reset(seed=seed)[0])
     actor, critic = network(2, 0.01), network(1, 1.0)
     parameters = [*actor.parameters(), *critic.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=4e-3, eps=1e-5, fused=True)
+    optimizer = torch.optim.Adam(parameters, lr=8e-3, eps=1e-5, fused=True)
     resets, running, episodes = torch.zeros(ENVS, dtype=torch.bool), torch.zeros(ENVS), deque([0.0], maxlen=20)
     started = time.perf_counter()
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from stopgrad.lightning import loss_being_named, loss_name
 from stopgrad.lightning.lightning_internals import STEP_HOOKS, rest_idle_hooks
-from stopgrad.lightning.manual import backward, counted
+from stopgrad.lightning.manual import backward, clip_gradients, counted
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:.*does not have many workers")
 
@@ -156,3 +156,40 @@ def test_what_rests_costs_nothing(monkeypatch: pytest.MonkeyPatch):
     fitted(Line(ours=False, automatic=True), Listener(), Callback(), rest=True)
     hooks = [name for name in entered if name.rpartition(".")[2] in STEP_HOOKS and not name.startswith("[Strategy]")]
     assert hooks == ["[Callback]Listener.on_before_backward", "[Callback]Listener.on_after_backward"] * 2
+
+
+class Clips(L.LightningModule):
+    """Clips two layers' gradients by ours, and copies of them by PyTorch's own."""
+
+    def __init__(self, max_norm: float) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.layers, self.max_norm, self.found = nn.Sequential(nn.Linear(1, 7), nn.Linear(7, 3)), max_norm, []
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer, held = counted(self), list(self.parameters())
+        optimizer.zero_grad()
+        if batch_idx:  # before there is a gradient there is nothing to clip
+            backward(self, self.layers(batch[0]).square().sum(), "loss")
+        copies = [nn.Parameter(p.detach().clone()) for p in held]
+        for copied, p in zip(copies, held, strict=True):
+            copied.grad = None if p.grad is None else p.grad.clone()
+        wanted = nn.utils.clip_grad_norm_(copies, self.max_norm)
+        self.found.append(torch.equal(clip_gradients(self, optimizer, self.max_norm), wanted))
+        pairs = [(p.grad, copied.grad) for p, copied in zip(held, copies, strict=True) if p.grad is not None]
+        self.found += [len(pairs) == (4 if batch_idx else 0), *(torch.equal(a, b) for a, b in pairs)]
+        optimizer.step()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+@pytest.mark.parametrize("max_norm", [0.01, 1e6])
+def test_gradients_are_clipped_as_pytorch_clips_them(max_norm):
+    torch.manual_seed(0)
+    module = Clips(max_norm)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, **quiet)
+    trainer.fit(module, DataLoader(TensorDataset(torch.randn(6, 1)), batch_size=2))
+    assert len(module.found) == 2 + 2 * 6
+    assert all(module.found)

@@ -10,7 +10,7 @@ from torch import nn
 from conf_tests.helpers import build_recipe, config, final, norms, result, train
 from recipes.actor_critic import BOUNDARIES, ActorCritic
 from recipes.parts.environments import Step, VectorEnvironment
-from recipes.parts.policies import Categorical, Gaussian, Normalise
+from recipes.parts.policies import MLP, Categorical, Gaussian, Normalise, clipped_gain
 from recipes.parts.rollouts import Rollout, lambda_returns
 
 SMALL = ["recipe=actor_critic", "data.num_envs=4", "recipe.rollout=16", "recipe.minibatch=16", "recipe.width=8"]
@@ -122,6 +122,26 @@ class TestLosses:
         recipe.remaining = 0.5  # the clip has fallen to .1: 1.1, .5, -1.5, -.9
         assert recipe.policy_loss(rollout).item() == pytest.approx(0.2, abs=1e-6)
 
+    @pytest.mark.parametrize("clip", [0.2, 0.0])
+    def test_the_clipped_gain_is_the_minimum_bit_for_bit(self, clip):
+        random = torch.Generator().manual_seed(0)
+        ratio = (torch.randn(1000, generator=random) / 4).exp()
+        ratio[:3] = torch.tensor([1.0, 1.2, 0.8])
+        advantage = torch.randn(1000, generator=random)
+        ratio, advantage = ratio.requires_grad_(), advantage.requires_grad_()
+        minimum = torch.min(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+        found = clipped_gain(ratio, advantage, clip)
+        assert torch.equal(found, minimum)
+        wanted = torch.autograd.grad(minimum.mean(), [ratio, advantage])
+        slopes = torch.autograd.grad(found.mean(), [ratio, advantage])
+        assert all(torch.equal(a, b) for a, b in zip(slopes, wanted, strict=True))
+
+    def test_the_trunk_is_the_layers_it_holds(self):
+        trunk, seen = MLP(6, 8), torch.randn(5, 2, 3)
+        layers = nn.Sequential(*trunk)
+        assert torch.equal(trunk(seen), layers(seen))
+        assert [type(layer) for layer in layers] == [nn.Flatten, nn.Linear, nn.Tanh, nn.Linear, nn.Tanh]
+
     def test_policy_gradient_and_entropy(self):
         recipe, rollout = self.known("recipe.objective=policy_gradient", "recipe.entropy_weight=0.3")
         rollout.estimates["advantages"] = torch.tensor([1.0, 2.0, 3.0, 4.0])
@@ -223,7 +243,7 @@ class TestCuts:
         onward = 0.9 * (~steps.terminated)
         error = values[:-1] - steps.reward - onward * values[1:]
         slope = 1 - onward if choice == "none" else torch.ones_like(onward)
-        wanted = 2 * 0.5 * (error * slope)[steps.valid].mean()
+        wanted = 2 * 0.25 * (error * slope)[steps.valid].mean()
         assert gradient.item() == pytest.approx(wanted.item(), rel=1e-4)
 
     def test_cut_trunk_is_the_policys_alone(self):
@@ -340,7 +360,7 @@ def test_schedule_falls_to_nothing_over_the_run():
         trainer.global_step = step
         recipe.training_step(environments, step)
         assert recipe.remaining == pytest.approx(remaining)
-        assert recipe.optimizers().param_groups[0]["lr"] == pytest.approx(0.004 * remaining)
+        assert recipe.optimizers().param_groups[0]["lr"] == pytest.approx(0.008 * remaining)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile looks, and hides it except from pytest

@@ -28,15 +28,15 @@ class TwinCritic(nn.Module):
         x = torch.cat([observations, actions], dim=-1)
         shape = x.shape[:-1]
         x = x.flatten(0, -2).expand(2, -1, -1)
-        *hidden, (weight_out, bias_out) = zip(self.weights, self.biases, strict=True)
-        for weight, bias in hidden:
-            x = torch.baddbmm(bias, x, weight).relu_()
-        return torch.baddbmm(bias_out, x, weight_out).view(2, *shape)
+        *hidden, (weight, bias) = zip(self.weights, self.biases, strict=True)  # a slice would be a new ParameterList
+        for inner, offset in hidden:
+            x = torch.baddbmm(offset, x, inner).relu_()
+        return torch.baddbmm(bias, x, weight).view(2, *shape)
 
     def first(self, observations: Tensor, actions: Tensor) -> Tensor:
         """The value (...) of the first one alone, at half the cost."""
         x = torch.cat([observations, actions], dim=-1)
-        *hidden, (weight_out, bias_out) = zip(self.weights, self.biases, strict=True)
-        for weight, bias in hidden:
-            x = linear(x, weight[0].mT, bias[0, 0]).relu_()
-        return linear(x, weight_out[0].mT, bias_out[0, 0]).squeeze(-1)
+        *hidden, (weight, bias) = zip(self.weights, self.biases, strict=True)
+        for inner, offset in hidden:
+            x = linear(x, inner[0].mT, offset[0, 0]).relu_()
+        return linear(x, weight[0].mT, bias[0, 0]).squeeze(-1)

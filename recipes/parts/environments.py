@@ -139,16 +139,16 @@ class VectorEnvironment:
         """Act: (N,) int64 for Discrete; (N, ...) float32 for Box, clipped to its bounds."""
         choice = action.numpy() if self.bounds is None else np.clip(action.numpy(), *self.bounds)
         observation, reward, terminated, truncated, _ = self.vector.step(choice)
-        self.observation = _float32(observation)
+        self.observation, over = _float32(observation), terminated | truncated
         step = Step(
             self.observation, _float32(reward), torch.from_numpy(terminated), torch.from_numpy(truncated), ~self.resets
         )
-        self.resets = step.terminated | step.truncated
+        self.resets = torch.from_numpy(over)
         self.returns += step.reward
-        if self.resets.any():
+        if over.any():
             self.episodes.extend(self.returns[self.resets].tolist())
             self.returns[self.resets] = 0.0
-        self.count += int(step.valid.sum())
+        self.count += int(np.count_nonzero(step.valid.numpy()))
         return step
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from stopgrad.cuts.torch_internals import foreach_norm
 from stopgrad.lightning.lightning_internals import plain_trainer, run_hooks
 from stopgrad.lightning.names import loss_name
 
@@ -93,8 +95,17 @@ def clip_gradients(module: LightningModule, optimizer: Optimizer, max_norm: floa
         The norm before, of the unscaled gradients.
     """
     groups = optimizer.param_groups if group is None else [optimizer.param_groups[group]]
-    scale, held = scale_of(trainer_of(module)), [p for each in groups for p in each["params"]]
-    return clip_grad_norm_(held, max_norm * scale, foreach=True) / scale
+    held = [p for each in groups for p in each["params"]]
+    gradients = [p.grad for p in held if p.grad is not None]
+    if plain_trainer(module) is None or not gradients:
+        scale = scale_of(trainer_of(module))
+        return clip_grad_norm_(held, max_norm * scale, foreach=True) / scale
+    with torch.no_grad():  # as clip_grad_norm_ does, less its search for the devices and types there are
+        norm = torch.linalg.vector_norm(torch.stack(list(foreach_norm(gradients))))
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factor)
+    return norm
 
 
 def trainer_of(module: LightningModule) -> Trainer:
