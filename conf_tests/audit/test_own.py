@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -135,6 +136,21 @@ def test_where_two_ways_meet_the_sum_is_measured() -> None:
         live = (gone * 3.0).sum()
         a.loss("loss", live + (gone.sin() * 0.0).sum()).backward()
     assert [step.split()[0] for step in a.matrix()["loss", "w"].died] == ["mul", "clamp"]
+
+
+def test_all_zeros_of_a_loss_are_searched_for_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    _never(monkeypatch)
+    parts = {name: nn.Parameter(torch.ones(2)) for name in "abc"}
+    with audit(parts) as a:
+        dead = (parts["a"].sin() * 0.0).sum() + (parts["b"].cos() - 9.0).relu().sum()
+        loss = Counted.apply(dead + parts["c"].sum())
+        kept = weakref.ref(loss)
+        a.loss("loss", loss)
+        assert Counted.times == 2
+        del loss
+        assert kept() is None
+    found = {part: [step.split()[0] for step in a.matrix()["loss", part].died] for part in parts}
+    assert found == {"a": ["mul"], "b": ["relu"], "c": []}
 
 
 # ---- what comes between

@@ -71,7 +71,7 @@ class Awaited:
 
 
 class OwnBackward:
-    """Hooks on a loss's graph, while its backward runs inside.
+    """Hooks on a loss's graph, while its backward, or a probe, runs inside.
 
     Args:
         asked: the leaves and other tensors at which to measure.
@@ -79,7 +79,7 @@ class OwnBackward:
 
     def __init__(self, loss: Tensor, asked: Sequence[Tensor]) -> None:
         self._loss, self._asked = loss, asked
-        self._task = -1
+        self._task, self._order = -1, []
         self._arrived: dict[int, Tensor] = {}
         self._passed: dict[Any, tuple[list[Tensor | None], list[Tensor | None]]] = {}  # passed on, and got, by a node
         self._known: dict[int, tuple[weakref.ref[Tensor], int, Tensor]] = {}  # a gradient, its version, and its norm
@@ -90,7 +90,8 @@ class OwnBackward:
             root: Any = self._loss.grad_fn
             self._handles.append(root.register_prehook(self._begin))
             self._handles += [t.register_hook(partial(self._arrives, id(t))) for t in self._asked]
-            inner = [node for node in ordered(root) if getattr(node, "variable", None) is None]
+            self._order = ordered(root)
+            inner = [node for node in self._order if getattr(node, "variable", None) is None]
             self._handles += [node.register_hook(partial(self._passes, node)) for node in inner]
         return self
 
@@ -125,7 +126,7 @@ class OwnBackward:
 
     def died(self, targets: Sequence[Tensor], floor: float) -> list[Any]:
         """The nodes that got a gradient and passed on to the tensors none larger than ``floor``, nearest first."""
-        ways, died = leading(self._loss, targets), set()
+        ways, died = leading(self._order, targets), set()
         for node, edges in ways.items():
             passed, got = self._passed.get(node, ((), ()))
             if edges and any(n is not None and float(n) > floor for n in got):

@@ -17,7 +17,6 @@ from stopgrad.flow.graph import Reach, Reaches
 from stopgrad.flow.measure import Found, gradients, norms_of
 from stopgrad.flow.own import Awaited, OwnBackward
 from stopgrad.flow.sites import Recorder
-from stopgrad.flow.zeros import died_at
 
 Norms = tuple[dict[int, float], dict[str, list[float]]]  # by id of the parameter, and by boundary
 
@@ -36,6 +35,7 @@ class Probe:
         self._reaches = Reaches()
         self._reach: Reach | None = None
         self._asked: list[Tensor] = []
+        self._noted: OwnBackward | None = None
 
     @cached_property
     def _found(self) -> Found:
@@ -62,6 +62,7 @@ class Probe:
         with carry(loss) as carried:
             norms = self._norms(name, loss)
         record(name, loss, *(norms or (None, {})), died=partial(self._died, loss, None), carried=carried)
+        self._noted = None
 
     def _measure_in(
         self, name: str, loss: Tensor, carry: Any, record: Any, run: Callable[[], Any]
@@ -95,6 +96,7 @@ class Probe:
                 self._reaches.add_crossing(*crossing)
             self._reach = self._reaches.behind(loss)
             self._asked = self._may_reach(self._reach)
+            self._noted = None
 
     def _may_wait(self, loss: Tensor) -> bool:
         """The loss's own backward would find what a probe finds now: it is the first one to go through this graph, and
@@ -151,8 +153,11 @@ class Probe:
             return ()
         wanted = {id(t) for t in part} or {key for key, (name, _) in self._recorder.probes.items() if name == boundary}
         targets = [t for t in self._asked if id(t) in wanted]
-        if own is not None:
-            nodes = own.died(targets, floor)
-        else:
-            nodes = died_at(loss, targets, floor, lambda at: self._gradients("", loss, at))
-        return tuple(dict.fromkeys(map(self._recorder.describe, nodes)))
+        return tuple(dict.fromkeys(map(self._recorder.describe, (own or self._again(loss)).died(targets, floor))))
+
+    def _again(self, loss: Tensor) -> OwnBackward:
+        """One more probe, which notes what each node passes on: of a loss that has zeros, once for all of them."""
+        if self._noted is None:
+            with OwnBackward(loss, self._asked) as self._noted:
+                self._gradients("", loss, self._asked)
+        return self._noted

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from functools import partial
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from stopgrad.cuts.torch_internals import sequence_number
-from stopgrad.flow.graph import hands_on, ordered
-from stopgrad.flow.measure import norm
+from stopgrad.flow.graph import hands_on
 
 Ways = dict[Any, list[tuple[int, Any]]]  # nodes, each with some of its edges: which of them, and to which node
 
@@ -24,37 +22,11 @@ SUSPECTS = frozenset(
 )
 
 
-def died_at(
-    loss: Tensor, targets: Sequence[Tensor], floor: float, backward: Callable[[Sequence[Tensor]], Any]
-) -> list[Any]:
-    """The nodes that got a gradient and passed on none that is larger than ``floor``, nearest to the loss first.
-
-    Args:
-        targets: leaves or other tensors at which nothing larger than ``floor`` arrives.
-        backward: takes the gradient of ``loss`` at some tensors, while hooks stand on the nodes.
-    """
-    ways = leading(loss, targets)
-    died: set[Any] = set()
-
-    def after(node: Any, passed: Sequence[Tensor | None], got: Sequence[Tensor | None]) -> None:
-        if _any(got, floor) and not all(_any([passed[i]], floor) for i, _ in ways[node]):
-            died.add(node)
-
-    handles = [node.register_hook(partial(after, node)) for node, edges in ways.items() if edges]
-    try:
-        backward(targets)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return blamed(died, ways)
-
-
-def leading(loss: Tensor, targets: Sequence[Tensor]) -> Ways:
-    """The nodes on a way from a loss to some tensors, each with its edges on such ways, the first of them last."""
-    order = ordered(loss.grad_fn)
+def leading(order: Iterable[Any], targets: Sequence[Tensor]) -> Ways:
+    """The nodes on a way to some tensors, each with its edges on such ways. What lies behind a node comes before it."""
     ends = {id(t) for t in targets if t.is_leaf}, {t.grad_fn for t in targets if not t.is_leaf}
     ways: Ways = {}
-    for node in order:  # what lies behind a node comes before it
+    for node in order:
         edges = [(i, child) for i, (child, _) in enumerate(node.next_functions) if child in ways]
         variable = getattr(node, "variable", None)
         if edges or node in ends[1] or (variable is not None and id(variable) in ends[0]):
@@ -65,10 +37,6 @@ def leading(loss: Tensor, targets: Sequence[Tensor]) -> Ways:
 def blamed(died: Collection[Any], ways: Ways) -> list[Any]:
     """Of the nodes at which a gradient became zero those that made it so, nearest to the loss first."""
     return sorted(_makers(died, ways), key=sequence_number, reverse=True)
-
-
-def _any(grads: Sequence[Tensor | None], floor: float) -> bool:
-    return any(g is not None and float(norm(g)) > floor for g in grads)
 
 
 def _makers(died: Collection[Any], ways: Ways) -> set[Any]:
