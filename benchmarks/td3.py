@@ -213,8 +213,8 @@ def measure_updates(repeats: int, updates: int) -> dict[str, Any]:
     }
     return {
         "updates_a_second": {name: spread(values) for name, values in found.items()},
-        "recipe_over_stable_baselines3": ratio["stable-baselines3"],
-        "recipe_over_products": ratio["products"],
+        "over_sb3": ratio["stable-baselines3"],
+        "over_products": ratio["products"],
         "repeats": repeats,
     }
 
