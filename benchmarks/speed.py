@@ -75,6 +75,14 @@ ROWS = [
     Row("TD3, updates a second over SB3", "td3", at("over_sb3"), AT_LEAST, 1.25),
     Row("cached fine-tuning over the head alone, plain", "finetune", at("ratios", "cached_over_plain"), AT_MOST, 2.0),
     Row("the same, 31 updates a step", "finetune", at("ratios", "several_over_plain"), AT_MOST, 1.2),
+    *(
+        Row(f"{what}, {model}", "audit", at(key, "ratios", ratio), AT_MOST, bar)
+        for what, ratio, bar in (
+            ("audited step over a plain one", "audited", 1.45),
+            ("the same in training", "in training", 1.06),
+        )
+        for model, key in (("12-layer transformer", "transformer_12"), ("ResNet-18", "resnet_18"))
+    ),
     Row("`--help` over bare Hydra", "startup", at("--help", "over bare Hydra"), AT_MOST, 1.3),
     Row("`--cfg job` over bare Hydra", "startup", at("--cfg job", "over bare Hydra"), AT_MOST, 1.15),
     Row("33 runs of 200 steps: share that is no run's", "sweep", at("beside"), AT_MOST, 0.15),
@@ -118,12 +126,16 @@ def measure(part: str) -> dict[str, Any]:
 
 def bars(parts: Mapping[str, Any]) -> Iterator[str]:
     """The table of the bars."""
-    yield from ("| work | bar | median | least to greatest | met | by |", "|---|---|---|---|---|---|")
+    yield from (
+        "| work | bar | median | least to greatest (audits: quartiles) | met | by |",
+        "|---|---|---|---|---|---|",
+    )
     for row in ROWS:
         if row.part not in parts:
             continue
         found, command = row.figure(parts[row.part]["found"]), parts[row.part]["command"]
-        median, least, greatest = (f"{found[key]:.3g}" for key in ("median", "min", "max"))
+        ends = ("min", "max") if "min" in found else ("quartile_1", "quartile_3")
+        median, least, greatest = (f"{found[key]:.3g}" for key in ("median", *ends))
         met = "yes" if row.met(found["median"]) else "**no**"
         yield f"| {row.work} | {row.asked} {row.bar:g} | {median} | {least} to {greatest} | {met} | `{command}` |"
 
