@@ -75,14 +75,14 @@ ROWS = [
     Row("TD3, updates a second over SB3", "td3", at("over_sb3"), AT_LEAST, 1.25),
     Row("cached fine-tuning over the head alone, plain", "finetune", at("ratios", "cached_over_plain"), AT_MOST, 2.0),
     Row("the same, 31 updates a step", "finetune", at("ratios", "several_over_plain"), AT_MOST, 1.2),
-    *(
-        Row(f"{what}, {model}", "audit", at(key, "ratios", ratio), AT_MOST, bar)
-        for what, ratio, bar in (
-            ("audited step over a plain one", "audited", 1.45),
-            ("the same in training", "in training", 1.06),
-        )
-        for model, key in (("12-layer transformer", "transformer_12"), ("ResNet-18", "resnet_18"))
+    Row(
+        "audited step over a plain one, transformer", "audit", at("transformer_12", "ratios", "audited"), AT_MOST, 1.45
     ),
+    Row("the same, ResNet-18", "audit", at("resnet_18", "ratios", "audited"), AT_MOST, 1.45),
+    Row(
+        "audited batch in training, transformer", "audit", at("transformer_12", "ratios", "in training"), AT_MOST, 1.06
+    ),
+    Row("the same, ResNet-18", "audit", at("resnet_18", "ratios", "in training"), AT_MOST, 1.06),
     Row("`--help` over bare Hydra", "startup", at("--help", "over bare Hydra"), AT_MOST, 1.3),
     Row("`--cfg job` over bare Hydra", "startup", at("--cfg job", "over bare Hydra"), AT_MOST, 1.15),
     Row("33 runs of 200 steps: share that is no run's", "sweep", at("beside"), AT_MOST, 0.15),
