@@ -76,7 +76,7 @@ ROWS = [
     Row("cached fine-tuning over the head alone, plain", "finetune", at("ratios", "cached_over_plain"), AT_MOST, 2.0),
     Row("the same, 31 updates a step", "finetune", at("ratios", "several_over_plain"), AT_MOST, 1.2),
     Row(
-        "audited step over a plain one, transformer", "audit", at("transformer_12", "ratios", "audited"), AT_MOST, 1.45
+        "audited step over a plain, transformer", "audit", at("transformer_12", "ratios", "audited"), AT_MOST, 1.45
     ),
     Row("the same, ResNet-18", "audit", at("resnet_18", "ratios", "audited"), AT_MOST, 1.45),
     Row(
