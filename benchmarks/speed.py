@@ -34,9 +34,9 @@ PARTS = {  # what runs, by name
     "finetune": "finetune.py",
     "audit": "audit.py",
     "startup": "startup.py",
-    "sweep": "sweep.py",
-    "compiled": "compiled.py",
-    "step": "step.py",
+    "sweep": "sweep.py --repeats 2",
+    "compiled": "compiled.py --steps 150 --repeats 3",
+    "step": "step.py --repeats 3",
 }
 Found = Mapping[str, Any]
 AT_MOST, AT_LEAST = "at most", "at least"
