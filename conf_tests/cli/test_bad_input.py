@@ -104,6 +104,16 @@ def test_one_line(overrides, message, tmp_path):
     refused(train(*overrides.split(" "), cwd=tmp_path), tmp_path, message)
 
 
+def test_a_callback_of_the_second_arm_alone(tmp_path):
+    """What was built for the first arm is not built again; what is otherwise is."""
+    ran = train("-m", "recipe=dirac_gan", "callbacks.ranks.every_n_steps=5,0", cwd=tmp_path)
+    assert ran.returncode == 2
+    assert ran.stderr.splitlines() == [
+        "error: every_n_steps=0: choose a number from 1, or None for the first batch alone"
+    ]
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -60,6 +60,9 @@ KEY_FIRST = re.compile(r"[a-z_.]+=")  # a message that names its key already
 ARBITRARY = ConfigDict(arbitrary_types_allowed=True)
 
 
+SOUND: set[str] = set()  # callbacks and loggers that were built before, for another arm of the sweep
+
+
 class Run(NamedTuple):
     data: L.LightningDataModule
     recipe: L.LightningModule
@@ -175,9 +178,13 @@ def check_build(config: DictConfig) -> None:
     if trainer.get("precision") == "16-mixed" != made.precision:
         raise InputError("trainer.precision=16-mixed: fp16 with a scaler needs a GPU; choose bf16-mixed or 32-true")
     for key, section in parts_to_build(config):
+        content = f"{key}={OmegaConf.to_container(section, resolve=True)}"
+        if content in SOUND:
+            continue
         check_arguments(key, section)
         said = f"logger={choices.logger}" if key == "logger" else key
         attempt(said, lambda section=section: instantiate(section, _convert_="all"))
+        SOUND.add(content)
     if config.ckpt_path is not None:
         check_checkpoint(config.ckpt_path, recipe)
 
