@@ -175,7 +175,7 @@ def how(parts: Mapping[str, Any]) -> Iterator[str]:
         yield f"{text}."
     yield from ("", "| benchmark | when | seconds | load as it began |", "|---|---|---|---|")
     for part in parts.values():
-        yield f"| `{part['command']}` | {part['date']} | {part['seconds']} | {part['load']} |"
+        yield f"| `{part["command"]}` | {part["date"]} | {part["seconds"] or "not kept"} | {part["load"]} |"
 
 
 SECTIONS = {"bars": bars, "recipes": recipes, "compiled": compiled, "machine": how}
