@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py                 # all, an hour on a quiet core; needs pip install 'stopgrad[benchmarks]'
     python benchmarks/speed.py gan startup     # these alone; the others keep their figures
-    python benchmarks/speed.py --page          # the page again, from docs/measured/speed.json
+    python benchmarks/speed.py --page          # the page again, from docs/speed.json
 
 Each figure is a ratio of two programs measured in turn in one run, so that a busy machine slows both.
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
-PAGE, FILE = ROOT / "docs" / "speed.md", ROOT / "docs" / "measured" / "speed.json"
+PAGE, FILE = ROOT / "docs" / "speed.md", ROOT / "docs" / "speed.json"
 START, END = "<!-- {}: made by python benchmarks/speed.py -->\n", "<!-- end of {} -->"
 LIBRARIES = ("torch", "lightning", "hydra-core", "stable-baselines3")
 PARTS = {  # what runs, by name
@@ -75,9 +75,7 @@ ROWS = [
     Row("TD3, updates a second over SB3", "td3", at("over_sb3"), AT_LEAST, 1.25),
     Row("cached fine-tuning over the head alone, plain", "finetune", at("ratios", "cached_over_plain"), AT_MOST, 2.0),
     Row("the same, 31 updates a step", "finetune", at("ratios", "several_over_plain"), AT_MOST, 1.2),
-    Row(
-        "audited step over a plain, transformer", "audit", at("transformer_12", "ratios", "audited"), AT_MOST, 1.45
-    ),
+    Row("audited step over a plain, transformer", "audit", at("transformer_12", "ratios", "audited"), AT_MOST, 1.45),
     Row("the same, ResNet-18", "audit", at("resnet_18", "ratios", "audited"), AT_MOST, 1.45),
     Row(
         "audited batch in training, transformer", "audit", at("transformer_12", "ratios", "in training"), AT_MOST, 1.06
@@ -175,7 +173,8 @@ def how(parts: Mapping[str, Any]) -> Iterator[str]:
         yield f"{text}."
     yield from ("", "| benchmark | when | seconds | load as it began |", "|---|---|---|---|")
     for part in parts.values():
-        yield f"| `{part["command"]}` | {part["date"]} | {part["seconds"] or "not kept"} | {part["load"]} |"
+        seconds = part["seconds"] or "not kept"
+        yield f"| `{part['command']}` | {part['date']} | {seconds} | {part['load']} |"
 
 
 SECTIONS = {"bars": bars, "recipes": recipes, "compiled": compiled, "machine": how}
@@ -199,7 +198,7 @@ def written(page: str, parts: Mapping[str, Any]) -> str:
 
 
 def measured() -> dict[str, Any]:
-    """What docs/measured/speed.json holds, by part."""
+    """What docs/speed.json holds, by part."""
     return json.loads(FILE.read_text()) if FILE.exists() else {}
 
 

@@ -1,4 +1,4 @@
-"""docs/speed.md says what docs/measured/speed.json holds, by bars that tell a miss."""
+"""docs/speed.md says what docs/speed.json holds, by bars that tell a miss."""
 
 from __future__ import annotations
 
