@@ -36,7 +36,10 @@ from timing import FIRST, Clock, built, prepare, recipe_step, spread  # noqa: E4
 LONG, RATIO, ADDED = 2e-3, 1.10, 150e-6  # the bars: a long plain step, its ratio, and what a short one may have on top
 SECONDS, MOST = 0.6, 2000  # of a repeat; steps of one
 UPDATES = {"td": 10}  # of the plain script, whose step is one, in a step of the recipe
-AS_PLAIN = {"muzero": ["recipe.num_unroll_steps=20"]}  # where the script's sizes are not the recipe's defaults
+AS_PLAIN = {  # where the script's sizes, or its way to cut, are not the recipe's defaults
+    "muzero": ["recipe.num_unroll_steps=20"],
+    "sinkhorn": ["stop.plan=no_grad"],
+}
 
 
 class Step(NamedTuple):

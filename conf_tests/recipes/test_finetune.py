@@ -214,15 +214,16 @@ class TestCached:
         for updates in (4, 1):
             chosen = [f"stop.features={strategy}", f"recipe.updates={updates}", f"data.batch_size={16 * updates}"]
             recipe, data = ready(*DIGITS, *chosen, "recipe.pretrain_steps=5")
-            made = recipe.configure_optimizers()
-            made.optimizer, steps = made, []
+            made, steps, counted = recipe.configure_optimizers(), [], []
             made.register_step_post_hook(lambda *_, steps=steps: steps.append(1))
-            recipe.optimizers, recipe.manual_backward = lambda made=made: made, lambda loss: loss.backward()
+            wrapper = SimpleNamespace(optimizer=made, zero_grad=made.zero_grad)
+            wrapper.step = lambda made=made, counted=counted: (counted.append(1), made.step())
+            recipe.optimizers, recipe.manual_backward = lambda wrapper=wrapper: wrapper, lambda loss: loss.backward()
             recipe.log = lambda *args, **kwargs: None
             batches = Batches(*train_tensors(data), batch_size=data.batch_size, length=80 // updates)
             for recipe.trainer.global_step, batch in enumerate(batches):
                 recipe.training_step(batch, 0)
-            assert len(steps) == 80
+            assert (len(steps), len(counted)) == (80, 80 // updates)
             heads.append(recipe.head.state_dict())
         assert equal(*heads)
 

@@ -28,6 +28,12 @@ class TestBatches:
         assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(10))
         assert first.tolist() != second.tolist()
 
+    @pytest.mark.parametrize("count", [1, 2, 3])
+    def test_the_order_of_a_pass_is_numpys_by_seed_and_pass(self, count):
+        """However few there are: of one sample no order is drawn."""
+        for a_pass, batch in enumerate(Batches(NUMBERS[:count], batch_size=count, length=6, seed=4)):
+            assert batch.tolist() == np.random.default_rng((4, a_pass)).permutation(count).tolist()
+
     def test_every_batch_is_whole(self):
         assert [len(b) for b in Batches(NUMBERS, batch_size=4, length=7)] == [4] * 7
 
