@@ -1,6 +1,6 @@
 """Everything that docs/speed.md states, in one command: each benchmark in turn, then the page.
 
-    python benchmarks/speed.py                 # all, an hour on a quiet core; needs pip install 'stopgrad[benchmarks]'
+    python benchmarks/speed.py                 # all, half an hour on a quiet core; needs pip install 'stopgrad[benchmarks]'
     python benchmarks/speed.py gan startup     # these alone; the others keep their figures
     python benchmarks/speed.py --page          # the page again, from docs/speed.json
 
@@ -39,7 +39,7 @@ PARTS = {  # what runs, by name
     "step": "step.py --repeats 3",
 }
 Found = Mapping[str, Any]
-AT_MOST, AT_LEAST = "at most", "at least"
+AT_MOST, AT_LEAST = "≤", "≥"
 
 
 class Row(NamedTuple):

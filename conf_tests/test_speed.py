@@ -41,10 +41,10 @@ def test_a_miss_is_told(speed, monkeypatch):
         found = {"a": {"b": {"median": median, "min": 1.0, "max": 2.0}}}
         return list(speed.bars({"gan": {"command": "c", "found": found}}))[-1]
 
-    assert last_line("at most", 1.04, 1.04) == "| work | at most 1.04 | 1.04 | 1 to 2 | yes | `c` |"
-    assert last_line("at most", 1.04, 1.05) == "| work | at most 1.04 | 1.05 | 1 to 2 | **no** | `c` |"
-    assert last_line("at least", 6, 6.0) == "| work | at least 6 | 6 | 1 to 2 | yes | `c` |"
-    assert last_line("at least", 6, 5.9) == "| work | at least 6 | 5.9 | 1 to 2 | **no** | `c` |"
+    assert last_line("≤", 1.04, 1.04) == "| work | ≤ 1.04 | 1.04 | 1 to 2 | yes | `c` |"
+    assert last_line("≤", 1.04, 1.05) == "| work | ≤ 1.04 | 1.05 | 1 to 2 | **no** | `c` |"
+    assert last_line("≥", 6, 6.0) == "| work | ≥ 6 | 6 | 1 to 2 | yes | `c` |"
+    assert last_line("≥", 6, 5.9) == "| work | ≥ 6 | 5.9 | 1 to 2 | **no** | `c` |"
 
 
 def test_a_page_without_its_markers_and_an_unknown_part_are_refused(speed):
