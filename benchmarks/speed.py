@@ -1,6 +1,6 @@
 """Everything that docs/speed.md states, in one command: each benchmark in turn, then the page.
 
-    python benchmarks/speed.py                 # all, half an hour on a quiet core; needs pip install 'stopgrad[benchmarks]'
+    python benchmarks/speed.py                 # all, half an hour on a quiet core: pip install -e '.[benchmarks]'
     python benchmarks/speed.py gan startup     # these alone; the others keep their figures
     python benchmarks/speed.py --page          # the page again, from docs/speed.json
 
