@@ -32,10 +32,10 @@ def sweep(steps: int, *overrides: str) -> dict[str, float]:
     """Seconds of the whole command, of its runs, and of their training steps."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "train.py"), "-m", "compare=gan", f"trainer.max_steps={steps}"]
-        command += [f"trainer.val_check_interval={steps}", f"hydra.sweep.dir={folder}", f"cache={ROOT / '.cache'}"]
+        command += [f"trainer.val_check_interval={steps}", f"cache={ROOT / '.cache'}"]
         started = time.perf_counter()
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run([*command, *overrides], check=True, capture_output=True, env=environment)
+        subprocess.run([*command, *overrides], check=True, capture_output=True, env=environment, cwd=folder)
         found = {"wall": time.perf_counter() - started, "runs": 0.0, "training": 0.0, "finished": 0.0}
         for file in Path(folder).glob("**/result.json"):
             result = json.loads(file.read_text())

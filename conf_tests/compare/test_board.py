@@ -17,7 +17,7 @@ import torch
 
 from conf_tests.browser import in_a_browser
 from conf_tests.compare.runs import write_run
-from conf_tests.compare.test_page import DEEP, ask, wait_until
+from conf_tests.compare.test_tensorboard import DEEP, ask
 from conf_tests.helpers import ROOT
 from stopgrad.__main__ import main
 from stopgrad.compare import compare

@@ -134,7 +134,8 @@ class TestLosses:
         assert torch.equal(found, minimum)
         wanted = torch.autograd.grad(minimum.mean(), [ratio, advantage])
         slopes = torch.autograd.grad(found.mean(), [ratio, advantage])
-        assert all(torch.equal(a, b) for a, b in zip(slopes, wanted, strict=True))
+        inside = (ratio != 1 - clip) & (ratio != 1 + clip)  # at a bound torch halves a slope, or does not, by release
+        assert all(torch.equal(a[inside], b[inside]) for a, b in zip(slopes, wanted, strict=True))
 
     def test_the_trunk_is_the_layers_it_holds(self):
         trunk, seen = MLP(6, 8), torch.randn(5, 2, 3)

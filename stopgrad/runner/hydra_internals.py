@@ -27,7 +27,8 @@ def product(overrides: Sequence[Any]) -> list[list[str]]:
 def compose_once(loader: Any) -> None:
     """Let a sweep compose each of its configs once, not three times: to check it, to validate it, and to run it.
 
-    ``ConfigLoaderImpl.load_configuration`` is asked by all three, with the same arguments; each is given a copy.
+    ``ConfigLoaderImpl.load_configuration`` is asked by all three, with the same arguments where none is Hydra's own;
+    each is given a copy.
     """
     compose = loader.load_configuration
     kept: dict[str, bytes] = {}  # 20 kB each
