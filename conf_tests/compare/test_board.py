@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import torch
 
-from conf_tests.browser import in_a_browser
+from conf_tests.browser import in_a_browser, wait_until
 from conf_tests.compare.runs import write_run
 from conf_tests.compare.test_tensorboard import DEEP, ask
 from conf_tests.helpers import ROOT
