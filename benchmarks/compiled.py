@@ -3,8 +3,8 @@
     python benchmarks/compiled.py                         # eight of them
     python benchmarks/compiled.py --works "recipe=vqvae"  # another
 
-Each repeat trains the recipe in a Trainer with the callbacks, bar and logger that train.py gives it, without
-evaluations: `eager`, `true`, `update`, one after the other, and takes the median step after the first third.
+Each repeat trains the recipe in a Trainer with a logger, a bar and three of train.py's callbacks, without evaluations:
+`eager`, `true`, `update`, one after the other, and takes the median step after the first third.
 What is shown is the median of the repeats, and the least and the most. `compiling` are the wall seconds of the first
 third beyond as many eager steps, in the first repeat, with an empty cache: what it costs before it saves. The first
 work's hold some seconds of imports too.
@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,9 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from timing import spread  # noqa: E402
 
 from stopgrad.lightning import FlowAudit  # noqa: E402
 from stopgrad.runner.build import build_recipe, quiet  # noqa: E402
@@ -115,11 +116,6 @@ def measured(work: str, steps: int, repeats: int) -> dict[str, Any]:
         "over_eager": {way: spread(each) for way, each in ratios.items()},
         "compiling": compiling,
     }
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-    return {name: round(value, 3) for name, value in found.items()}
 
 
 def main() -> None:

@@ -114,7 +114,7 @@ def policy_for(action: Box | Discrete, width: int) -> Categorical | Gaussian:
 def clipped_gain(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
     """min(ratio A, clip(ratio, 1 - clip, 1 + clip) A) (B,), as each transition clips on one side alone.
 
-    The same values and gradients as the minimum of both products, in half the operations.
+    The values of the minimum of both products and, but at a bound itself, its gradients, in half the operations.
     """
     gains = advantage > 0
     lowest, highest = torch.where(gains, -math.inf, 1 - clip), torch.where(gains, 1 + clip, math.inf)
