@@ -312,7 +312,7 @@ class TestBar:
         run = ["-m", "recipe=td", "trainer.max_steps=300", "trainer.val_check_interval=100", "seed=0,1"]
         screen = on_a_terminal(*run, "hydra.sweep.dir=s", cwd=tmp_path)
         assert re.search(r"\rrun 1 of 2  [█▏▎▍▌▋▊▉ ]+\d+/300  ", screen)
-        assert re.search(r"\rrun 2 of 2 \(\d+ s left\)  [█▏▎▍▌▋▊▉ ]+\d+/300  ", screen)
+        assert re.search(r"\rrun 2 of 2 \([\d.]+ s left\)  [█▏▎▍▌▋▊▉ ]+\d+/300  ", screen)
 
     def test_none_where_runs_go_side_by_side_or_nobody_watches(self, monkeypatch):
         launcher = {"_target_": "basic_launcher.BasicLauncher"}

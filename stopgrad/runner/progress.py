@@ -103,7 +103,7 @@ def _placed(found: Sequence[tuple[str, str | None, int]], folder: Path) -> Itera
 def duration(seconds: float) -> str:
     """``40 s``, ``8 min``, ``2 h 10 min``."""
     if seconds < 99.5:
-        return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s"
+        return f"{seconds:.0f} s" if seconds >= 0.95 else f"{seconds:.1f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
