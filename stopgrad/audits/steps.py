@@ -89,17 +89,20 @@ class StepWatch:
 
     def stepped(self, optimizer: Optimizer) -> None:
         """``optimizer`` has stepped, and the gradients are those with which it did."""
-        count = self.steps[id(optimizer)] = self.steps.get(id(optimizer), 0) + 1
+        key = id(optimizer)
+        count = self.steps[key] = self.steps.get(key, 0) + 1
+        if count & (count - 1):  # none of 1, 2, 4, ...: it is known, and this step is not looked at
+            return
         if optimizer in self._others:
             return
         if not any(known is optimizer for known in self.optimizers):
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
             if held.isdisjoint(self._names()[0]):
                 self._others.add(optimizer)
+                weakref.finalize(optimizer, self.steps.pop, key, None)  # another may get its id
                 return
             self.optimizers.append(optimizer)
-        if count & (count - 1) == 0:
-            self.look()
+        self.look()
 
     def look(self) -> None:
         """Look at the gradients and the learning rates that there are now."""

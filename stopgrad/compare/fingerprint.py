@@ -11,8 +11,10 @@ import hashlib
 import random
 import sys
 import zlib
+from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +39,11 @@ def tensor_hash(*tensors: Tensor) -> int:
 
 def random_hash() -> int:
     """Of the states of Python's, torch's and, where it is loaded, NumPy's random generators."""
-    words: list[int] = [*random.getstate()[1]]
+    words = array("q", random.getstate()[1])
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None:
-        words += numpy.random.get_state()[1].tolist()
-    return tensor_hash(torch.tensor(words), torch.get_rng_state())
+        words.extend(numpy.random.get_state()[1].tolist())
+    return tensor_hash(torch.frombuffer(words, dtype=torch.int64), torch.get_rng_state())
 
 
 def sketch(tensors: Iterable[Tensor], size: int = SKETCH) -> Tensor:
@@ -55,19 +57,24 @@ def sketch(tensors: Iterable[Tensor], size: int = SKETCH) -> Tensor:
     floating = [torch.view_as_real(t).reshape(-1) if t.is_complex() else t for t in floating]
     if not floating:
         return torch.zeros(size, dtype=torch.float64)
-    flat = torch.cat([t.double() for t in floating])
-    rows = -(-len(flat) // FINE)
-    flat = torch.nn.functional.pad(flat, (0, rows * FINE - len(flat))).reshape(rows, FINE)
+    rows = -(-sum(t.numel() for t in floating) // FINE)
+    flat = floating[0].new_zeros(rows * FINE, dtype=torch.float64)
+    end = 0
+    for each in floating:
+        flat[end : (end := end + each.numel())] = each
+    flat = flat.reshape(rows, FINE)
     projected = (_signs(rows, 1).to(flat.device) @ flat) * _signs(FINE, 2).to(flat.device)
     return projected.new_zeros(size).index_add_(0, _places(size).to(flat.device), projected).cpu()
 
 
+@cache
 def _places(size: int) -> Tensor:
     """(FINE,) the place of each column: its own for the first ``size``, a random one for the others."""
     generator = torch.Generator().manual_seed(zlib.crc32(b"stopgrad places"))
     return torch.cat([torch.arange(size), torch.randint(0, size, (FINE - size,), generator=generator)])
 
 
+@cache
 def _signs(n: int, seed: int) -> Tensor:
     """(n,) of -1 and 1, always the same, and none of it from the global random stream."""
     generator = torch.Generator().manual_seed(zlib.crc32(b"stopgrad sketch") + seed)

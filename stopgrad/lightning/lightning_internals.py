@@ -7,12 +7,22 @@ longer works.
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
+from lightning.pytorch.loops.optimization.manual import ManualResult
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch.optim import Optimizer
 
 STEP_HOOKS = ("on_train_batch_start", "on_train_batch_end", "on_before_backward", "on_after_backward")
 STEP_HOOKS += ("on_before_zero_grad", "on_before_optimizer_step")
@@ -39,27 +49,206 @@ def rest_idle_hooks(trainer: Trainer, module: LightningModule) -> None:
                 setattr(owner, name, None)
 
 
-def plain_trainer(module: LightningModule) -> Trainer | None:
-    """The trainer, where beside the hooks a backward and a step are PyTorch's own: one device, and no scaler.
+def shorten_batches(trainer: Trainer) -> None:
+    """Let each plain batch go through :class:`PlainEpoch`: ``trainer.py`` sets its loop in the same way."""
+    given = trainer.fit_loop.epoch_loop
+    trainer.fit_loop.epoch_loop = PlainEpoch(trainer, given.min_steps, given.max_steps)
 
-    What Lightning does there is in ``backward`` and ``optimizer_step`` of ``Strategy`` and ``Precision``.
+
+def plain_epoch(module: LightningModule) -> PlainEpoch | None:
+    """The epoch that is running, where its batches are plain: beside the hooks, a backward is PyTorch's own there."""
+    epoch = None if module._trainer is None else module._trainer.fit_loop.epoch_loop
+    return epoch if type(epoch) is PlainEpoch and epoch.is_plain else None
+
+
+class _Results(_ResultCollection):
+    """What was logged, and whether anything was in this batch."""
+
+    fresh = False
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        self.fresh = True
+        super().log(*args, **kwargs)
+
+
+class PlainEpoch(_TrainingEpochLoop):
+    """Lightning's epoch, in which a plain batch skips all that has nothing to do there: 8 % of a small GAN's step.
+
+    Plain is a batch in manual optimisation on one device, without a scaler, from a loader that knows its length. Hooks
+    and counters go in the order of ``_TrainingEpochLoop``, to which all else is left: other batches, the first of a
+    resumed fit, and the end of one after which more is due than the next.
     """
-    trainer = module._trainer
-    strategy = getattr(trainer, "strategy", None)
-    if type(strategy) is not SingleDeviceStrategy or type(module).backward is not LightningModule.backward:
-        return None
-    precision = strategy.precision_plugin
-    plain = type(precision) is Precision or (type(precision) is MixedPrecision and precision.scaler is None)
-    return trainer if plain and "manual_backward" not in vars(module) else None
 
+    def __init__(self, trainer: Trainer, min_steps: int | None, max_steps: int) -> None:
+        super().__init__(trainer, min_steps, max_steps)
+        self._results = _Results(training=True)
+        self.is_plain = False
+        self._hooks: dict[str, list[Callable[..., Any]]] = {}  # of the callbacks
+        self._known = 0  # how many callbacks those are of
 
-def run_hooks(trainer: Trainer, module: LightningModule, name: str, *args: Any) -> None:
-    """Call one of ``STEP_HOOKS`` of all callbacks and of the module, as ``call.py`` does."""
-    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
-        if (hook := getattr(callback, name)) is not None:
+    def run(self, data_fetcher: Any) -> None:
+        try:
+            super().run(data_fetcher)
+        finally:
+            self.is_plain = False
+            for optimizer in self.trainer.strategy._lightning_optimizers:
+                vars(optimizer).pop("step", None)
+
+    def on_run_start(self, data_fetcher: Any) -> None:
+        super().on_run_start(data_fetcher)
+        trainer, module = self.trainer, self.trainer.lightning_module
+        self.is_plain = _computes_plainly(trainer, module) and _feeds_plainly(trainer, data_fetcher)
+        if not self.is_plain:
+            return
+        self._hooks, self._known = {}, 0
+        self._next = data_fetcher.combined_loader._iterator.iterators[0].__next__
+        self._moves = _moves_batches(trainer)
+        self._takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
+        for optimizer in trainer.strategy._lightning_optimizers:
+            optimizer.step = partial(self._step, optimizer.optimizer)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def call(self, name: str, *args: Any) -> Any:
+        """Call one of ``STEP_HOOKS`` of all callbacks, then of the module, as ``call.py`` does; return its answer."""
+        trainer, module = self.trainer, self.trainer.lightning_module
+        if self._known != len(trainer.callbacks):  # pyright: ignore[reportAttributeAccessIssue]
+            self._hooks, self._known = _hooks_of(trainer), len(trainer.callbacks)  # pyright: ignore
+        context = vars(module)
+        before, context["_current_fx_name"] = context["_current_fx_name"], name
+        for hook in self._hooks[name]:
             hook(trainer, module, *args)
-    if (hook := getattr(module, name)) is not None:
-        hook(*args)
+        hook = getattr(module, name)
+        answer = None if hook is None else hook(*args)
+        context["_current_fx_name"] = before
+        return answer
+
+    def _step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None, **options: Any) -> Any:
+        """A step that is counted, as ``LightningOptimizer.step`` counts it."""
+
+        def with_hooks() -> Any:
+            answer = None if closure is None else closure()
+            self.call("on_before_optimizer_step", optimizer)
+            return answer
+
+        progress = self.manual_optimization.optim_step_progress
+        progress.increment_ready()
+        answer = optimizer.step(closure=with_hooks, **options)
+        progress.increment_completed()
+        return answer
+
+    @property
+    def global_step(self) -> int:
+        """Asked for by many, many times a batch."""
+        return self.manual_optimization.optim_step_progress.total.completed if self.is_plain else super().global_step
+
+    @property
+    def done(self) -> bool:
+        return (not self.is_plain or self._is_more_due()) and super().done
+
+    def _is_more_due(self) -> bool:
+        """Whether anything may follow the last batch but the next."""
+        trainer, progress = self.trainer, self.batch_progress
+        return (
+            trainer.should_stop
+            or trainer.received_sigterm
+            or progress.is_last_batch
+            or progress.current.ready == trainer.fit_loop.max_batches
+            or progress.total.ready % trainer.val_check_batch == 0
+            or self.manual_optimization.optim_step_progress.total.completed == self.max_steps
+        )
+
+    def advance(self, data_fetcher: Any) -> None:
+        if self._restarting or not self.is_plain:
+            super().advance(data_fetcher)
+            return
+        trainer, module = self.trainer, self.trainer.lightning_module
+        progress, results, connector = self.batch_progress, self._results, trainer._logger_connector
+        total, current, context = progress.total, progress.current, vars(module)
+        try:
+            batch = self._next()
+        except StopIteration:
+            data_fetcher.done = True
+            raise
+        data_fetcher.fetched += 1
+        data_fetcher.done = progress.is_last_batch = data_fetcher.fetched >= data_fetcher.length
+        if self._moves:
+            batch = trainer.strategy.batch_to_device(module._on_before_batch_transfer(batch))
+        batch_idx = current.ready
+        total.ready += 1
+        current.ready += 1
+        connector._first_loop_iter = connector._first_loop_iter is None
+        results.batch, results.batch_size, results.dataloader_idx, results.fresh = batch, None, None, False
+        if self.call("on_train_batch_start", batch, batch_idx) == -1:
+            progress.is_last_batch = True
+            raise StopIteration
+        total.started += 1
+        current.started += 1
+        context["_current_fx_name"] = "training_step"
+        output = trainer.strategy.training_step(*((batch, batch_idx) if self._takes_index else (batch,)))
+        context["_current_fx_name"] = None
+        outputs = {} if output is None else ManualResult.from_training_step_output(output).asdict()
+        total.processed += 1
+        current.processed += 1
+        self.call("on_train_batch_end", outputs, batch, batch_idx)
+        if results.fresh:
+            connector.on_batch_end()
+        results.batch = results.batch_size = None
+        total.completed += 1
+        current.completed += 1
+        every = trainer.log_every_n_steps
+        if trainer.should_stop or (every and (self._batches_that_stepped + 1) % every == 0):
+            connector.update_train_step_metrics()
+
+    def on_advance_end(self, data_fetcher: Any) -> None:
+        if self.is_plain and not self._is_more_due():
+            self._batches_that_stepped += 1
+        else:
+            super().on_advance_end(data_fetcher)
+
+
+def _computes_plainly(trainer: Trainer, module: LightningModule) -> bool:
+    """Whether Lightning would add nothing to a backward and a step but their hooks.
+
+    What it does there is in ``backward`` and ``optimizer_step`` of ``Strategy`` and ``Precision``.
+    """
+    strategy, precision = trainer.strategy, trainer.precision_plugin
+    return (
+        not module.automatic_optimization
+        and type(strategy) is SingleDeviceStrategy
+        and (type(precision) is Precision or (type(precision) is MixedPrecision and precision.scaler is None))
+        and type(module).backward is LightningModule.backward
+        and "manual_backward" not in vars(module)
+        and type(trainer.profiler) is PassThroughProfiler
+        and trainer.accumulate_grad_batches == 1
+        and not trainer.fast_dev_run
+    )
+
+
+def _feeds_plainly(trainer: Trainer, data_fetcher: Any) -> bool:
+    """Whether a batch is what one loader gives, and an evaluation due by its number."""
+    loader = data_fetcher.combined_loader
+    return (
+        type(data_fetcher) is _PrefetchDataFetcher
+        and data_fetcher.length is not None
+        and len(loader.flattened) == 1
+        and loader.flattened[0] is loader.iterables
+        and trainer.check_val_every_n_epoch is None
+        and trainer._val_check_time_interval is None
+    )
+
+
+def _moves_batches(trainer: Trainer) -> bool:
+    """Whether a batch is not trained on as and where the loader gives it."""
+    hooks = trainer._data_connector._datahook_selector
+    movers = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    return not on_cpu or any(is_overridden(name, hooks.get_instance(name)) for name in movers)
+
+
+def _hooks_of(trainer: Trainer) -> dict[str, list[Callable[..., Any]]]:
+    """Those of ``STEP_HOOKS`` that the callbacks have."""
+    callbacks: Any = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    found = {name: [getattr(callback, name) for callback in callbacks] for name in STEP_HOOKS}
+    return {name: [hook for hook in hooks if hook is not None] for name, hooks in found.items()}
 
 
 def loader_states(checkpoint: dict[str, Any]) -> list[Any]:

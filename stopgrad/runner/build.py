@@ -32,7 +32,7 @@ from pydantic import (
     ValidationError,
 )
 
-from stopgrad.lightning.lightning_internals import raised_in_restore, rest_idle_hooks
+from stopgrad.lightning.lightning_internals import raised_in_restore, rest_idle_hooks, shorten_batches
 from stopgrad.runner.checkpoints import WholeCheckpoints
 from stopgrad.runner.compiling import compile_recipe, losses_of
 from stopgrad.runner.errors import InputError, RunFailed, choose, wants_traceback
@@ -116,6 +116,7 @@ def build(config: DictConfig) -> Run:
     compile_recipe(recipe, config.compile)
     trainer = instantiate(trainer_section(config), **extras, _convert_="all")
     rest_idle_hooks(trainer, recipe)
+    shorten_batches(trainer)
     return Run(data, recipe, trainer)
 
 

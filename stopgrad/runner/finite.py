@@ -35,11 +35,11 @@ class Finite(Callback):
         self.first: dict[str, tuple[Tensor, Tensor]] = {}  # loss: its first bad value, and the step, or -1
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        name, value, step = loss_being_named() or "loss", loss.detach(), batch_number(trainer)
-        if self.at_once or (self.at_once is None and value.device.type == "cpu"):
-            if not math.isfinite(value.item()):
-                raise NonFiniteLoss(f"{name} is {value.item()} at step {step}")
+        if self.at_once or (self.at_once is None and loss.is_cpu):
+            if not math.isfinite(loss.item()):
+                raise NonFiniteLoss(f"{_name()} is {loss.item()} at step {batch_number(trainer)}")
             return
+        name, value, step = _name(), loss.detach(), batch_number(trainer)
         first, when = self.first.get(name, (value, torch.full_like(value, -1, dtype=torch.int64)))
         new = ~torch.isfinite(value) & (when < 0)
         self.first[name] = torch.where(new, value, first), torch.where(new, step, when)
@@ -56,3 +56,7 @@ class Finite(Callback):
         if bad:
             step, name, value = min(bad)
             raise NonFiniteLoss(f"{name} is {value} at step {step}")
+
+
+def _name() -> str:
+    return loss_being_named() or "loss"
