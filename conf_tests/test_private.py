@@ -413,12 +413,14 @@ def test_compilations(internals: Any) -> None:
 # ---- Lightning
 
 
-def fit(module: Any, *callbacks: Any, checkpoint: Any = None, **options: Any) -> Any:
+def fit(module: Any, *callbacks: Any, checkpoint: Any = None, prepare: Any = None, **options: Any) -> Any:
     import lightning as L
 
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     options = {"max_epochs": 1, "accelerator": "cpu", "devices": 1, "enable_model_summary": False} | quiet | options
     trainer = L.Trainer(callbacks=list(callbacks), **options)
+    if prepare is not None:
+        prepare(trainer)
     trainer.fit(module, ckpt_path=checkpoint)
     return trainer
 
@@ -435,18 +437,23 @@ class Loader(list):
         self.position = state["position"]
 
 
-def line(seen: list[Any] | None = None, number: Callable[[Any], Any] = lambda trainer: None) -> Any:
+def line(
+    seen: list[Any] | None = None, number: Callable[[Any], Any] = lambda trainer: None, automatic: bool = True
+) -> Any:
     """A module of one weight, and what ``number`` says at each of its batches."""
     import lightning as L
 
     class Line(L.LightningModule):
         def __init__(self) -> None:
             super().__init__()
+            self.automatic_optimization = automatic
             self.layer, self.loader = nn.Linear(1, 1), Loader(torch.ones(3, 1, 1))
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             if seen is not None:
                 seen.append(number(self.trainer))
+            if not automatic:
+                self.optimizers().step()
             return self.layer(batch).sum()
 
         def train_dataloader(self) -> Any:
@@ -533,12 +540,20 @@ def test_a_hook_that_is_none_is_not_called(internals: Any) -> None:
 
 
 @quietly
-@rests_on("lightning.pytorch.LightningModule, its _trainer", "no backward goes past Lightning's layers")
-def test_plain_trainer(internals: Any) -> None:
-    assert internals.plain_trainer(line()) is None
-    module = line(seen := [], lambda trainer: internals.plain_trainer(module) is trainer)
-    fit(module, max_steps=2)
-    assert seen == [True, True]
+@rests_on(
+    "lightning.pytorch.loops.training_epoch_loop:_TrainingEpochLoop", "plain batches go through Lightning's layers"
+)
+def test_plain_epoch(internals: Any) -> None:
+    """How it does it is compared with Lightning's own in conf_tests/audit/test_plain_epoch.py."""
+    assert internals.plain_epoch(line()) is None
+
+    def look(trainer: Any) -> bool:
+        return internals.plain_epoch(trainer.lightning_module) is trainer.fit_loop.epoch_loop
+
+    for short in (False, True):
+        module = line(seen := [], look, automatic=False)
+        fit(module, max_steps=2, check_val_every_n_epoch=None, prepare=internals.shorten_batches if short else None)
+        assert seen == [short, short]
 
 
 # ---- Hydra

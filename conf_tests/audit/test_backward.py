@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from stopgrad.lightning import loss_being_named, loss_name
-from stopgrad.lightning.lightning_internals import STEP_HOOKS, rest_idle_hooks
+from stopgrad.lightning.lightning_internals import STEP_HOOKS, rest_idle_hooks, shorten_batches
 from stopgrad.lightning.manual import backward, clip_gradients, counted
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:.*does not have many workers")
@@ -75,23 +75,23 @@ class Listener(Callback):
         pl_module.note("callback after")
 
 
-def fitted(module: Line, *callbacks: Callback, rest: bool = False, **options: Any) -> L.Trainer:
+def fitted(module: Line, *callbacks: Callback, short: bool = False, **options: Any) -> L.Trainer:
     plain: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = L.Trainer(
-        accelerator="cpu", max_steps=2, enable_model_summary=False, callbacks=list(callbacks), **plain, **options
-    )
-    if rest:
+    plain |= {"enable_model_summary": False, "check_val_every_n_epoch": None}
+    trainer = L.Trainer(accelerator="cpu", max_steps=2, callbacks=list(callbacks), **plain, **options)
+    if short:
         rest_idle_hooks(trainer, module)
+        shorten_batches(trainer)
     trainer.fit(module, DataLoader(TensorDataset(torch.zeros(2, 1))))
     assert trainer.global_step == 2
     return trainer
 
 
-@pytest.mark.parametrize("rest", [False, True])
+@pytest.mark.parametrize("short", [False, True])
 @pytest.mark.parametrize("kind", [Line, Hooked, OwnBackward])
-def test_it_does_what_manual_backward_does(kind: type[Line], rest: bool):
+def test_it_does_what_manual_backward_does(kind: type[Line], short: bool):
     ours, theirs = kind(ours=True), kind(ours=False)
-    found = [fitted(module, Listener(), rest=rest).callback_metrics for module in (ours, theirs)]
+    found = [fitted(module, Listener(), short=short).callback_metrics for module in (ours, theirs)]
     assert ours.events == theirs.events
     assert len(ours.events) == {Line: 4, Hooked: 8, OwnBackward: 6}[kind]
     assert all(name == "line_loss" for *_, name, _, _ in ours.events)
@@ -111,25 +111,26 @@ def test_a_scaler_and_other_strategies_are_lightnings(monkeypatch: pytest.Monkey
         "manual_backward",
         lambda self, *a, **k: (called.append(loss_being_named()), own(self, *a, **k)),
     )
-    fitted(Line(ours=True))
-    assert called == []
-    fitted(Line(ours=True), precision="bf16-mixed")
+    fitted(Line(ours=True), short=True)
+    fitted(Line(ours=True), precision="bf16-mixed", short=True)
     assert called == []
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-    fitted(Line(ours=True), plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    fitted(Line(ours=True), plugins=[MixedPrecision("16-mixed", "cpu", scaler)], short=True)
     assert called == ["line_loss"] * 2
 
     class Other(SingleDeviceStrategy):
         pass
 
-    fitted(Line(ours=True), strategy=Other("cpu"))
+    fitted(Line(ours=True), strategy=Other("cpu"), short=True)
     assert called == ["line_loss"] * 4
+    fitted(Line(ours=True))  # under a Trainer that a user has made
+    assert called == ["line_loss"] * 6
 
 
 def test_one_that_was_put_in_its_place_is_called():
     module = Line(ours=True)
     module.manual_backward = lambda loss, **options: (module.note("mine"), loss.backward(**options))
-    fitted(module)
+    fitted(module, short=True)
     assert [event[0] for event in module.events] == ["mine", "mine"]
 
 
@@ -138,7 +139,7 @@ def test_idle_hooks_rest_and_no_other(automatic: bool):
     module, listener = Hooked(ours=True, automatic=automatic), Listener()
     module.on_train_batch_end = lambda *_: module.note("set on the instance")
     other = LambdaCallback(on_train_batch_start=lambda *_: module.note("lambda"))
-    fitted(module, listener, other, rest=True)
+    fitted(module, listener, other, short=True)
     kept = {"on_before_backward", "on_after_backward"}
     assert {name for name in STEP_HOOKS if getattr(listener, name)} == kept
     assert {name for name in STEP_HOOKS if getattr(module, name)} == kept | {"on_train_batch_end"}
@@ -153,7 +154,7 @@ def test_what_rests_costs_nothing(monkeypatch: pytest.MonkeyPatch):
 
     entered: list[str] = []
     monkeypatch.setattr(PassThroughProfiler, "start", lambda self, name: entered.append(name))
-    fitted(Line(ours=False, automatic=True), Listener(), Callback(), rest=True)
+    fitted(Line(ours=False, automatic=True), Listener(), Callback(), short=True)
     hooks = [name for name in entered if name.rpartition(".")[2] in STEP_HOOKS and not name.startswith("[Strategy]")]
     assert hooks == ["[Callback]Listener.on_before_backward", "[Callback]Listener.on_after_backward"] * 2
 
@@ -189,7 +190,10 @@ def test_gradients_are_clipped_as_pytorch_clips_them(max_norm):
     torch.manual_seed(0)
     module = Clips(max_norm)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = L.Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, **quiet)
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=1, enable_model_summary=False, check_val_every_n_epoch=None, **quiet
+    )
+    shorten_batches(trainer)
     trainer.fit(module, DataLoader(TensorDataset(torch.randn(6, 1)), batch_size=2))
     assert len(module.found) == 2 + 2 * 6
     assert all(module.found)

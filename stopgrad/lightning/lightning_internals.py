@@ -9,7 +9,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
@@ -66,9 +66,9 @@ class _Results(_ResultCollection):
 
     fresh = False
 
-    def log(self, *args: Any, **kwargs: Any) -> None:
+    def update_metrics(self, *args: Any) -> None:
         self.fresh = True
-        super().log(*args, **kwargs)
+        super().update_metrics(*args)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class PlainEpoch(_TrainingEpochLoop):
@@ -100,7 +100,7 @@ class PlainEpoch(_TrainingEpochLoop):
         self.is_plain = _computes_plainly(trainer, module) and _feeds_plainly(trainer, data_fetcher)
         if not self.is_plain:
             return
-        self._hooks, self._known = {}, 0
+        self._hooks, self._known = {}, -1
         self._next = data_fetcher.combined_loader._iterator.iterators[0].__next__
         self._moves = _moves_batches(trainer)
         self._takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
@@ -109,9 +109,9 @@ class PlainEpoch(_TrainingEpochLoop):
 
     def call(self, name: str, *args: Any) -> Any:
         """Call one of ``STEP_HOOKS`` of all callbacks, then of the module, as ``call.py`` does; return its answer."""
-        trainer, module = self.trainer, self.trainer.lightning_module
-        if self._known != len(trainer.callbacks):  # pyright: ignore[reportAttributeAccessIssue]
-            self._hooks, self._known = _hooks_of(trainer), len(trainer.callbacks)  # pyright: ignore
+        trainer, module = cast(Any, self.trainer), self.trainer.lightning_module
+        if self._known != len(trainer.callbacks):
+            self._hooks, self._known = _hooks_of(trainer), len(trainer.callbacks)
         context = vars(module)
         before, context["_current_fx_name"] = context["_current_fx_name"], name
         for hook in self._hooks[name]:
@@ -146,7 +146,7 @@ class PlainEpoch(_TrainingEpochLoop):
 
     def _is_more_due(self) -> bool:
         """Whether anything may follow the last batch but the next."""
-        trainer, progress = self.trainer, self.batch_progress
+        trainer, progress = cast(Any, self.trainer), self.batch_progress
         return (
             trainer.should_stop
             or trainer.received_sigterm
@@ -160,9 +160,9 @@ class PlainEpoch(_TrainingEpochLoop):
         if self._restarting or not self.is_plain:
             super().advance(data_fetcher)
             return
-        trainer, module = self.trainer, self.trainer.lightning_module
-        progress, results, connector = self.batch_progress, self._results, trainer._logger_connector
-        total, current, context = progress.total, progress.current, vars(module)
+        trainer, module, results = cast(Any, self.trainer), self.trainer.lightning_module, self._results
+        progress, connector, context = self.batch_progress, trainer._logger_connector, vars(module)
+        total, current = cast(Any, progress.total), cast(Any, progress.current)
         try:
             batch = self._next()
         except StopIteration:
@@ -177,17 +177,22 @@ class PlainEpoch(_TrainingEpochLoop):
         current.ready += 1
         connector._first_loop_iter = connector._first_loop_iter is None
         results.batch, results.batch_size, results.dataloader_idx, results.fresh = batch, None, None, False
-        if self.call("on_train_batch_start", batch, batch_idx) == -1:
-            progress.is_last_batch = True
-            raise StopIteration
-        total.started += 1
-        current.started += 1
-        context["_current_fx_name"] = "training_step"
-        output = trainer.strategy.training_step(*((batch, batch_idx) if self._takes_index else (batch,)))
-        context["_current_fx_name"] = None
-        outputs = {} if output is None else ManualResult.from_training_step_output(output).asdict()
+        outputs, is_over = None, False
+        if batch is None:
+            self._warning_cache.warn("the loader gave None in place of a batch: it is passed over")
+        elif self.call("on_train_batch_start", batch, batch_idx) == -1:
+            progress.is_last_batch = is_over = True
+        else:
+            total.started += 1
+            current.started += 1
+            context["_current_fx_name"] = "training_step"
+            answer = trainer.strategy.training_step(*((batch, batch_idx) if self._takes_index else (batch,)))
+            context["_current_fx_name"] = None
+            outputs = {} if answer is None else ManualResult.from_training_step_output(answer).asdict()
         total.processed += 1
         current.processed += 1
+        if is_over:
+            raise StopIteration
         self.call("on_train_batch_end", outputs, batch, batch_idx)
         if results.fresh:
             connector.on_batch_end()
@@ -205,7 +210,7 @@ class PlainEpoch(_TrainingEpochLoop):
             super().on_advance_end(data_fetcher)
 
 
-def _computes_plainly(trainer: Trainer, module: LightningModule) -> bool:
+def _computes_plainly(trainer: Any, module: LightningModule) -> bool:
     """Whether Lightning would add nothing to a backward and a step but their hooks.
 
     What it does there is in ``backward`` and ``optimizer_step`` of ``Strategy`` and ``Precision``.
@@ -223,7 +228,7 @@ def _computes_plainly(trainer: Trainer, module: LightningModule) -> bool:
     )
 
 
-def _feeds_plainly(trainer: Trainer, data_fetcher: Any) -> bool:
+def _feeds_plainly(trainer: Any, data_fetcher: Any) -> bool:
     """Whether a batch is what one loader gives, and an evaluation due by its number."""
     loader = data_fetcher.combined_loader
     return (
@@ -236,7 +241,7 @@ def _feeds_plainly(trainer: Trainer, data_fetcher: Any) -> bool:
     )
 
 
-def _moves_batches(trainer: Trainer) -> bool:
+def _moves_batches(trainer: Any) -> bool:
     """Whether a batch is not trained on as and where the loader gives it."""
     hooks = trainer._data_connector._datahook_selector
     movers = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
@@ -244,10 +249,9 @@ def _moves_batches(trainer: Trainer) -> bool:
     return not on_cpu or any(is_overridden(name, hooks.get_instance(name)) for name in movers)
 
 
-def _hooks_of(trainer: Trainer) -> dict[str, list[Callable[..., Any]]]:
+def _hooks_of(trainer: Any) -> dict[str, list[Callable[..., Any]]]:
     """Those of ``STEP_HOOKS`` that the callbacks have."""
-    callbacks: Any = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-    found = {name: [getattr(callback, name) for callback in callbacks] for name in STEP_HOOKS}
+    found = {name: [getattr(callback, name) for callback in trainer.callbacks] for name in STEP_HOOKS}
     return {name: [hook for hook in hooks if hook is not None] for name, hooks in found.items()}
 
 
