@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import weakref
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +52,8 @@ class Two(L.LightningModule):
 
     def losses(self, batch: Any) -> tuple[Tensor, Tensor]:
         x = batch
-        while isinstance(x, list):
-            x = x[0]
+        while not isinstance(x, Tensor):
+            x = x["a"] if isinstance(x, dict) else x[0]
         return self.second(self.first(x).detach()).square().mean(), self.second(self.first(x)).mean()
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -263,6 +265,14 @@ def test_that_end_with_an_error(kind, error):
     assert same(kind)[-1] is error
 
 
+class Fetches(Two):
+    """Takes the batches by itself."""
+
+    def training_step(self, dataloader_iter: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        batch, batch_idx, _ = next(dataloader_iter)
+        return Two.training_step(self, batch, batch_idx)
+
+
 class Automatic(Two):
     def __init__(self) -> None:
         super().__init__()
@@ -297,7 +307,9 @@ def test_what_is_not_plain_is_left_to_lightning():
     same(Automatic, plain=0)
     same(Two, unsized, plain=0)
     same(Two, lambda: [loader(), loader()], plain=0)
-    same(Answers, lambda: {"a": loader()}, plain=0, max_steps=0)
+    same(Two, lambda: {"a": loader()}, plain=0)
+    same(Fetches, plain=0)
+    same(Two, plain=0, val_check_interval=timedelta(hours=1))
     same(Two, plain=0, profiler="simple")
     same(Two, plain=0, fast_dev_run=3)
     other = type("Other", (SingleDeviceStrategy,), {})
@@ -306,8 +318,31 @@ def test_what_is_not_plain_is_left_to_lightning():
     assert ours == theirs
 
 
-def test_a_batch_that_is_none():
+class Few(list[Any]):
+    """Has fewer batches than it says."""
+
+    def __len__(self) -> int:
+        return 5
+
+
+def test_loaders_with_a_gap():
     same(Two, lambda: DataLoader(Nothing(), batch_size=None), plain=8)
+    same(Two, lambda: Few(torch.linspace(-1, 1, 12).view(3, 2, 2)), plain=8)
+
+
+class Remembers(Two):
+    """Whether the last batch is still there as one begins."""
+
+    last: Any = None
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        self.note("last", self.last is not None and self.last() is not None)
+        self.last = weakref.ref(batch[0])
+
+
+def test_a_batch_is_let_go():
+    events, *_ = same(Remembers)
+    assert [event[1] for event in events if event[0] == "last"] == [False] * 8
 
 
 class Joins(Callback):

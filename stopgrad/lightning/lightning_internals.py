@@ -223,8 +223,6 @@ def _computes_plainly(trainer: Any, module: LightningModule) -> bool:
         and type(module).backward is LightningModule.backward
         and "manual_backward" not in vars(module)
         and type(trainer.profiler) is PassThroughProfiler
-        and trainer.accumulate_grad_batches == 1
-        and not trainer.fast_dev_run
     )
 
 
@@ -234,7 +232,6 @@ def _feeds_plainly(trainer: Any, data_fetcher: Any) -> bool:
     return (
         type(data_fetcher) is _PrefetchDataFetcher
         and data_fetcher.length is not None
-        and len(loader.flattened) == 1
         and loader.flattened[0] is loader.iterables
         and trainer.check_val_every_n_epoch is None
         and trainer._val_check_time_interval is None
