@@ -256,13 +256,13 @@ class Closes(Two):
 @pytest.mark.parametrize("kind", [Stops, Skips, Answers, AnswersMore, NoIndex, Moves, Closes])
 def test_modules(kind):
     same(kind)
+    same(kind, log_every_n_steps=3)
 
 
-@pytest.mark.parametrize(
-    ("kind", "error"), [(Terminated, SIGTERMException), (AnswersWrongly, MisconfigurationException)]
-)
-def test_that_end_with_an_error(kind, error):
-    assert same(kind)[-1] is error
+def test_that_end_with_an_error():
+    assert same(Terminated)[-1] is SIGTERMException
+    assert same(AnswersWrongly)[-1] is MisconfigurationException
+    assert same(Fails)[-1] is ZeroDivisionError
 
 
 class Fetches(Two):
@@ -318,31 +318,37 @@ def test_what_is_not_plain_is_left_to_lightning():
     assert ours == theirs
 
 
-class Few(list[Any]):
+class Few:
     """Has fewer batches than it says."""
 
     def __len__(self) -> int:
         return 5
 
+    def __iter__(self) -> Any:
+        return iter(torch.linspace(-1, 1, 12).view(3, 2, 2))
+
 
 def test_loaders_with_a_gap():
     same(Two, lambda: DataLoader(Nothing(), batch_size=None), plain=8)
-    same(Two, lambda: Few(torch.linspace(-1, 1, 12).view(3, 2, 2)), plain=8)
+    same(Two, Few, plain=8)
 
 
 class Remembers(Two):
-    """Whether the last batch is still there as one begins."""
+    """Whether the last batch is still there as one begins, and in an evaluation."""
 
     last: Any = None
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
-        self.note("last", self.last is not None and self.last() is not None)
+        self.on_validation_start()
         self.last = weakref.ref(batch[0])
+
+    def on_validation_start(self) -> None:
+        self.note("last", self.last is not None and self.last() is not None)
 
 
 def test_a_batch_is_let_go():
     events, *_ = same(Remembers)
-    assert [event[1] for event in events if event[0] == "last"] == [False] * 8
+    assert [event[1] for event in events if event[0] == "last"] == [False] * (8 + 2)
 
 
 class Joins(Callback):

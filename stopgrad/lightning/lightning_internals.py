@@ -163,11 +163,7 @@ class PlainEpoch(_TrainingEpochLoop):
         trainer, module, results = cast(Any, self.trainer), self.trainer.lightning_module, self._results
         progress, connector, context = self.batch_progress, trainer._logger_connector, vars(module)
         total, current = cast(Any, progress.total), cast(Any, progress.current)
-        try:
-            batch = self._next()
-        except StopIteration:
-            data_fetcher.done = True
-            raise
+        batch = self._next()
         data_fetcher.fetched += 1
         data_fetcher.done = progress.is_last_batch = data_fetcher.fetched >= data_fetcher.length
         if self._moves:
