@@ -13,7 +13,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -274,15 +274,112 @@ class Fetches(Two):
 
 
 class Automatic(Two):
+    """A loss that Lightning takes the gradient of."""
+
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = True
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self.losses(batch)[1]
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.plain += plain_epoch(self) is not None
+        self.note("training_step", batch_idx)
+        loss = self.losses(batch)[1]
+        self.log("mean", loss.detach(), on_step=True, on_epoch=True, prog_bar=True)
+        return self.answer(loss)
+
+    def answer(self, loss: Tensor) -> Any:
+        return loss
+
+    def on_before_zero_grad(self, optimizer: Any) -> None:
+        self.note("own zero_grad")
 
     def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), 0.1)
+        return torch.optim.Adam(self.parameters(), 0.1)
+
+
+class AutomaticMore(Automatic):
+    def answer(self, loss: Tensor) -> Any:
+        return {"loss": loss, "more": 3}
+
+
+class AutomaticGap(Automatic):
+    """Passes over every third batch."""
+
+    def answer(self, loss: Tensor) -> Any:
+        return None if self.global_step % 3 == 2 else loss
+
+
+class AutomaticWrong(Automatic):
+    def answer(self, loss: Tensor) -> Any:
+        return {"more": loss}
+
+
+class AutomaticIdle(Automatic):
+    def configure_optimizers(self) -> Any:
+        return None
+
+
+class Lbfgs(Automatic):
+    """An optimiser that calls its closure several times."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.LBFGS(self.parameters(), 0.1, max_iter=3)
+
+
+class AutomaticStops(Automatic, Stops):
+    pass
+
+
+class AutomaticFails(Automatic, Fails):
+    pass
+
+
+@pytest.mark.parametrize("kind", [Automatic, AutomaticMore, AutomaticGap, AutomaticIdle, Lbfgs, AutomaticStops])
+def test_automatic_optimisation(kind):
+    same(kind)
+    same(kind, log_every_n_steps=3, val_check_interval=2, precision="bf16-mixed")
+
+
+def test_automatic_optimisation_that_ends_with_an_error():
+    assert same(AutomaticWrong)[-1] is MisconfigurationException
+    assert same(AutomaticFails)[-1] is ZeroDivisionError
+
+
+class Scheduled(Automatic):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), 0.1)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class OwnStep(Automatic):
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        self.note("own step")
+        optimizer.step(closure=optimizer_closure)
+
+
+class OwnZero(Automatic):
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        self.note("own zero")
+        optimizer.zero_grad(set_to_none=False)
+
+
+class OwnClipping(Automatic):
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **options: Any) -> None:
+        self.note("own clipping")
+        self.clip_gradients(optimizer, 0.1)
+
+
+def averaging() -> Callback:
+    return StochasticWeightAveraging(0.01, swa_epoch_start=3)
+
+
+def test_automatic_optimisation_that_is_not_plain():
+    for kind in (Scheduled, OwnStep, OwnZero, OwnClipping):
+        same(kind, plain=0)
+    same(Automatic, plain=0, gradient_clip_val=0.01)
+    same(Automatic, plain=0, accumulate_grad_batches=2)
+    same(Automatic, None, averaging, plain=10, max_epochs=4, max_steps=-1)
 
 
 class Nothing(torch.utils.data.Dataset[Any]):
@@ -304,7 +401,6 @@ def unsized() -> Any:
 
 
 def test_what_is_not_plain_is_left_to_lightning():
-    same(Automatic, plain=0)
     same(Two, unsized, plain=0)
     same(Two, lambda: [loader(), loader()], plain=0)
     same(Two, lambda: {"a": loader()}, plain=0)
@@ -418,7 +514,10 @@ def test_it_is_shorter(monkeypatch: pytest.MonkeyPatch):
     """What it is for: none of the layers between is entered in a plain batch."""
     entered: list[str] = []
     monkeypatch.setattr(PassThroughProfiler, "start", lambda self, name: entered.append(name.rpartition(".")[2]))
-    trained(True)
-    assert set(entered).isdisjoint({*STEP_HOOKS, "training_step", "optimizer_step"})
-    trained(False)
-    assert set(entered) >= {*STEP_HOOKS, "training_step", "optimizer_step"} - {"on_before_zero_grad"}
+    between = {*STEP_HOOKS, "training_step", "optimizer_step", "backward"}
+    for kind, most in ((Two, between - {"on_before_zero_grad", "backward"}), (Automatic, between)):
+        trained(True, kind)
+        assert set(entered).isdisjoint(between)
+        trained(False, kind)
+        assert set(entered) >= most
+        entered.clear()

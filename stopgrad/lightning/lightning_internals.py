@@ -14,6 +14,7 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
+from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
 from lightning.pytorch.loops.optimization.manual import ManualResult
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
@@ -22,6 +23,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
 from torch.optim import Optimizer
 
 STEP_HOOKS = ("on_train_batch_start", "on_train_batch_end", "on_before_backward", "on_after_backward")
@@ -74,15 +76,16 @@ class _Results(_ResultCollection):
 class PlainEpoch(_TrainingEpochLoop):
     """Lightning's epoch, in which a plain batch skips all that has nothing to do there: 8 % of a small GAN's step.
 
-    Plain is a batch in manual optimisation on one device, without a scaler, from a loader that knows its length. Hooks
-    and counters go in the order of ``_TrainingEpochLoop``, to which all else is left: other batches, the first of a
-    resumed fit, and the end of one after which more is due than the next.
+    Plain is a batch on one device, without a scaler or a scheduler, from a loader that knows its length. Hooks and
+    counters go in the order of ``_TrainingEpochLoop`` and the two loops below it, to which all else is left: other
+    batches, the first of a resumed fit, and the end of one after which more is due than the next.
     """
 
     def __init__(self, trainer: Trainer, min_steps: int | None, max_steps: int) -> None:
         super().__init__(trainer, min_steps, max_steps)
         self._results = _Results(training=True)
         self.is_plain = False
+        self._counts_by_hand = False  # manual optimisation
         self._hooks: dict[str, list[Callable[..., Any]]] = {}  # of the callbacks
         self._known = 0  # how many callbacks those are of
 
@@ -104,6 +107,7 @@ class PlainEpoch(_TrainingEpochLoop):
         self._next = data_fetcher.combined_loader._iterator.iterators[0].__next__
         self._moves = _moves_batches(trainer)
         self._takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
+        self._counts_by_hand = not module.automatic_optimization
         for optimizer in trainer.strategy._lightning_optimizers:
             optimizer.step = partial(self._step, optimizer.optimizer)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -129,16 +133,56 @@ class PlainEpoch(_TrainingEpochLoop):
             self.call("on_before_optimizer_step", optimizer)
             return answer
 
-        progress = self.manual_optimization.optim_step_progress
-        progress.increment_ready()
+        self._steps.increment_ready()
         answer = optimizer.step(closure=with_hooks, **options)
-        progress.increment_completed()
+        self._steps.increment_completed()
         return answer
+
+    @property
+    def _steps(self) -> Any:
+        """The counter of optimiser steps. No attribute of this loop, whose checkpoints have it already."""
+        if self._counts_by_hand:
+            return self.manual_optimization.optim_step_progress
+        return self.automatic_optimization.optim_progress.optimizer.step
+
+    def _train(self, *args: Any) -> Any:
+        """The module's ``training_step``; returns what the hooks at the batch's end are told of it."""
+        module, strategy = self.trainer.lightning_module, self.trainer.strategy
+
+        def answer() -> Any:
+            before, vars(module)["_current_fx_name"] = module._current_fx_name, "training_step"
+            found = strategy.training_step(*args)
+            vars(module)["_current_fx_name"] = before
+            return found
+
+        if not module.automatic_optimization:
+            found = answer()
+            return {} if found is None else ManualResult.from_training_step_output(found).asdict()
+        optimizer = self.trainer.optimizers[0]
+        closure = Closure(
+            lambda: ClosureResult.from_training_step_output(answer()), self._backward, partial(self._zero, optimizer)
+        )
+        self._step(optimizer, closure)
+        result = closure.consume_result()
+        return {} if result.loss is None else result.asdict()
+
+    def _backward(self, loss: Tensor) -> None:
+        self.call("on_before_backward", loss)
+        loss.backward()
+        self.call("on_after_backward")
+
+    def _zero(self, optimizer: Optimizer) -> None:
+        progress = self.automatic_optimization.optim_progress.optimizer.zero_grad
+        progress.increment_ready()
+        self.call("on_before_zero_grad", optimizer)
+        progress.increment_started()
+        optimizer.zero_grad()
+        progress.increment_completed()
 
     @property
     def global_step(self) -> int:
         """Asked for by many, many times a batch."""
-        return self.manual_optimization.optim_step_progress.total.completed if self.is_plain else super().global_step
+        return self._steps.total.completed if self.is_plain else super().global_step
 
     @property
     def done(self) -> bool:
@@ -153,15 +197,15 @@ class PlainEpoch(_TrainingEpochLoop):
             or progress.is_last_batch
             or progress.current.ready == trainer.fit_loop.max_batches
             or progress.total.ready % trainer.val_check_batch == 0
-            or self.manual_optimization.optim_step_progress.total.completed == self.max_steps
+            or self._steps.total.completed == self.max_steps
         )
 
     def advance(self, data_fetcher: Any) -> None:
         if self._restarting or not self.is_plain:
             super().advance(data_fetcher)
             return
-        trainer, module, results = cast(Any, self.trainer), self.trainer.lightning_module, self._results
-        progress, connector, context = self.batch_progress, trainer._logger_connector, vars(module)
+        trainer, progress, results = cast(Any, self.trainer), self.batch_progress, self._results
+        connector, module = trainer._logger_connector, trainer.lightning_module
         total, current = cast(Any, progress.total), cast(Any, progress.current)
         batch = self._next()
         data_fetcher.fetched += 1
@@ -181,10 +225,7 @@ class PlainEpoch(_TrainingEpochLoop):
         else:
             total.started += 1
             current.started += 1
-            context["_current_fx_name"] = "training_step"
-            answer = trainer.strategy.training_step(*((batch, batch_idx) if self._takes_index else (batch,)))
-            context["_current_fx_name"] = None
-            outputs = {} if answer is None else ManualResult.from_training_step_output(answer).asdict()
+            outputs = self._train(*((batch, batch_idx) if self._takes_index else (batch,)))
         total.processed += 1
         current.processed += 1
         if is_over:
@@ -212,13 +253,16 @@ def _computes_plainly(trainer: Any, module: LightningModule) -> bool:
     What it does there is in ``backward`` and ``optimizer_step`` of ``Strategy`` and ``Precision``.
     """
     strategy, precision = trainer.strategy, trainer.precision_plugin
+    own = ("backward", "manual_backward", "optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping")
     return (
-        not module.automatic_optimization
-        and type(strategy) is SingleDeviceStrategy
+        type(strategy) is SingleDeviceStrategy
         and (type(precision) is Precision or (type(precision) is MixedPrecision and precision.scaler is None))
-        and type(module).backward is LightningModule.backward
-        and "manual_backward" not in vars(module)
+        and not any(is_overridden(name, module) for name in own)
         and type(trainer.profiler) is PassThroughProfiler
+        and trainer.accumulate_grad_batches == 1
+        and trainer.gradient_clip_val is None
+        and not (module.automatic_optimization and trainer.lr_scheduler_configs)
+        and not trainer.fit_loop.epoch_loop.automatic_optimization._skip_backward
     )
 
 
