@@ -236,6 +236,13 @@ class Moves(Two):
         return [batch[0] * 2]
 
 
+class StepsLate(Two):
+    """A step after the training step is not counted."""
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        counted(self).step()
+
+
 class Closes(Two):
     """Steps with a closure, and both optimisers through Lightning."""
 
@@ -253,7 +260,7 @@ class Closes(Two):
             self.note("stepped", optimizer.step(closure).item())  # pyright: ignore[reportCallIssue, reportArgumentType, reportOptionalMemberAccess]
 
 
-@pytest.mark.parametrize("kind", [Stops, Skips, Answers, AnswersMore, NoIndex, Moves, Closes])
+@pytest.mark.parametrize("kind", [Stops, Skips, Answers, AnswersMore, NoIndex, Moves, StepsLate, Closes])
 def test_modules(kind):
     same(kind)
     same(kind, log_every_n_steps=3)

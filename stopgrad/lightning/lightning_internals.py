@@ -85,7 +85,7 @@ class PlainEpoch(_TrainingEpochLoop):
         super().__init__(trainer, min_steps, max_steps)
         self._results = _Results(training=True)
         self.is_plain = False
-        self._counts_by_hand = False  # manual optimisation
+        self._counts = False  # the optimiser steps of now
         self._hooks: dict[str, list[Callable[..., Any]]] = {}  # of the callbacks
         self._known = 0  # how many callbacks those are of
 
@@ -103,12 +103,11 @@ class PlainEpoch(_TrainingEpochLoop):
         self.is_plain = _computes_plainly(trainer, module) and _feeds_plainly(trainer, data_fetcher)
         if not self.is_plain:
             return
-        self._hooks, self._known = {}, -1
+        self._hooks, self._known, self._counts = {}, -1, False
         self._next = data_fetcher.combined_loader._iterator.iterators[0].__next__
         self._moves = _moves_batches(trainer)
         self._takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
-        self._counts_by_hand = not module.automatic_optimization
-        for optimizer in trainer.strategy._lightning_optimizers:
+        for optimizer in () if module.automatic_optimization else trainer.strategy._lightning_optimizers:
             optimizer.step = partial(self._step, optimizer.optimizer)  # pyright: ignore[reportAttributeAccessIssue]
 
     def call(self, name: str, *args: Any) -> Any:
@@ -126,24 +125,27 @@ class PlainEpoch(_TrainingEpochLoop):
         return answer
 
     def _step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None, **options: Any) -> Any:
-        """A step that is counted, as ``LightningOptimizer.step`` counts it."""
+        """A step; it is counted where it is the training step's, as ``LightningOptimizer.step`` does it."""
 
         def with_hooks() -> Any:
             answer = None if closure is None else closure()
             self.call("on_before_optimizer_step", optimizer)
             return answer
 
-        self._steps.increment_ready()
+        counts = self._counts
+        if counts:
+            self._steps.increment_ready()
         answer = optimizer.step(closure=with_hooks, **options)
-        self._steps.increment_completed()
+        if counts:
+            self._steps.increment_completed()
         return answer
 
     @property
     def _steps(self) -> Any:
         """The counter of optimiser steps. No attribute of this loop, whose checkpoints have it already."""
-        if self._counts_by_hand:
-            return self.manual_optimization.optim_step_progress
-        return self.automatic_optimization.optim_progress.optimizer.step
+        if self.trainer.lightning_module.automatic_optimization:
+            return self.automatic_optimization.optim_progress.optimizer.step
+        return self.manual_optimization.optim_step_progress
 
     def _train(self, *args: Any) -> Any:
         """The module's ``training_step``; returns what the hooks at the batch's end are told of it."""
@@ -202,7 +204,9 @@ class PlainEpoch(_TrainingEpochLoop):
 
     def advance(self, data_fetcher: Any) -> None:
         if self._restarting or not self.is_plain:
+            self._counts = True
             super().advance(data_fetcher)
+            self._counts = False
             return
         trainer, progress, results = cast(Any, self.trainer), self.batch_progress, self._results
         connector, module = trainer._logger_connector, trainer.lightning_module
@@ -225,7 +229,9 @@ class PlainEpoch(_TrainingEpochLoop):
         else:
             total.started += 1
             current.started += 1
+            self._counts = True
             outputs = self._train(*((batch, batch_idx) if self._takes_index else (batch,)))
+            self._counts = False
         total.processed += 1
         current.processed += 1
         if is_over:
