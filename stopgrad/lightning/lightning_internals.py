@@ -59,7 +59,7 @@ def shorten_batches(trainer: Trainer) -> None:
 
 def plain_epoch(module: LightningModule) -> PlainEpoch | None:
     """The epoch that is running, where its batches are plain: beside the hooks, a backward is PyTorch's own there."""
-    epoch = None if module._trainer is None else module._trainer.fit_loop.epoch_loop
+    epoch = getattr(getattr(module._trainer, "fit_loop", None), "epoch_loop", None)
     return epoch if type(epoch) is PlainEpoch and epoch.is_plain else None
 
 
