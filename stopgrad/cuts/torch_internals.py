@@ -22,7 +22,13 @@ from torch.nn.utils import stateless
 from torch.overrides import _get_current_function_mode
 from torch.utils import checkpoint
 from torch.utils._pytree import tree_leaves as tree_leaves
-from torch.utils._pytree import tree_map as tree_map
+from torch.utils._pytree import tree_map as _tree_map
+
+
+def tree_map(do: Callable[[Any], Any], tree: Any) -> Any:
+    """``torch.utils._pytree.tree_map``, which takes 6 us to find that a tensor is a leaf."""
+    return do(tree) if isinstance(tree, Tensor) else _tree_map(do, tree)
+
 
 REENTRANT = "CheckpointFunctionBackward"
 """The name of a reentrant checkpoint's node, after the private class in ``torch.utils.checkpoint``."""
