@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, LambdaCallback
+from lightning.pytorch.callbacks import Callback, LambdaCallback, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -78,7 +80,7 @@ class Listener(Callback):
 def fitted(module: Line, *callbacks: Callback, short: bool = False, **options: Any) -> L.Trainer:
     plain: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     plain |= {"enable_model_summary": False, "check_val_every_n_epoch": None}
-    trainer = L.Trainer(accelerator="cpu", max_steps=2, callbacks=list(callbacks), **plain, **options)
+    trainer = L.Trainer(accelerator="cpu", max_steps=2, callbacks=list(callbacks), **(plain | options))
     if short:
         rest_idle_hooks(trainer, module)
         shorten_batches(trainer)
@@ -146,6 +148,17 @@ def test_idle_hooks_rest_and_no_other(automatic: bool):
     assert {name for name in STEP_HOOKS if getattr(other, name)} == {"on_train_batch_start"}
     batch = ["lambda", "callback before", "module before", "callback after", "module after", "set on the instance"]
     assert [event[0] for event in module.events] == batch * 2
+
+
+@pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual")
+@pytest.mark.parametrize(
+    ("options", "rests"),
+    [({}, True), ({"every_n_train_steps": 2}, False), ({"train_time_interval": timedelta(0)}, False)],
+)
+def test_a_checkpoint_of_evaluations_rests(tmp_path: Path, options: dict[str, Any], rests: bool):
+    module, saving = Line(ours=True), ModelCheckpoint(tmp_path, **options)
+    fitted(module, saving, short=True, enable_checkpointing=True)
+    assert (saving.on_train_batch_end is None) is rests
 
 
 def test_what_rests_costs_nothing():

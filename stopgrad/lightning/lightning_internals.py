@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
@@ -49,6 +50,10 @@ def rest_idle_hooks(trainer: Trainer, module: LightningModule) -> None:
         for owner, base in (*((callback, Callback) for callback in trainer.callbacks), (module, LightningModule)):  # pyright: ignore
             if getattr(getattr(owner, name), "__func__", None) is getattr(base, name):
                 setattr(owner, name, None)
+    callbacks: Any = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    for each in callbacks:
+        if type(each) is ModelCheckpoint and each._every_n_train_steps < 1 and each._train_time_interval is None:
+            vars(each)["on_train_batch_end"] = None  # it saves after evaluations alone
 
 
 def shorten_batches(trainer: Trainer) -> None:
@@ -86,6 +91,7 @@ class PlainEpoch(_TrainingEpochLoop):
         self._results = _Results(training=True)
         self.is_plain = False
         self._counts = False  # the optimiser steps of now
+        self._counter: list[Any] = []  # of them; no attribute, or it would be in checkpoints twice
         self._hooks: dict[str, list[Callable[..., Any]]] = {}  # of the callbacks
         self._known = 0  # how many callbacks those are of
 
@@ -107,7 +113,11 @@ class PlainEpoch(_TrainingEpochLoop):
         self._next = data_fetcher.combined_loader._iterator.iterators[0].__next__
         self._moves = _moves_batches(trainer)
         self._takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
-        for optimizer in () if module.automatic_optimization else trainer.strategy._lightning_optimizers:
+        if module.automatic_optimization:
+            self._counter = [self.automatic_optimization.optim_progress.optimizer.step]
+            return
+        self._counter = [self.manual_optimization.optim_step_progress]
+        for optimizer in trainer.strategy._lightning_optimizers:
             optimizer.step = partial(self._step, optimizer.optimizer)  # pyright: ignore[reportAttributeAccessIssue]
 
     def call(self, name: str, *args: Any) -> Any:
@@ -142,10 +152,8 @@ class PlainEpoch(_TrainingEpochLoop):
 
     @property
     def _steps(self) -> Any:
-        """The counter of optimiser steps. No attribute of this loop, whose checkpoints have it already."""
-        if self.trainer.lightning_module.automatic_optimization:
-            return self.automatic_optimization.optim_progress.optimizer.step
-        return self.manual_optimization.optim_step_progress
+        """The counter of optimiser steps."""
+        return self._counter[0]
 
     def _train(self, *args: Any) -> Any:
         """The module's ``training_step``; returns what the hooks at the batch's end are told of it."""
