@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.multiprocessing.reductions import StorageWeakRef as StorageWeakRef
 from torch.nn.utils import stateless
 from torch.overrides import _get_current_function_mode
 from torch.utils import checkpoint

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from stopgrad.cuts.torch_internals import next_number
+from stopgrad.cuts.torch_internals import StorageWeakRef, next_number
 from stopgrad.flow.frames import user_line
 from stopgrad.flow.graph import MOST_NODES, Nodes, hands_on, ordered
 from stopgrad.flow.ops import node_name, storage_of
@@ -48,6 +48,7 @@ class Tensors:
         self.boundaries: list[tuple[str, str, tuple[str, int]]] = []
         self.nodes = Nodes(0)
         self.writes: dict[int, int] = {}
+        self._pins: list[StorageWeakRef] = []  # of those storages: none that is gone has its id given to another
         self.alone = True
         self._refs: dict[int, _Ref] = {}  # by id; of one that is gone until another tensor has its id
         self._parameters = {id(tensor): tensor for tensor in roots}
@@ -57,7 +58,7 @@ class Tensors:
         self.values.roots = len(self.values)
 
     def clear(self) -> None:
-        for store in (self._refs, self.writes, self.leaves, self._parameters, self.roots):
+        for store in (self._refs, self.writes, self._pins, self.leaves, self._parameters, self.roots):
             store.clear()
 
     def knows(self, tensor: Tensor) -> bool:
@@ -88,6 +89,13 @@ class Tensors:
         if write is not None and (value is None or write > value):
             value = self.new("view", [v for v in (value, write) if v is not None], live=tensor.requires_grad)
         return value
+
+    def wrote(self, tensor: Tensor, value: int) -> None:
+        """A write in place made ``value`` of a tensor, and so of every alias of it."""
+        key = storage_of(tensor)
+        if key >= 0 and key not in self.writes:
+            self._pins.append(StorageWeakRef(tensor.untyped_storage()))
+        self.writes[key] = value
 
     def _from_graph(self, tensor: Tensor) -> int:
         """A live tensor that no operation was seen to make (a custom Function, a wrapper): ask its graph."""

@@ -28,7 +28,6 @@ from stopgrad.flow.ops import (
     leaves_of,
     loses_type,
     operation,
-    storage_of,
     written_by,
 )
 from stopgrad.flow.own import QUIET, Awaited
@@ -187,9 +186,6 @@ class Recorder(TorchFunctionMode):
                 self.tensors.attach([(result, known[0][1])], begin)
             else:
                 self._result(op, inputs, leaves_of(result), known, numbers, live, begin)
-        elif self.tensors.writes:
-            for tensor in leaves_of(result):
-                self.tensors.writes.pop(storage_of(tensor), None)  # a new tensor in the memory of one that is gone
         return result
 
     def _came_back(self, args: Any, kwargs: Any) -> list[int]:
@@ -263,7 +259,7 @@ class Recorder(TorchFunctionMode):
             value = self.tensors.new(op.name, parents, cut=cut, mode=mode, live=live, site=site)
             attached.append((target, value))
             if func not in NO_WRITE:
-                self.tensors.writes[storage_of(target)] = value
+                self.tensors.wrote(target, value)
         self.tensors.attach(attached, begin)
 
     def _escape(self, kind: str, parents: list[int], result: Any) -> None:

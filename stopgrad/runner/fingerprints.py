@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from stopgrad.audits.ranks import whole_of
 from stopgrad.compare.fingerprint import FILE, FINE, Fingerprints, group_of, random_hash, sketch, tensor_hash
-from stopgrad.cuts.torch_internals import tree_leaves
+from stopgrad.cuts.torch_internals import tree_leaves, without_overrides
 
 FEWEST, MOST = 50, 100  # at least so many steps between two, at most so many a run, beside the first ones
 
@@ -53,7 +53,8 @@ class KeepFingerprints(Callback):
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *args: Any) -> None:
         step = trainer.global_step
         if self.taken is not None and self.wanted(step, trainer):
-            self.taken.take(step, pl_module.state_dict(), (random_hash(), batch_hash(batch)))
+            with without_overrides():  # an audit would follow each of its operations
+                self.taken.take(step, pl_module.state_dict(), (random_hash(), batch_hash(batch)))
         if self.window is not None and step >= self.window[1]:
             trainer.should_stop = True
 
