@@ -483,11 +483,11 @@ def saving(folder: Path, every: int) -> Callable[[], Callback]:
     )
 
 
-@pytest.mark.parametrize("step", [2, 3, 5, 6])
-def test_resumed(tmp_path: Path, step: int):
+@pytest.mark.parametrize(("kind", "step"), [(Two, 2), (Two, 3), (Two, 5), (Two, 6), (StepsLate, 2), (Automatic, 3)])
+def test_resumed(tmp_path: Path, kind: type[Two], step: int):
     """From the middle of an epoch, its end, and an evaluation."""
-    trained(False, Two, None, saving(tmp_path, step))
-    same(Two, None, ckpt=tmp_path / f"step={step}.ckpt", max_steps=12)
+    trained(False, kind, None, saving(tmp_path, step))
+    same(kind, None, ckpt=tmp_path / f"step={step}.ckpt", max_steps=12)
 
 
 def test_both_ways_may_follow_each_other(tmp_path: Path):
