@@ -113,12 +113,17 @@ class PlainEpoch(_TrainingEpochLoop):
         self._next = data_fetcher.combined_loader._iterator.iterators[0].__next__
         self._moves = _moves_batches(trainer)
         self._takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
-        if module.automatic_optimization:
-            self._counter = [self.automatic_optimization.optim_progress.optimizer.step]
-            return
-        self._counter = [self.manual_optimization.optim_step_progress]
-        for optimizer in trainer.strategy._lightning_optimizers:
-            optimizer.step = partial(self._step, optimizer.optimizer)  # pyright: ignore[reportAttributeAccessIssue]
+        automatic = self.automatic_optimization.optim_progress.optimizer.step
+        by_hand = self.manual_optimization.optim_step_progress
+        self._counter = [automatic if module.automatic_optimization else by_hand]
+        if not self._restarting:
+            self._take_steps()
+
+    def _take_steps(self) -> None:
+        """Make the steps of manual optimisation, in place of Lightning."""
+        if self.is_plain and not self.trainer.lightning_module.automatic_optimization:
+            for optimizer in self.trainer.strategy._lightning_optimizers:
+                optimizer.step = partial(self._step, optimizer.optimizer)  # pyright: ignore
 
     def call(self, name: str, *args: Any) -> Any:
         """Call one of ``STEP_HOOKS`` of all callbacks, then of the module, as ``call.py`` does; return its answer."""
@@ -212,9 +217,8 @@ class PlainEpoch(_TrainingEpochLoop):
 
     def advance(self, data_fetcher: Any) -> None:
         if self._restarting or not self.is_plain:
-            self._counts = True
             super().advance(data_fetcher)
-            self._counts = False
+            self._take_steps()
             return
         trainer, progress, results = cast(Any, self.trainer), self.batch_progress, self._results
         connector, module = trainer._logger_connector, trainer.lightning_module
