@@ -76,7 +76,7 @@ class Recorder(TorchFunctionMode):
         self.strategies: dict[str, str] = {}
         self.awaited: Awaited | None = None
         self.newest_backward = 0
-        self._paused = False
+        self._paused = self._is_aside = False
         self._at_first: Callable[[], None] | None = None
         self._bit_of = bit_of
         self._numbers: dict[float, int] = {}  # numbers that left through item or tolist
@@ -99,6 +99,7 @@ class Recorder(TorchFunctionMode):
             if top_mode() is self:
                 super().__exit__(None, None, None)
         finally:
+            self._is_aside = False
             watcher.leave(self)
             self._others.leave()
             self.on_probe = self.on_backward = self.awaited = None  # a graph holds this, and they its losses
@@ -108,6 +109,7 @@ class Recorder(TorchFunctionMode):
 
     def settle(self) -> None:
         """Measure the loss that is awaited, if there is one, before anything else happens."""
+        self.back("what came after an optimiser's step that raised")
         awaited, self.awaited = self.awaited, None
         if awaited is not None:
             awaited.measure()
@@ -128,6 +130,25 @@ class Recorder(TorchFunctionMode):
             yield
         finally:
             self._paused, self._at_first = before, None
+
+    def aside(self) -> bool:
+        """See no operation until :meth:`back`: a tenth of the time of passing each by; False where that cannot be."""
+        if top_mode() is not self or self.awaited is not None:
+            return False
+        super().__exit__(None, None, None)
+        self._is_aside = True
+        return True
+
+    def back(self, unseen: str = "") -> None:
+        """See operations again, after :meth:`aside`.
+
+        Args:
+            unseen: what may have run meanwhile that should have been seen.
+        """
+        if self._is_aside:
+            self._is_aside = False
+            self.unseen = self.unseen or unseen
+            super().__enter__()
 
     def follow_modules(self, names: Mapping[nn.Module, str]) -> list[RemovableHandle]:
         """Note in which of these modules each operation runs, until the hooks are removed."""
