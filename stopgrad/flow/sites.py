@@ -167,7 +167,8 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.awaited is None and in_optimizer():
+        optimizes = in_optimizer()
+        if optimizes and self.awaited is None:
             return func(*args, **kwargs)
         kind = KINDS.get(func)
         if kind == "look" and self.tensors.knows(args[0]):
@@ -185,7 +186,7 @@ class Recorder(TorchFunctionMode):
         if self._paused and self._at_first is not None:
             at_first, self._at_first = self._at_first, None
             at_first()
-        if self._paused or kind == "valueless" or func is Tensor.backward or in_optimizer():
+        if self._paused or kind == "valueless" or func is Tensor.backward or optimizes:
             return func(*args, **kwargs)
         op = operation(func)
         inputs = [*leaves_of(args), *leaves_of(kwargs)] if kwargs else leaves_of(args)
@@ -198,7 +199,9 @@ class Recorder(TorchFunctionMode):
         numbers = self._came_back(args, kwargs) if self._numbers else []
         begin = next_number()
         result = self._seen(func(*args, **kwargs))
-        if known or numbers:
+        if live and op.plain and type(result) is Tensor and "out" not in kwargs and self._is_new(result, known):
+            self.tensors.made(result, op.name, [value for _, value in known] + numbers, begin)
+        elif known or numbers:
             if op.escape:
                 self._escape(op.escape, [v for _, v in known], result)
             elif (targets := written_by(op, args, kwargs)) is not None:
@@ -208,6 +211,11 @@ class Recorder(TorchFunctionMode):
             else:
                 self._result(op, inputs, leaves_of(result), known, numbers, live, begin)
         return result
+
+    def _is_new(self, result: Tensor, known: Sequence[Known]) -> bool:
+        """It is a live tensor that was made where gradients are enabled, and nothing that was handed through."""
+        is_live = result.requires_grad and torch.is_grad_enabled() and id(result) not in self.tensors.roots
+        return is_live and not _is_among(result, known)
 
     def _came_back(self, args: Any, kwargs: Any) -> list[int]:
         """The values of the numbers among the arguments that left PyTorch before."""
