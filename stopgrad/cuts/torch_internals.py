@@ -32,6 +32,7 @@ def tree_map(do: Callable[[Any], Any], tree: Any) -> Any:
     """``torch.utils._pytree.tree_map``, which takes 6 us to find that a tensor is a leaf."""
     return do(tree) if isinstance(tree, Tensor) else _tree_map(do, tree)
 
+
 REENTRANT = "CheckpointFunctionBackward"
 """The name of a reentrant checkpoint's node, after the private class in ``torch.utils.checkpoint``."""
 
