@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from stopgrad.flow.graph import Walk
 
@@ -231,6 +232,36 @@ class _Names(torch.overrides.TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.seen.append(func)
         return func(*args, **(kwargs or {}))
+
+
+@rests_on("torch.optim.Optimizer, its hooks", "an audit does not see what other hooks of a step do, or slows each step")
+def test_around_step(internals: Any) -> None:
+    optimizer = torch.optim.SGD([torch.ones(2, requires_grad=True)])
+    order: list[str] = []
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *_: order.append(name)
+
+    def closure() -> float:
+        order.append("step")
+        return 0.0
+
+    for name in ("before", "too"):
+        optimizer.register_step_pre_hook(note(name))
+        optimizer.register_step_post_hook(note(name))
+    handles, innermost = internals.around_step(optimizer, note("last"), note("first"))
+    of_all = register_optimizer_step_pre_hook(note("all"))
+    handles_of_all = [of_all, register_optimizer_step_post_hook(note("all"))]
+    optimizer.step(closure)
+    assert order == ["all", "before", "too", "last", "step", "first", "before", "too", "all"]
+    assert innermost()
+    optimizer.register_step_pre_hook(note("late"))
+    assert not innermost()
+    for handle in [*handles, *handles_of_all]:
+        handle.remove()
+    order.clear()
+    optimizer.step(closure)
+    assert order == ["before", "too", "late", "step", "before", "too"]
 
 
 @rests_on("torch.autograd:backward.__code__", "an audit waits for a loss's own backward that it cannot see")

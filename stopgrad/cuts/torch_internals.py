@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.multiprocessing.reductions import StorageWeakRef as StorageWeakRef
 from torch.nn.utils import stateless
+from torch.optim import Optimizer
 from torch.overrides import _get_current_function_mode
 from torch.utils import checkpoint
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map as _tree_map
+from torch.utils.hooks import RemovableHandle
 
 
 def tree_map(do: Callable[[Any], Any], tree: Any) -> Any:
@@ -90,6 +92,21 @@ record_function: Sequence[Any] = (
     torch.ops.profiler._record_function_exit._RecordFunction,
 )
 """What an optimiser's ``step`` and ``zero_grad`` call for a profiler: ``torch.ops.profiler._record_function_*``."""
+
+
+def around_step(
+    optimizer: Optimizer, before: Callable[..., Any], after: Callable[..., Any]
+) -> tuple[list[RemovableHandle], Callable[[], bool]]:
+    """Hooks between which an optimiser's step runs and no other hook of it; and whether that is still so.
+
+    They are the last of ``Optimizer._optimizer_step_pre_hooks``, which come after the global ones, and the first of
+    ``_optimizer_step_post_hooks``, which come before them.
+    """
+    first, last = optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)
+    pre: Any = optimizer._optimizer_step_pre_hooks  # declared as dicts, and OrderedDicts
+    post: Any = optimizer._optimizer_step_post_hooks
+    post.move_to_end(last.id, last=False)
+    return [first, last], lambda: next(reversed(pre)) == first.id and next(iter(post)) == last.id
 
 
 def children_of(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

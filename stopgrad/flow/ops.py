@@ -126,6 +126,7 @@ class Operation(NamedTuple):
         cut, escape: of its result, or "".
         writes: into its first argument.
         by_number: its second argument may be a number that changes nothing.
+        plain: none of these.
     """
 
     name: str
@@ -134,6 +135,7 @@ class Operation(NamedTuple):
     writes: bool
     pairwise: bool
     by_number: bool
+    plain: bool
 
 
 @lru_cache(4096)
@@ -141,7 +143,8 @@ def operation(func: Any) -> Operation:
     name = getattr(func, "__name__", "")
     writes = (name.endswith("_") and not name.endswith("__")) or name == "__setitem__" or func in NO_WRITE
     cut, escape = CUTS.get(func, ""), ESCAPES.get(func, "")
-    return Operation(name_of(func), cut, escape, writes, func in PAIRWISE, func in _TIMES)
+    special = cut, escape, writes, func in PAIRWISE, func in _TIMES
+    return Operation(name_of(func), *special, plain=not any(special))
 
 
 def written_by(op: Operation, args: Any, kwargs: Any) -> list[Tensor] | None:

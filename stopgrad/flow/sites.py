@@ -76,7 +76,7 @@ class Recorder(TorchFunctionMode):
         self.strategies: dict[str, str] = {}
         self.awaited: Awaited | None = None
         self.newest_backward = 0
-        self._paused = False
+        self._paused = self._is_aside = False
         self._at_first: Callable[[], None] | None = None
         self._bit_of = bit_of
         self._numbers: dict[float, int] = {}  # numbers that left through item or tolist
@@ -99,6 +99,7 @@ class Recorder(TorchFunctionMode):
             if top_mode() is self:
                 super().__exit__(None, None, None)
         finally:
+            self._is_aside = False
             watcher.leave(self)
             self._others.leave()
             self.on_probe = self.on_backward = self.awaited = None  # a graph holds this, and they its losses
@@ -108,6 +109,7 @@ class Recorder(TorchFunctionMode):
 
     def settle(self) -> None:
         """Measure the loss that is awaited, if there is one, before anything else happens."""
+        self.back("what came after an optimiser's step that raised")
         awaited, self.awaited = self.awaited, None
         if awaited is not None:
             awaited.measure()
@@ -129,6 +131,25 @@ class Recorder(TorchFunctionMode):
         finally:
             self._paused, self._at_first = before, None
 
+    def aside(self) -> bool:
+        """See no operation until :meth:`back`: a tenth of the time of passing each by; False where that cannot be."""
+        if top_mode() is not self or self.awaited is not None:
+            return False
+        super().__exit__(None, None, None)
+        self._is_aside = True
+        return True
+
+    def back(self, unseen: str = "") -> None:
+        """See operations again, after :meth:`aside`.
+
+        Args:
+            unseen: what may have run meanwhile that should have been seen.
+        """
+        if self._is_aside:
+            self._is_aside = False
+            self.unseen = self.unseen or unseen
+            super().__enter__()
+
     def follow_modules(self, names: Mapping[nn.Module, str]) -> list[RemovableHandle]:
         """Note in which of these modules each operation runs, until the hooks are removed."""
 
@@ -146,7 +167,8 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.awaited is None and in_optimizer():
+        optimizes = in_optimizer()
+        if optimizes and self.awaited is None:
             return func(*args, **kwargs)
         kind = KINDS.get(func)
         if kind == "look" and self.tensors.knows(args[0]):
@@ -164,7 +186,7 @@ class Recorder(TorchFunctionMode):
         if self._paused and self._at_first is not None:
             at_first, self._at_first = self._at_first, None
             at_first()
-        if self._paused or kind == "valueless" or func is Tensor.backward or in_optimizer():
+        if self._paused or kind == "valueless" or func is Tensor.backward or optimizes:
             return func(*args, **kwargs)
         op = operation(func)
         inputs = [*leaves_of(args), *leaves_of(kwargs)] if kwargs else leaves_of(args)
@@ -177,7 +199,9 @@ class Recorder(TorchFunctionMode):
         numbers = self._came_back(args, kwargs) if self._numbers else []
         begin = next_number()
         result = self._seen(func(*args, **kwargs))
-        if known or numbers:
+        if live and op.plain and type(result) is Tensor and "out" not in kwargs and self._is_new(result, known):
+            self.tensors.made(result, op.name, [value for _, value in known] + numbers, begin)
+        elif known or numbers:
             if op.escape:
                 self._escape(op.escape, [v for _, v in known], result)
             elif (targets := written_by(op, args, kwargs)) is not None:
@@ -187,6 +211,11 @@ class Recorder(TorchFunctionMode):
             else:
                 self._result(op, inputs, leaves_of(result), known, numbers, live, begin)
         return result
+
+    def _is_new(self, result: Tensor, known: Sequence[Known]) -> bool:
+        """It is a live tensor that was made where gradients are enabled, and nothing that was handed through."""
+        is_live = result.requires_grad and torch.is_grad_enabled() and id(result) not in self.tensors.roots
+        return is_live and not _is_among(result, known)
 
     def _came_back(self, args: Any, kwargs: Any) -> list[int]:
         """The values of the numbers among the arguments that left PyTorch before."""

@@ -66,16 +66,16 @@ def place(file: str, line: int) -> str:
     return f"{file if relative.startswith('..') else relative}:{line}"
 
 
-class _Numbers(dict[str, int]):
-    """A number for each text: the next one for a text that is new. ``texts`` are those, by number."""
+class _Numbers(dict[Any, int]):
+    """A number for each of some things: the next one for what is new. ``known`` are those, by number."""
 
-    def __init__(self, texts: list[str]) -> None:
-        super().__init__((text, number) for number, text in enumerate(texts))
-        self.texts = texts
+    def __init__(self, known: list[Any]) -> None:
+        super().__init__((each, number) for number, each in enumerate(known))
+        self.known = known
 
-    def __missing__(self, text: str) -> int:
-        self.texts.append(text)
-        return self.setdefault(text, len(self))
+    def __missing__(self, new: Any) -> int:
+        self.known.append(new)
+        return self.setdefault(new, len(self))
 
 
 class Values:
@@ -98,13 +98,14 @@ class Values:
         self.roots = 0
         self.connected: list[int] = []
         self.flags, self.cuts, self.modes = bytearray(), bytearray(), bytearray()
-        self._kinds, self._words = _Numbers(["", *ESCAPES]), _Numbers([""])
-        self.kinds = self._kinds.texts
+        self._kinds, self._numbers = _Numbers(["", *ESCAPES]), _Numbers([])
+        self.kinds = self._kinds.known
         self.first, self.parents = array("i", [0]), array("i")  # of value i: parents[first[i] : first[i + 1]]
         self.starts: dict[int, int] = {}  # the bits of the parts that start at a value
-        self._op, self._file, self._line, self._module = array("i"), array("i"), array("i"), array("i")
+        self._made = array("i")  # of each value, as an index: its operation, site and module, which many have in common
+        self._makings: list[tuple[str, tuple[str, int], str]] = self._numbers.known
         self._boundaries: dict[int, str] = {}
-        self._texts: dict[tuple[int, int, int], str] = {}
+        self._texts: dict[tuple[str, tuple[str, int]], str] = {}
 
     def __len__(self) -> int:
         return len(self.flags)
@@ -127,13 +128,10 @@ class Values:
         Args:
             parts: bits of the parts (parameter groups, boundaries) that start here.
         """
-        index, words = len(self.flags), self._words
-        self._op.append(words[op])
-        self._file.append(words[site[0]])
-        self._line.append(site[1])
-        self._module.append(words[module])
-        self.cuts.append(self._kinds[cut])
-        self.modes.append(self._kinds[mode])
+        index, known = len(self.flags), self.flags  # what follows runs for every operation
+        self._made.append(self._numbers[op, site, module])
+        self.cuts.append(self._kinds[cut] if cut else 0)
+        self.modes.append(self._kinds[mode] if mode else 0)
         if boundary is not None:
             self._boundaries[index] = boundary
         if parts:
@@ -141,39 +139,38 @@ class Values:
             flags |= STARTS
         self.parents.extend(parents)
         self.first.append(len(self.parents))
-        self.connected.append(0 if cut and cut in ESCAPES else parts | self._union(parents))
+        self.connected.append(0 if cut and cut in ESCAPES else self._union(parents, parts))
         flags |= FUNCTION if op.endswith("Backward") else 0
         if not (cut or mode or flags & (FOREIGN | FUNCTION)):
             flags |= OPEN
             for parent in parents:
-                flags &= self.flags[parent] | ~OPEN
-        self.flags.append(flags)
+                flags &= known[parent] | ~OPEN
+        known.append(flags)
         return index
 
     def behind(self, index: int) -> int:
         """The bits of the parts that a value's parents depend on. Values that agree share one number."""
         return self._union(self.parents[self.first[index] : self.first[index + 1]])
 
-    def _union(self, parents: Iterable[int]) -> int:
-        mask = 0
+    def _union(self, parents: Iterable[int], mask: int = 0) -> int:
         for parent in parents:
             more = self.connected[parent]
             mask = more if not mask or mask == more else mask | more if more | mask != mask else mask
         return mask
 
     def op(self, index: int) -> str:
-        return self._words.texts[self._op[index]]
+        return self._makings[self._made[index]][0]
 
     def module(self, index: int) -> str:
-        return self._words.texts[self._module[index]]
+        return self._makings[self._made[index]][2]
 
     def line(self, index: int) -> tuple[str, int]:
-        return self._words.texts[self._file[index]], self._line[index]
+        return self._makings[self._made[index]][1]
 
     def key(self, index: int) -> tuple[Any, ...]:
         """What tells one cut from another: its kind, line and boundary."""
         kind = self.cuts[index] or self.modes[index]
-        return kind, self._file[index], self._line[index], self._boundaries.get(index)
+        return kind, *self.line(index), self._boundaries.get(index)
 
     def site(self, index: int) -> CutSite:
         kind = self.kinds[self.cuts[index] or self.modes[index]] or "function"
@@ -181,9 +178,10 @@ class Values:
 
     def text(self, index: int) -> str:
         """The operation and its line."""
-        key = self._op[index], self._file[index], self._line[index]
+        op, site, _ = self._makings[self._made[index]]
+        key = op, site
         if key not in self._texts:
-            self._texts[key] = f"{self.op(index)} ({place(*self.line(index))})" if key[1] else self.op(index)
+            self._texts[key] = f"{op} ({place(*site)})" if site[0] else op
         return self._texts[key]
 
 

@@ -24,6 +24,7 @@ from stopgrad.flow.carried import Carried
 from stopgrad.flow.contract import FlowContract
 from stopgrad.flow.matrix import FlowMatrix
 from stopgrad.flow.routes import Record, flow_record
+from stopgrad.flow.stepping import pass_by
 from stopgrad.lightning.audit import boundaries_of, split_groups
 from stopgrad.lightning.manual import scale_of
 from stopgrad.lightning.names import loss_being_named
@@ -74,6 +75,8 @@ class FlowRun:
         self.audit.__enter__()
         self.audit.on_crossing(self._watch_crossing)
         self.handles = [register_optimizer_step_pre_hook(self.on_step)]
+        for optimizer in plain_optimizers(trainer):
+            self.handles += pass_by(optimizer)
         with without_overrides():
             for tensor in {id(t): t for part in self.audit.parts.values() for t in part}.values():
                 if tensor.is_floating_point() or tensor.is_complex():
