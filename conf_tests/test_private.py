@@ -29,6 +29,7 @@ HOMES = {  # where each library's private interfaces stand
     "torch": "stopgrad.cuts.torch_internals",
     "lightning": "stopgrad.lightning.lightning_internals",
     "hydra": "stopgrad.runner.hydra_internals",
+    "omegaconf": "stopgrad.runner.hydra_internals",
 }
 DISTRIBUTIONS = {"hydra": "hydra-core"}
 
@@ -637,6 +638,49 @@ def test_plugins(internals: Any) -> None:
         hydra = compose(return_hydra_config=True).hydra
     for plugin in (hydra.launcher, hydra.sweeper):
         assert plugin["_target_"].startswith(f"{internals.PLUGINS}.")
+
+
+@rests_on("omegaconf._utils:get_yaml_loader", "--help takes a third longer, --cfg job 5 %")
+def test_read_by_libyaml(internals: Any) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", READ_YAML, internals.__name__], capture_output=True, text=True, cwd=ROOT
+    )
+    assert ran.returncode == 0, ran.stderr
+    before, after = ran.stdout.split("by libyaml\n")
+    assert "'a': [0.001, 1000, 16, inf, True, None, '2026-11-27', 'x']" in before
+    assert "'e': {'c': 'é', 'd': '2'}" in before
+    assert before.count("Error") == 6
+    assert [line for line in before.splitlines() if line.startswith("parsed")] == ["parsed in Python"]
+    assert after == 2 * before.replace("in Python", "in C")
+
+
+READ_YAML = r"""
+import sys
+from importlib import import_module
+from omegaconf import OmegaConf
+
+GOOD = "a: [1e-3, 1_000, 0x10, .inf, on, ~, 2026-11-27, '${f}']\nb: &b {c: '1', d: !!str 2}\ne: {<<: *b, c: é}\nf: x"
+WRONG = ["a: 1\na: 2", "a: [", "a: 'b", "a: *b", "a: \x07", "a: !!python/name:os.system x"]
+
+def tell():
+    print(OmegaConf.to_container(OmegaConf.create(GOOD), resolve=True))
+    for text in WRONG:
+        try:
+            print("accepted", OmegaConf.create(text))
+        except Exception as error:
+            print(type(error).__name__, error)
+    seen = set()
+    sys.setprofile(lambda frame, event, arg: seen.add(frame.f_globals["__name__"]))
+    OmegaConf.create(GOOD)
+    sys.setprofile(None)
+    print("parsed in", "Python" if "yaml.scanner" in seen else "C")
+
+tell()
+print("by libyaml")
+for _ in range(2):  # the second changes nothing
+    import_module(sys.argv[1]).read_by_libyaml()
+    tell()
+"""
 
 
 # ---- nowhere else

@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from stopgrad.cuts.strategies import check_stop
@@ -169,7 +168,7 @@ def sweep_configs(config: DictConfig) -> list[DictConfig]:
     compose_once(loader)
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     overrides = OverridesParser.create(loader).parse_overrides([*params, *names.as_typed(config.hydra)])
-    return [loader.load_configuration("train", run, RunMode.RUN) for run in product(overrides)]
+    return [loader.load_sweep_config(config, run) for run in product(overrides)]
 
 
 class CheckFirst(Callback):
