@@ -586,23 +586,40 @@ def test_product(internals: Any) -> None:
 def test_compose_once(internals: Any, tmp_path: Path) -> None:
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    (tmp_path / "train.yaml").write_text("a: 1\nb: ${a}\n")
+    def refusal(wrong: str) -> str:
+        with pytest.raises(HydraException) as refused:
+            loader.load_configuration("train", [wrong], RunMode.RUN)
+        return f"{refused.value} {refused.value.__cause__}"
+
+    (tmp_path / "group").mkdir()
+    (tmp_path / "group" / "one.yaml").write_text("c: 1\nd: 1\n")
+    (tmp_path / "group" / "two.yaml").write_text("c: 2\n")
+    (tmp_path / "train.yaml").write_text("defaults: [group: one, _self_]\na: 1\nb: ${a}\n")
+    value = ["hydra.mode=MULTIRUN", "a=2", "hydra.job.name=me", "+e.f={g: 1}"]
+    others = [["group=two", "group.c=3"], ["group.c=3", "group=two", "~group.c"], ["group={c: 5}", "++a=3"], ["~group"]]
     with initialize_config_dir(str(tmp_path), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        before = loader.load_configuration("train", ["a=2"], RunMode.RUN)
+        whole = [loader.load_configuration("train", each, RunMode.RUN) for each in (value, *others)]
+        refusals = [refusal(wrong) for wrong in ("x=1", "~a.b", "+a=1", "group=three")]
         internals.compose_once(loader)
-        first = loader.load_configuration("train", ["a=2"], RunMode.RUN)
-        (tmp_path / "train.yaml").write_text("a: 1\nb: 7\n")  # not read again but for what is new
-        first.a = 5
-        swept = loader.load_sweep_config(before, ["a=2"])
-        again = loader.load_configuration("train", overrides=["a=2"], run_mode=RunMode.RUN)
-        assert [before.b, first.b, again.b, swept.b] == [2, 5, 2, 2]
-        written = [OmegaConf.to_container(config) for config in (again, before)]  # its folder's name is the time
-        assert written[0] == written[1]
-        assert loader.load_configuration("train", ["a=3"], RunMode.RUN).b == 7
+        found = [loader.load_configuration("train", each, RunMode.RUN) for each in (value, *others)]
+        for one, other in zip(whole, found, strict=True):
+            assert OmegaConf.to_yaml(one) == OmegaConf.to_yaml(other)
+            assert OmegaConf.is_struct(other)
+        found[0].a = 5
+        (tmp_path / "train.yaml").write_text("defaults: [group: one, _self_]\na: 1\nb: 7\n")
+        again = loader.load_configuration("train", overrides=value, run_mode=RunMode.RUN)
+        assert again == whole[0]
+        swept = loader.load_sweep_config(whole[0], ["a=2"])
+        assert swept.hydra.overrides.task == ["a=2"]
+        read = [(["a=3"], 7), (["a=4"], 7), (["a=4", "hydra.job.name=me"], 7)]
+        assert [loader.load_configuration("train", each, RunMode.RUN).b for each, _ in read] == [b for _, b in read]
+        for wrong, words in zip(("x=1", "~a.b", "+a=1", "group=three"), refusals, strict=True):
+            assert refusal(wrong) == words
 
 
 @rests_on(

@@ -20,6 +20,7 @@ from stopgrad.runner import names
 from stopgrad.runner.declared import declaration
 from stopgrad.runner.errors import InputError, choose, is_input_error, one_line, wants_traceback
 from stopgrad.runner.hydra_internals import compose_once, product
+from stopgrad.runner.imports import import_lightning
 from stopgrad.runner.launch import averages, ranks_are_there, under_srun
 from stopgrad.runner.progress import Sweep
 from stopgrad.runner.safety import check_paths, check_safety
@@ -98,6 +99,7 @@ def check(config: DictConfig, folder: str) -> None:
         for section in SECTIONS:
             if not isinstance(config[section], DictConfig) and not (section == "logger" and config[section] is None):
                 raise InputError(f"{section}={config[section]}: a section has keys; write {section}.KEY=VALUE")
+        import_lightning()
         check_safety(config, hydra)
         check_paths(config, folder)
         check_ranks(config)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import yaml
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 from yaml.constructor import SafeConstructor
 from yaml.resolver import Resolver
 
@@ -65,21 +67,57 @@ def read_by_libyaml() -> None:
 def compose_once(loader: Any) -> None:
     """Let a sweep compose each of its configs once, not three times: to check it, to validate it, and to run it.
 
-    All three ask ``ConfigLoaderImpl.load_configuration``, through ``load_sweep_config``; each is given a copy.
+    All three ask ``ConfigLoaderImpl.load_configuration``, through ``load_sweep_config``; each is given a copy. Runs that
+    differ only in values are composed of files once, and each is given its values.
     """
     compose = loader.load_configuration
     kept: dict[str, bytes] = {}  # 20 kB each
+
+    def copied(arguments: dict[str, Any], make: Callable[..., Any]) -> Any:
+        key = repr([make is compose, *arguments.items()])
+        if key not in kept:
+            kept[key] = pickle.dumps(make(**arguments))
+        return pickle.loads(kept[key])
+
+    def from_files_once(**arguments: Any) -> Any:
+        parsed, values, others = _values(loader, arguments["config_name"], arguments["overrides"])
+        config = copied(arguments | {"overrides": others}, compose)
+        try:
+            return _with_values(loader, config, values, parsed) if values else config
+        except (HydraException, OmegaConfBaseException):
+            return compose(**arguments)  # in whose words it is refused
 
     @functools.wraps(compose)
     def composed(*args: Any, **kwargs: Any) -> Any:
         bound = inspect.signature(compose).bind(*args, **kwargs)
         bound.apply_defaults()
-        key = repr(list(bound.arguments.items()))
-        if key not in kept:
-            kept[key] = pickle.dumps(compose(*args, **kwargs))
-        return pickle.loads(kept[key])
+        return copied(bound.arguments, from_files_once)
 
     loader.load_configuration = composed
+
+
+def _values(loader: Any, config_name: str, overrides: list[str]) -> tuple[list[Any], list[Any], list[str]]:
+    """All overrides, parsed; those of them that set values, which choose no file; the others, as they stand."""
+    parsed, repository = loader._parse_overrides_and_create_caching_repo(config_name, overrides)
+    values, others = [], []
+    for each in parsed:
+        group = repository.group_exists(each.key_or_group)
+        if each.is_sweep_override() or (group and isinstance(each.value(), dict)):
+            return parsed, [], overrides
+        chooses = group or each.is_hydra_override() or each.package is not None
+        others.append(each.input_line) if chooses else values.append(each)
+    return parsed, values, others
+
+
+def _with_values(loader: Any, config: Any, values: list[Any], parsed: list[Any]) -> Any:
+    """The config with these values, ended as ``ConfigLoaderImpl`` ends one."""
+    from hydra._internal.config_loader_impl import get_overrides_dirname
+
+    loader._apply_overrides_to_config(values, config)
+    job, task = config.hydra.job, [each for each in parsed if not each.is_hydra_override()]
+    config.hydra.overrides.task = [each.input_line for each in task]
+    job.override_dirname = get_overrides_dirname(overrides=task, **job.config.override_dirname)
+    return config
 
 
 def before_targets(check: Callable[[str, str], None]) -> None:

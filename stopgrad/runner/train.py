@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from stopgrad.runner.check import pinned
 from stopgrad.runner.errors import one_line_errors
 from stopgrad.runner.hydra_internals import read_by_libyaml
+from stopgrad.runner.imports import import_lightning
 from stopgrad.runner.launch import Job, adopt_srun, averages, follows, launch, on_ranks_there, ranks_are_there
 from stopgrad.runner.names import help_text, register
 from stopgrad.runner.project import configs, open_project
@@ -63,6 +64,7 @@ def start(config: DictConfig) -> None:
 
 def one_run(config: DictConfig, last: Path | None = None) -> None:
     """On every rank: build, train, test. Where ``last`` is its own checkpoint, the run goes on from there."""
+    import_lightning()
     import lightning as L
 
     from stopgrad.runner.build import build, seed_rank
