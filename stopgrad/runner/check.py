@@ -24,6 +24,7 @@ from stopgrad.runner.imports import import_lightning
 from stopgrad.runner.launch import averages, ranks_are_there, under_srun
 from stopgrad.runner.progress import Sweep
 from stopgrad.runner.safety import check_paths, check_safety
+from stopgrad.runner.workers import workers_import
 
 SECTIONS = ("recipe", "stop", "data", "trainer", "callbacks", "logger")
 
@@ -190,7 +191,8 @@ class CheckFirst(Callback):
             Sweep.now = Sweep.of(config, configs)
         except Exception as error:
             self._exit(error)
-        self._check(configs or [config], config.hydra.sweep.dir)
+        with workers_import(config):
+            self._check(configs or [config], config.hydra.sweep.dir)
 
     def _check(self, configs: list[DictConfig], folder: str) -> None:
         try:

@@ -67,8 +67,8 @@ def read_by_libyaml() -> None:
 def compose_once(loader: Any) -> None:
     """Let a sweep compose each of its configs once, not three times: to check it, to validate it, and to run it.
 
-    All three ask ``ConfigLoaderImpl.load_configuration``, through ``load_sweep_config``; each is given a copy. Runs that
-    differ only in values are composed of files once, and each is given its values.
+    All three ask ``ConfigLoaderImpl.load_configuration``, through ``load_sweep_config``; each is given a copy. What
+    runs have of files is composed once for all that choose the same ones, and each sets its values in it.
     """
     compose = loader.load_configuration
     kept: dict[str, bytes] = {}  # 20 kB each
