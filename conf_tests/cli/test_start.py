@@ -1,6 +1,8 @@
 """What makes a start quick: imports that are not searched for garbage, workers that import while a sweep is checked."""
 
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
 
@@ -26,6 +28,7 @@ WORKERS = """
 import os, sys, time
 from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
 from joblib import Parallel, delayed
+from joblib.externals.loky import get_reusable_executor
 from omegaconf import OmegaConf
 from stopgrad.runner.workers import workers_import
 
@@ -37,6 +40,8 @@ def imported():
 launcher = OmegaConf.structured(JobLibLauncherConf(n_jobs=2))
 with workers_import(OmegaConf.create({"hydra": {"launcher": launcher}})):
     if sys.argv[1] == "refused":
+        for _ in range(2):
+            get_reusable_executor(2, reuse=True).submit(time.sleep, 1000)
         print("ready", flush=True)
         input()
         sys.exit(2)
@@ -74,6 +79,10 @@ def test_workers_of_a_refused_sweep_are_ended_at_once():
         assert process.stdout.readline() == "ready\n"
         workers = descendants(process.pid)
         assert len(workers) >= 2
-        out, err = process.communicate("\n", timeout=60)
+        try:
+            out, err = process.communicate("\n", timeout=30)
+        finally:
+            for pid in [process.pid, *left_of(workers, seconds=0)] if process.poll() is None else []:
+                os.kill(pid, signal.SIGKILL)
     assert (process.returncode, out, err) == (2, "", "")
     assert left_of(workers, seconds=1) == []

@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import yaml
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 from yaml.constructor import SafeConstructor
 from yaml.resolver import Resolver
 
@@ -74,7 +72,7 @@ def compose_once(loader: Any) -> None:
     kept: dict[str, bytes] = {}  # 20 kB each
 
     def copied(arguments: dict[str, Any], make: Callable[..., Any]) -> Any:
-        key = repr([make is compose, *arguments.items()])
+        key = repr(list(arguments.items()))
         if key not in kept:
             kept[key] = pickle.dumps(make(**arguments))
         return pickle.loads(kept[key])
@@ -82,10 +80,7 @@ def compose_once(loader: Any) -> None:
     def from_files_once(**arguments: Any) -> Any:
         parsed, values, others = _values(loader, arguments["config_name"], arguments["overrides"])
         config = copied(arguments | {"overrides": others}, compose)
-        try:
-            return _with_values(loader, config, values, parsed) if values else config
-        except (HydraException, OmegaConfBaseException):
-            return compose(**arguments)  # in whose words it is refused
+        return _with_values(loader, config, values, parsed) if values else config
 
     @functools.wraps(compose)
     def composed(*args: Any, **kwargs: Any) -> Any:
