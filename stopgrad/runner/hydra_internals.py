@@ -39,7 +39,7 @@ def read_by_libyaml() -> None:
     original = _utils.get_yaml_loader
     if not yaml.__with_libyaml__ or hasattr(original, "replaces"):
         return
-    from yaml.cyaml import CParser
+    from yaml.cyaml import CParser  # pyright: ignore[reportAttributeAccessIssue]
 
     @functools.cache
     def get_yaml_loader() -> Any:

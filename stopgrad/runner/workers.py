@@ -29,7 +29,7 @@ def workers_import(config: DictConfig) -> Iterator[None]:
 
     with Parallel(backend="loky", **{key: launcher[key] for key in SAME}):  # what it makes stays
         count = effective_n_jobs(launcher.n_jobs)
-    workers = get_reusable_executor(count, reuse=True)
+    workers = get_reusable_executor(count, reuse=True)  # pyright: ignore[reportArgumentType]
     for _ in range(count):
         workers.submit(_import)
     passed = False
