@@ -24,13 +24,11 @@ def workers_import(config: DictConfig) -> Iterator[None]:
     if not launcher._target_.endswith(".JoblibLauncher") or launcher.n_jobs in (0, 1) or launcher.require:
         yield
         return
-    from joblib import Parallel, effective_n_jobs
-    from joblib.externals.loky import get_reusable_executor
-
-    with Parallel(backend="loky", **{key: launcher[key] for key in SAME}):  # what it makes stays
-        count = effective_n_jobs(launcher.n_jobs)
-    workers = get_reusable_executor(count, reuse=True)  # pyright: ignore[reportArgumentType]
-    for _ in range(count):
+    joblib, loky = (importlib.import_module(name) for name in ("joblib", "joblib.externals.loky"))  # with the launcher
+    with joblib.Parallel(backend="loky", **{key: launcher[key] for key in SAME}):  # what it makes stays
+        count = joblib.effective_n_jobs(launcher.n_jobs)
+    workers = loky.get_reusable_executor(count, reuse=True)
+    for _ in range(count if count > 1 else 0):  # one runs in this process
         workers.submit(_import)
     passed = False
     try:
