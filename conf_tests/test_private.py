@@ -30,6 +30,7 @@ HOMES = {  # where each library's private interfaces stand
     "torch": "stopgrad.cuts.torch_internals",
     "lightning": "stopgrad.lightning.lightning_internals",
     "hydra": "stopgrad.runner.hydra_internals",
+    "omegaconf": "stopgrad.runner.hydra_internals",
 }
 DISTRIBUTIONS = {"hydra": "hydra-core"}
 
@@ -616,23 +617,47 @@ def test_product(internals: Any) -> None:
 def test_compose_once(internals: Any, tmp_path: Path) -> None:
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    (tmp_path / "train.yaml").write_text("a: 1\nb: ${a}\n")
+    bad = ("x=1", "~a.b", "+a=1", "group=three", "b='${'")
+
+    def refusal(wrong: str) -> str:
+        with pytest.raises(HydraException) as refused:
+            loader.load_configuration("train", [wrong], RunMode.RUN)
+        return f"{refused.value} {refused.value.__cause__}"
+
+    (tmp_path / "group").mkdir()
+    (tmp_path / "group" / "one.yaml").write_text("c: 1\nd: 1\n")
+    (tmp_path / "group" / "two.yaml").write_text("c: 2\n")
+    (tmp_path / "train.yaml").write_text("defaults: [group: one, _self_]\na: 1\nb: ${a}\n")
+    value = ["hydra.mode=MULTIRUN", "a=2", "hydra.job.name=me", "+e.f={g: 1}"]
+    others = [
+        ["group=two", "group.c=3"],
+        ["group.c=3", "group=two", "~group.c"],
+        ["group.c=3", "group={c: 5}"],
+        ["~group"],
+    ]
     with initialize_config_dir(str(tmp_path), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        before = loader.load_configuration("train", ["a=2"], RunMode.RUN)
+        whole = [loader.load_configuration("train", each, RunMode.RUN) for each in (value, *others)]
+        refusals = [refusal(wrong) for wrong in bad]
         internals.compose_once(loader)
-        first = loader.load_configuration("train", ["a=2"], RunMode.RUN)
-        (tmp_path / "train.yaml").write_text("a: 1\nb: 7\n")  # not read again but for what is new
-        first.a = 5
-        swept = loader.load_sweep_config(before, ["a=2"])
-        again = loader.load_configuration("train", overrides=["a=2"], run_mode=RunMode.RUN)
-        assert [before.b, first.b, again.b, swept.b] == [2, 5, 2, 2]
-        written = [OmegaConf.to_container(config) for config in (again, before)]  # its folder's name is the time
-        assert written[0] == written[1]
-        assert loader.load_configuration("train", ["a=3"], RunMode.RUN).b == 7
+        found = [loader.load_configuration("train", each, RunMode.RUN) for each in (value, *others)]
+        for one, other in zip(whole, found, strict=True):
+            assert OmegaConf.to_yaml(one) == OmegaConf.to_yaml(other)
+            assert OmegaConf.is_struct(other)
+        found[0].a = 5
+        (tmp_path / "train.yaml").write_text("defaults: [group: one, _self_]\na: 1\nb: 7\n")
+        again = loader.load_configuration("train", overrides=value, run_mode=RunMode.RUN)
+        assert OmegaConf.to_yaml(again) == OmegaConf.to_yaml(whole[0])
+        swept = loader.load_sweep_config(whole[0], ["a=2"])
+        assert swept.hydra.overrides.task == ["a=2"]
+        read = [(["a=3"], 7), (["a=4"], 7), (["a=4", "hydra.job.name=me"], 7)]
+        assert [loader.load_configuration("train", each, RunMode.RUN).b for each, _ in read] == [b for _, b in read]
+        for wrong, words in zip(bad, refusals, strict=True):
+            assert refusal(wrong) == words
 
 
 @rests_on(
@@ -668,6 +693,49 @@ def test_plugins(internals: Any) -> None:
         hydra = compose(return_hydra_config=True).hydra
     for plugin in (hydra.launcher, hydra.sweeper):
         assert plugin["_target_"].startswith(f"{internals.PLUGINS}.")
+
+
+@rests_on("omegaconf._utils:get_yaml_loader", "--help takes a third longer, --cfg job 5 %")
+def test_read_by_libyaml(internals: Any) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", READ_YAML, internals.__name__], capture_output=True, text=True, cwd=ROOT
+    )
+    assert ran.returncode == 0, ran.stderr
+    before, after = ran.stdout.split("by libyaml\n")
+    assert "'a': [0.001, 1000, 16, inf, True, None, '2026-11-27', 'x']" in before
+    assert "'e': {'c': 'é', 'd': '2'}" in before
+    assert before.count("Error") == 6
+    assert [line for line in before.splitlines() if line.startswith("parsed")] == ["parsed in Python"]
+    assert after == 2 * before.replace("in Python", "in C")
+
+
+READ_YAML = r"""
+import sys
+from importlib import import_module
+from omegaconf import OmegaConf
+
+GOOD = "a: [1e-3, 1_000, 0x10, .inf, on, ~, 2026-11-27, '${f}']\nb: &b {c: '1', d: !!str 2}\ne: {<<: *b, c: é}\nf: x"
+WRONG = ["a: 1\na: 2", "a: [", "a: 'b", "a: *b", "a: \x07", "a: !!python/name:os.system x"]
+
+def tell():
+    print(OmegaConf.to_container(OmegaConf.create(GOOD), resolve=True))
+    for text in WRONG:
+        try:
+            print("accepted", OmegaConf.create(text))
+        except Exception as error:
+            print(type(error).__name__, error)
+    seen = set()
+    sys.setprofile(lambda frame, event, arg: seen.add(frame.f_globals["__name__"]))
+    OmegaConf.create(GOOD)
+    sys.setprofile(None)
+    print("parsed in", "Python" if "yaml.scanner" in seen else "C")
+
+tell()
+print("by libyaml")
+for _ in range(2):  # the second changes nothing
+    import_module(sys.argv[1]).read_by_libyaml()
+    tell()
+"""
 
 
 # ---- nowhere else

@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from stopgrad.cuts.strategies import check_stop
@@ -21,9 +20,11 @@ from stopgrad.runner import names
 from stopgrad.runner.declared import declaration
 from stopgrad.runner.errors import InputError, choose, is_input_error, one_line, wants_traceback
 from stopgrad.runner.hydra_internals import compose_once, product
+from stopgrad.runner.imports import import_lightning
 from stopgrad.runner.launch import averages, ranks_are_there, under_srun
 from stopgrad.runner.progress import Sweep
 from stopgrad.runner.safety import check_paths, check_safety
+from stopgrad.runner.workers import workers_import
 
 SECTIONS = ("recipe", "stop", "data", "trainer", "callbacks", "logger")
 
@@ -99,6 +100,7 @@ def check(config: DictConfig, folder: str) -> None:
         for section in SECTIONS:
             if not isinstance(config[section], DictConfig) and not (section == "logger" and config[section] is None):
                 raise InputError(f"{section}={config[section]}: a section has keys; write {section}.KEY=VALUE")
+        import_lightning()
         check_safety(config, hydra)
         check_paths(config, folder)
         check_ranks(config)
@@ -169,7 +171,7 @@ def sweep_configs(config: DictConfig) -> list[DictConfig]:
     compose_once(loader)
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     overrides = OverridesParser.create(loader).parse_overrides([*params, *names.as_typed(config.hydra)])
-    return [loader.load_configuration("train", run, RunMode.RUN) for run in product(overrides)]
+    return [loader.load_sweep_config(config, run) for run in product(overrides)]
 
 
 class CheckFirst(Callback):
@@ -189,7 +191,8 @@ class CheckFirst(Callback):
             Sweep.now = Sweep.of(config, configs)
         except Exception as error:
             self._exit(error)
-        self._check(configs or [config], config.hydra.sweep.dir)
+        with workers_import(config):
+            self._check(configs or [config], config.hydra.sweep.dir)
 
     def _check(self, configs: list[DictConfig], folder: str) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from omegaconf import DictConfig
 
 from stopgrad.runner.check import pinned
 from stopgrad.runner.errors import one_line_errors
+from stopgrad.runner.hydra_internals import read_by_libyaml
+from stopgrad.runner.imports import import_lightning
 from stopgrad.runner.launch import Job, adopt_srun, averages, follows, launch, on_ranks_there, ranks_are_there
 from stopgrad.runner.names import help_text, register
 from stopgrad.runner.project import configs, open_project
@@ -24,6 +27,8 @@ def train(folder: str | Path) -> None:
 
     A run is composed of the project's ``configs/`` and of those in ``stopgrad/runner/configs``.
     """
+    gc.freeze()  # no garbage among what was imported: it is not searched again, now or as Python ends
+    read_by_libyaml()
     open_project(folder)
     register()
     guard()
@@ -59,6 +64,7 @@ def start(config: DictConfig) -> None:
 
 def one_run(config: DictConfig, last: Path | None = None) -> None:
     """On every rank: build, train, test. Where ``last`` is its own checkpoint, the run goes on from there."""
+    import_lightning()
     import lightning as L
 
     from stopgrad.runner.build import build, seed_rank
