@@ -3,7 +3,7 @@
     python benchmarks/compiled.py                         # eight of them
     python benchmarks/compiled.py --works "recipe=vqvae"  # another
 
-Each repeat trains the recipe in a Trainer with a logger, a bar and three of train.py's callbacks, without evaluations:
+Each repeat trains the recipe as `python train.py compile=...` does, with its callbacks and logger, without evaluations:
 `eager`, `true`, `update`, one after the other, and takes the median step after the first third.
 What is shown is the median of the repeats, and the least and the most. `compiling` are the wall seconds of the first
 third beyond as many eager steps, in the first repeat, with an empty cache: what it costs before it saves. The first
@@ -20,29 +20,17 @@ import statistics
 import sys
 import tempfile
 import time
-import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
-from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from timing import spread  # noqa: E402
-
-from stopgrad.lightning import FlowAudit  # noqa: E402
-from stopgrad.runner.build import build_recipe, quiet  # noqa: E402
-from stopgrad.runner.compiling import compile_recipe  # noqa: E402
-from stopgrad.runner.meter import Meter  # noqa: E402
-from stopgrad.runner.names import register  # noqa: E402
-from stopgrad.runner.streams import RandomStreams  # noqa: E402
+from timing import WITHOUT_EVALUATIONS, built, prepare, spread  # noqa: E402
 
 WORKS = [
     "recipe=gan recipe.loss=non_saturating recipe.penalty=none recipe.n_critic=1 data.batch_size=64",
@@ -54,7 +42,7 @@ WORKS = [
     "recipe=grpo",  # a transformer
     "recipe=loss_logging",  # convolutions
 ]
-WAYS: dict[str, bool | str] = {"eager": False, "true": True, "update": "update"}
+WAYS = {"eager": "false", "true": "true", "update": "update"}  # compile=
 
 
 class Clock(L.Callback):
@@ -75,26 +63,13 @@ class Clock(L.Callback):
             self.opening = time.perf_counter() - self.began
 
 
-def trained(work: str, way: bool | str, steps: int) -> Clock:
+def trained(work: str, way: str, steps: int) -> Clock:
     """Seconds of a training."""
-    config = compose("train", [*work.split(), f"trainer.max_steps={steps}", f"cache={ROOT / '.cache'}"])
-    L.seed_everything(0, verbose=False)
     torch.compiler.reset()
-    data = instantiate(config.data, _convert_="all")
-    recipe = build_recipe(config)
-    compile_recipe(recipe, way)
-    clock = Clock(steps)
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        L.Trainer(
-            accelerator="cpu",
-            max_epochs=-1,
-            max_steps=steps,
-            callbacks=[RandomStreams(), Meter(), FlowAudit(), TQDMProgressBar(refresh_rate=20), clock],
-            logger=TensorBoardLogger(folder),
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-        ).fit(recipe, data)
+    overrides = [*work.split(), f"compile={way}", *WITHOUT_EVALUATIONS, f"trainer.max_steps={steps}"]
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), built(*overrides) as run:
+        run.trainer.callbacks.append(clock := Clock(steps))  # pyright: ignore[reportAttributeAccessIssue]
+        run.trainer.fit(run.recipe, run.data)
     return clock
 
 
@@ -125,14 +100,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="one object")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    quiet()
-    warnings.filterwarnings("ignore")
-    register()
-    with (
-        tempfile.TemporaryDirectory() as cache,
-        initialize_config_dir(str(ROOT / "configs"), version_base="1.3"),
-    ):
+    prepare()
+    with tempfile.TemporaryDirectory() as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         found = [measured(work, options.steps, options.repeats) for work in options.works]
     told = {"repeats": options.repeats, "steps": options.steps, "threads": 1, "works": found}
