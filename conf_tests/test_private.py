@@ -704,13 +704,15 @@ def test_read_by_libyaml(internals: Any) -> None:
     before, after = ran.stdout.split("by libyaml\n")
     assert "'a': [0.001, 1000, 16, inf, True, None, '2026-11-27', 'x']" in before
     assert "'e': {'c': 'é', 'd': '2'}" in before
-    assert before.count("Error") == 6
+    assert before.count("Error") == 12
+    assert before.count('in "the file", line') == 7  # one tells two places
     assert [line for line in before.splitlines() if line.startswith("parsed")] == ["parsed in Python"]
     assert after == 2 * before.replace("in Python", "in C")
 
 
 READ_YAML = r"""
 import sys
+import tempfile
 from importlib import import_module
 from omegaconf import OmegaConf
 
@@ -724,6 +726,13 @@ def tell():
             print("accepted", OmegaConf.create(text))
         except Exception as error:
             print(type(error).__name__, error)
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            file.write(text)
+            file.flush()
+            try:
+                print("accepted", OmegaConf.load(file.name))
+            except Exception as error:
+                print(type(error).__name__, str(error).replace(file.name, "the file"))
     seen = set()
     sys.setprofile(lambda frame, event, arg: seen.add(frame.f_globals["__name__"]))
     OmegaConf.create(GOOD)

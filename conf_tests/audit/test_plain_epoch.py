@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import weakref
 from collections.abc import Callable
@@ -389,6 +390,69 @@ def test_automatic_optimisation_that_is_not_plain():
     same(Automatic, None, averaging, plain=10, max_epochs=4, max_steps=-1)
 
 
+class Replaces(Two):
+    """New optimisers in the middle of an epoch."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        if self.global_step == 2:
+            self.trainer.strategy.optimizers = list(self.configure_optimizers())
+
+
+class OwnLoader(Two):
+    """Asks a loader of its own, which ends after three batches."""
+
+    def on_train_start(self) -> None:
+        self.own = iter(range(3))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        super().training_step(batch, batch_idx)
+        if self.global_step < 6:
+            next(self.own)
+
+
+class Wraps(Two):
+    """A step that a module has wrapped by itself stays so."""
+
+    def on_train_start(self) -> None:
+        optimizer = counted(self)
+        step = optimizer.step
+
+        def wrapped(*args: Any, **options: Any) -> Any:
+            self.note("wrapped")
+            return step(*args, **options)
+
+        optimizer.step = wrapped
+
+
+class Changes(Two):
+    """Changes the batch that it is given."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        self.note("length", len(batch))
+        batch.append(1)
+
+
+def test_what_a_module_may_do_in_the_middle_of_an_epoch():
+    same(Closes, plain=4, max_steps=7, val_check_interval=100)  # two steps are counted in a batch
+    same(Replaces, plain=8)
+    same(OwnLoader)
+    same(Wraps, plain=0)
+    kept = DataLoader([[batch] for batch in torch.linspace(-1, 1, 20).view(5, 2, 2)], batch_size=None)  # pyright: ignore
+    same(Changes, lambda: kept, plain=8)
+    assert [len(batch) for batch in kept] == [1] * 5
+
+
+def test_no_process_of_a_loader_outlives_the_fit():
+    before = {process.pid for process in multiprocessing.active_children()}
+    module = Two()
+    options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = L.Trainer(accelerator="cpu", max_steps=3, check_val_every_n_epoch=None, val_check_interval=5, **options)
+    shorten_batches(trainer)
+    trainer.fit(module, loader(num_workers=1))
+    assert module.plain == 3
+    assert {process.pid for process in multiprocessing.active_children()} <= before
+
+
 class Nothing(torch.utils.data.Dataset[Any]):
     """Its third batch is None."""
 
@@ -463,6 +527,7 @@ class Joins(Callback):
 
 
 def test_a_callback_that_joins_is_called_from_the_next_hook_on():
+    """By Lightning from the hook in which it joins."""
     (events, *_), plain = trained(True, Two, None, Joins)
     assert plain == 8
     assert [event[0] for event in events].count("on_train_batch_end") == 8 + 5

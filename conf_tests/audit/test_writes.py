@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -28,6 +29,21 @@ def test_memory_that_is_used_again_is_no_alias():
     assert cells["loss", "written"].state == "independent"
     assert cells["loss", "written"].cuts == ()
     assert cells["loss", "used"].state == "open"
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+def test_a_new_sparse_tensor_is_no_alias():
+    """It has no storage, and may have the id of one that is gone."""
+    model = parts()
+    with audit(model) as watched:
+        indices, grown = torch.tensor([[0, 1, 2]]), model["written"].weight.detach()[0, 0]
+        for _ in range(50):
+            torch.sparse_coo_tensor(indices, torch.ones(3), (3,)).mul_(grown)
+        made = [torch.sparse_coo_tensor(indices, torch.ones(3), (3,)) for _ in range(300)]
+        loss = model["used"](torch.stack([each.to_dense() for each in made])).mean()
+        watched.loss("loss", loss)
+        loss.backward()
+    assert watched.matrix()["loss", "written"].state == "independent"
 
 
 def test_an_alias_is_known_once_the_view_that_was_written_into_is_gone():

@@ -38,7 +38,7 @@ def imported():
     return found
 
 launcher = OmegaConf.structured(JobLibLauncherConf(n_jobs=2))
-with workers_import(OmegaConf.create({"hydra": {"launcher": launcher}})):
+with workers_import(OmegaConf.create({"hydra": {"launcher": launcher}}), 2):
     if sys.argv[1] == "refused":
         for _ in range(2):
             get_reusable_executor(2, reuse=True).submit(time.sleep, 1000)

@@ -150,7 +150,7 @@ def test_rank_that_fails_is_named_in_one_line_with_its_own_error(faults):
         assert found["steps"] == (50 if kind == "disk" else 40)
     lines = ran.stderr.splitlines()
     assert lines[:3] == [f"error: {message}" for _, message in said.values()]
-    assert len(re.findall(r"^run  s/", ran.stdout, re.M)) == 8  # each is told once
+    assert len(re.findall(r"^run \d of 8  ", ran.stdout, re.M)) == 8  # each is told once
 
 
 def test_started_again_it_ends_as_if_nothing_had_happened(faults):

@@ -93,7 +93,9 @@ class Tensors:
     def wrote(self, tensor: Tensor, value: int) -> None:
         """A write in place made ``value`` of a tensor, and so of every alias of it."""
         key = storage_of(tensor)
-        if key >= 0 and key not in self.writes:
+        if key < 0:  # it has no storage, so no alias can be told
+            return
+        if key not in self.writes:
             self._pins.append(StorageWeakRef(tensor.untyped_storage()))
         self.writes[key] = value
 

@@ -276,10 +276,6 @@ def _missing(name: str, seen: Sequence[str], batches: int) -> str:
     return f"{what}; {there}; name a loss by loss_name({name!r}) around its backward"
 
 
-def _plain_optimizers(trainer: Trainer) -> list[Optimizer]:
-    return [getattr(o, "optimizer", o) for o in trainer.optimizers]
-
-
 def _log(logger: Any, matrix: FlowMatrix, violations: Sequence[Violation], step: int) -> None:
     """Norms and leak shares as scalars; in TensorBoard also the matrix as a picture and the cuts as text."""
     scalars = {f"flow/{loss}/{part}": cell.norm for (loss, part), cell in matrix.items()}

@@ -6,8 +6,10 @@ longer works.
 
 from __future__ import annotations
 
+import copy
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
@@ -83,7 +85,10 @@ class PlainEpoch(_TrainingEpochLoop):
 
     Plain is a batch on one device, without a scaler or a scheduler, from a loader that knows its length. Hooks and
     counters go in the order of ``_TrainingEpochLoop`` and the two loops below it, to which all else is left: other
-    batches, the first of a resumed fit, and the end of one after which more is due than the next.
+    batches, the first of a resumed fit, and the end of one after which more is due than the next. Whether batches are
+    plain is asked as an epoch begins; and not where the Trainer clips, accumulates or profiles, evaluates by epochs or
+    by the clock, or the module has a backward or an optimiser's step of its own. A callback's hook that is replaced
+    within an epoch, and one that joins within a hook, are called from the next on.
     """
 
     def __init__(self, trainer: Trainer, min_steps: int | None, max_steps: int) -> None:
@@ -92,16 +97,20 @@ class PlainEpoch(_TrainingEpochLoop):
         self.is_plain = False
         self._counts = False  # the optimiser steps of now
         self._counter: list[Any] = []  # of them; no attribute, or it would be in checkpoints twice
-        self._hooks: dict[str, list[Callable[..., Any]]] = {}  # of the callbacks
-        self._known = 0  # how many callbacks those are of
+        self._next: Any = None  # gives the next batch
+        self._taken: Any = None  # the optimisers whose steps are made here
+        self._hooks: dict[str, list[Callable[..., Any]]] = {}
+        self._known: list[Any] = []  # the callbacks that those are of
 
     def run(self, data_fetcher: Any) -> None:
         try:
             super().run(data_fetcher)
         finally:
             self.is_plain = False
-            for optimizer in self.trainer.strategy._lightning_optimizers:
+            self._next = None  # or a loader's processes would outlive the fit
+            for optimizer in self._taken or ():
                 vars(optimizer).pop("step", None)
+            self._taken = None
 
     def on_run_start(self, data_fetcher: Any) -> None:
         super().on_run_start(data_fetcher)
@@ -109,27 +118,26 @@ class PlainEpoch(_TrainingEpochLoop):
         self.is_plain = _computes_plainly(trainer, module) and _feeds_plainly(trainer, data_fetcher)
         if not self.is_plain:
             return
-        self._hooks, self._known, self._counts = {}, -1, False
+        self._hooks, self._known, self._counts = _hooks_of(trainer), list(cast(Any, trainer).callbacks), False
         self._next = data_fetcher.combined_loader._iterator.iterators[0].__next__
         self._moves = _moves_batches(trainer)
         self._takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
         automatic = self.automatic_optimization.optim_progress.optimizer.step
         by_hand = self.manual_optimization.optim_step_progress
         self._counter = [automatic if module.automatic_optimization else by_hand]
-        if not self._restarting:
-            self._take_steps()
 
     def _take_steps(self) -> None:
         """Make the steps of manual optimisation, in place of Lightning."""
-        if self.is_plain and not self.trainer.lightning_module.automatic_optimization:
-            for optimizer in self.trainer.strategy._lightning_optimizers:
-                optimizer.step = partial(self._step, optimizer.optimizer)  # pyright: ignore
+        self._taken = self.trainer.strategy._lightning_optimizers
+        if not self.trainer.lightning_module.automatic_optimization:
+            for optimizer in self._taken:
+                optimizer.step = partial(self._step, optimizer.optimizer)  # pyright: ignore[reportAttributeAccessIssue]
 
     def call(self, name: str, *args: Any) -> Any:
         """Call one of ``STEP_HOOKS`` of all callbacks, then of the module, as ``call.py`` does; return its answer."""
         trainer, module = cast(Any, self.trainer), self.trainer.lightning_module
-        if self._known != len(trainer.callbacks):
-            self._hooks, self._known = _hooks_of(trainer), len(trainer.callbacks)
+        if self._known != trainer.callbacks:
+            self._hooks, self._known = _hooks_of(trainer), list(trainer.callbacks)
         context = vars(module)
         before, context["_current_fx_name"] = context["_current_fx_name"], name
         for hook in self._hooks[name]:
@@ -171,7 +179,9 @@ class PlainEpoch(_TrainingEpochLoop):
             return found
 
         if not module.automatic_optimization:
-            found = answer()
+            found = None
+            with suppress(StopIteration):  # a loader of the module's own has ended: the batch is over, not the epoch
+                found = answer()
             return {} if found is None else ManualResult.from_training_step_output(found).asdict()
         optimizer = self.trainer.optimizers[0]
         closure = Closure(
@@ -212,13 +222,12 @@ class PlainEpoch(_TrainingEpochLoop):
             or progress.is_last_batch
             or progress.current.ready == trainer.fit_loop.max_batches
             or progress.total.ready % trainer.val_check_batch == 0
-            or self._steps.total.completed == self.max_steps
+            or -1 < self.max_steps <= self._steps.total.completed
         )
 
     def advance(self, data_fetcher: Any) -> None:
         if self._restarting or not self.is_plain:
             super().advance(data_fetcher)
-            self._take_steps()
             return
         trainer, progress, results = cast(Any, self.trainer), self.batch_progress, self._results
         connector, module = trainer._logger_connector, trainer.lightning_module
@@ -228,6 +237,8 @@ class PlainEpoch(_TrainingEpochLoop):
         data_fetcher.done = progress.is_last_batch = data_fetcher.fetched >= data_fetcher.length
         if self._moves:
             batch = trainer.strategy.batch_to_device(module._on_before_batch_transfer(batch))
+        elif type(batch) in (list, dict):
+            batch = copy.copy(batch)  # the loader may keep its own
         batch_idx = current.ready
         total.ready += 1
         current.ready += 1
@@ -241,6 +252,8 @@ class PlainEpoch(_TrainingEpochLoop):
         else:
             total.started += 1
             current.started += 1
+            if self._taken is not trainer.strategy._lightning_optimizers:
+                self._take_steps()
             self._counts = True
             outputs = self._train(*((batch, batch_idx) if self._takes_index else (batch,)))
             self._counts = False
@@ -279,6 +292,7 @@ def _computes_plainly(trainer: Any, module: LightningModule) -> bool:
         and type(trainer.profiler) is PassThroughProfiler
         and trainer.accumulate_grad_batches == 1
         and trainer.gradient_clip_val is None
+        and not any("step" in vars(optimizer) for optimizer in strategy._lightning_optimizers)
         and not (module.automatic_optimization and trainer.lr_scheduler_configs)
         and not trainer.fit_loop.epoch_loop.automatic_optimization._skip_backward
     )

@@ -77,7 +77,7 @@ def check_compare(config: DictConfig) -> None:
 def as_run_in(config: DictConfig, folder: str) -> Iterator[None]:
     """Let ``${hydra:...}`` resolve as it will in the run, whose directory is ``folder``."""
     before = HydraConfig.instance().cfg
-    with read_write(config), open_dict(config):
+    with read_write(config.hydra), open_dict(config.hydra):  # HydraConfig makes it read-only
         config.hydra.runtime.output_dir = os.path.abspath(folder)
     HydraConfig.instance().set_config(config)
     try:
@@ -171,7 +171,15 @@ def sweep_configs(config: DictConfig) -> list[DictConfig]:
     compose_once(loader)
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     overrides = OverridesParser.create(loader).parse_overrides([*params, *names.as_typed(config.hydra)])
-    return [loader.load_sweep_config(config, run) for run in product(overrides)]
+    configs = [loader.load_sweep_config(config, run) for run in product(overrides)]
+    for number, each in enumerate(configs):
+        with read_write(each.hydra), open_dict(each.hydra):
+            each.hydra.job.num = number
+        with as_run_in(each, config.hydra.sweep.dir):
+            subdir = str(each.hydra.sweep.subdir)  # which may name the number
+        with read_write(each.hydra):
+            each.hydra.sweep.subdir = subdir
+    return configs
 
 
 class CheckFirst(Callback):
@@ -191,7 +199,7 @@ class CheckFirst(Callback):
             Sweep.now = Sweep.of(config, configs)
         except Exception as error:
             self._exit(error)
-        with workers_import(config):
+        with workers_import(config, len(configs)):
             self._check(configs or [config], config.hydra.sweep.dir)
 
     def _check(self, configs: list[DictConfig], folder: str) -> None:

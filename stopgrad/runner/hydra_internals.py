@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import io
 import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -46,6 +47,7 @@ def read_by_libyaml() -> None:
         class Loader(CParser, original()):  # what both have, the parser in C gives
             def __init__(self, stream: Any) -> None:
                 self.text = stream if isinstance(stream, str) else stream.read()
+                self.file = getattr(stream, "name", None)
                 CParser.__init__(self, self.text)
                 SafeConstructor.__init__(self)
                 Resolver.__init__(self)
@@ -54,7 +56,11 @@ def read_by_libyaml() -> None:
                 try:
                     return super().get_single_data()
                 except yaml.YAMLError:
-                    return original()(self.text).get_single_data()
+                    again: Any = self.text
+                    if self.file is not None:
+                        again = io.StringIO(self.text)
+                        again.name = self.file  # the message names it
+                    return original()(again).get_single_data()
 
         return Loader
 

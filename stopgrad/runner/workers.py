@@ -15,7 +15,7 @@ SAME = ("n_jobs", "prefer", "require", "temp_folder", "max_nbytes", "mmap_mode")
 
 
 @contextmanager
-def workers_import(config: DictConfig) -> Iterator[None]:
+def workers_import(config: DictConfig, runs: int) -> Iterator[None]:
     """Let the workers of the sweep's launcher, if that is joblib's, import what a run needs; the launcher finds them.
 
     Where the block is left by an exception they are ended at once.
@@ -28,7 +28,7 @@ def workers_import(config: DictConfig) -> Iterator[None]:
     with joblib.Parallel(backend="loky", **{key: launcher[key] for key in SAME}):  # what it makes stays
         count = joblib.effective_n_jobs(launcher.n_jobs)
     workers = loky.get_reusable_executor(count, reuse=True)
-    for _ in range(count if count > 1 else 0):  # one runs in this process
+    for _ in range(min(count, runs) if count > 1 else 0):  # one runs in this process
         workers.submit(_import)
     passed = False
     try:
