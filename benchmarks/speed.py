@@ -36,7 +36,7 @@ PARTS = {  # what runs, by name
     "startup": "startup.py",
     "sweep": "sweep.py --repeats 2",
     "compiled": "compiled.py --steps 150 --repeats 3",
-    "step": "step.py --repeats 3",
+    "step": "step.py --repeats 2",
 }
 Found = Mapping[str, Any]
 AT_MOST, AT_LEAST = "≤", "≥"

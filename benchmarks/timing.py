@@ -66,8 +66,11 @@ class Clock(L.Callback):
 
 
 def recipe_step(steps: int, *overrides: str) -> float:
-    """CPU seconds a step of a recipe, as train.py trains it, after the first ones and without evaluations."""
-    with built(*overrides, *WITHOUT_EVALUATIONS, f"trainer.max_steps={steps}") as run:
+    """CPU seconds a step of a recipe, as train.py trains it, after the first ones and without evaluations.
+
+    Nor is the checkpoint counted that a run leaves as it ends: it would have gone on for a step.
+    """
+    with built(*overrides, *WITHOUT_EVALUATIONS, f"trainer.max_steps={steps + 1}") as run:
         run.trainer.callbacks.append(clock := Clock(steps))  # pyright: ignore[reportAttributeAccessIssue]
         run.trainer.fit(run.recipe, run.data)
     return clock.seconds

@@ -526,7 +526,7 @@ class Joins(Callback):
             trainer.callbacks.append(Notes())
 
 
-def test_a_callback_that_joins_is_called_from_the_next_hook_on():
+def test_a_callback_that_joins_is_called_from_the_next_batch_on():
     """By Lightning from the hook in which it joins."""
     (events, *_), plain = trained(True, Two, None, Joins)
     assert plain == 8

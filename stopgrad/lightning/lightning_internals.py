@@ -87,8 +87,8 @@ class PlainEpoch(_TrainingEpochLoop):
     counters go in the order of ``_TrainingEpochLoop`` and the two loops below it, to which all else is left: other
     batches, the first of a resumed fit, and the end of one after which more is due than the next. Whether batches are
     plain is asked as an epoch begins; and not where the Trainer clips, accumulates or profiles, evaluates by epochs or
-    by the clock, or the module has a backward or an optimiser's step of its own. A callback's hook that is replaced
-    within an epoch, and one that joins within a hook, are called from the next on.
+    by the clock, or the module has a backward or an optimiser's step of its own. A callback that joins within an epoch
+    is called from the next batch on; a hook that is replaced on one, from the next epoch on.
     """
 
     def __init__(self, trainer: Trainer, min_steps: int | None, max_steps: int) -> None:
@@ -120,6 +120,7 @@ class PlainEpoch(_TrainingEpochLoop):
             return
         self._hooks, self._known, self._counts = _hooks_of(trainer), list(cast(Any, trainer).callbacks), False
         self._next = data_fetcher.combined_loader._iterator.iterators[0].__next__
+        self._module: Any = module
         self._moves = _moves_batches(trainer)
         self._takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
         automatic = self.automatic_optimization.optim_progress.optimizer.step
@@ -135,15 +136,15 @@ class PlainEpoch(_TrainingEpochLoop):
 
     def call(self, name: str, *args: Any) -> Any:
         """Call one of ``STEP_HOOKS`` of all callbacks, then of the module, as ``call.py`` does; return its answer."""
-        trainer, module = cast(Any, self.trainer), self.trainer.lightning_module
-        if self._known != trainer.callbacks:
-            self._hooks, self._known = _hooks_of(trainer), list(trainer.callbacks)
+        hooks, module = self._hooks[name], self._module
+        own = getattr(module, name)
+        if not hooks and own is None:
+            return None
         context = vars(module)
         before, context["_current_fx_name"] = context["_current_fx_name"], name
-        for hook in self._hooks[name]:
-            hook(trainer, module, *args)
-        hook = getattr(module, name)
-        answer = None if hook is None else hook(*args)
+        for hook in hooks:
+            hook(self.trainer, module, *args)
+        answer = None if own is None else own(*args)
         context["_current_fx_name"] = before
         return answer
 
@@ -239,6 +240,8 @@ class PlainEpoch(_TrainingEpochLoop):
             batch = trainer.strategy.batch_to_device(module._on_before_batch_transfer(batch))
         elif type(batch) in (list, dict):
             batch = copy.copy(batch)  # the loader may keep its own
+        if self._known != trainer.callbacks:
+            self._hooks, self._known = _hooks_of(trainer), list(trainer.callbacks)
         batch_idx = current.ready
         total.ready += 1
         current.ready += 1
