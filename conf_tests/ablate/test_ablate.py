@@ -13,6 +13,7 @@ import pytest
 
 from conf_tests.ablate.scripts import gan
 from conf_tests.watch.processes import python
+from stopgrad.ablate.arm import Spec, begun
 
 
 def sites(tmp_path, *arguments):
@@ -384,3 +385,12 @@ def test_writing_elsewhere_is_refused(script):
     assert not target.exists()
     _, arms = ablate(script, "--allow-writes", "--arm", "same: 19=late", "gan.py")
     assert arms["same"]["verdict"] == "identical"
+
+
+def test_arms_stand_in_the_order_in_which_they_were_asked_for(tmp_path):
+    """Those that run side by side begin in any order."""
+    specs = [Spec("a.py", [], False, "a", str(tmp_path), arm=arm, folder=str(tmp_path / arm)) for arm in ("one", "two")]
+    for number, spec in enumerate(specs):
+        os.utime(spec.write(), (number, number))
+    late, early = (begun(spec)["started"] for spec in reversed(specs))
+    assert early < late

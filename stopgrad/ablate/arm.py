@@ -142,6 +142,12 @@ def digest(file: str) -> str:
         return ""
 
 
+def _started(spec: Spec) -> datetime:
+    """When the arm was asked for, one after the other: those that run side by side begin in any order."""
+    asked = Path(spec.folder, "spec.json")
+    return datetime.fromtimestamp(asked.stat().st_mtime if asked.exists() else time.time(), timezone.utc)
+
+
 def begun(spec: Spec) -> dict[str, Any]:
     return {
         "recipe": spec.name,
@@ -150,7 +156,7 @@ def begun(spec: Spec) -> dict[str, Any]:
         "stop_default": spec.default,
         "seed": spec.seed,
         "mode": "train",
-        "started": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+        "started": _started(spec).isoformat(timespec="microseconds"),
         "metrics": {},
         "versions": {"stopgrad": stopgrad.__version__, "torch": str(torch.__version__)},
         "replay": {
